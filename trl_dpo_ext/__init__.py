@@ -1,0 +1,61 @@
+"""trl-dpo-ext: preference losses, trainers and evaluation on top of TRL.
+
+Names are imported on first use, so that `import trl_dpo_ext` loads neither torch nor trl.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LossSpec",
+    "MinorDPOTrainer",
+    "PlackettLuceTrainer",
+    "PreferenceConfig",
+    "PreferencePairs",
+    "PreferenceTrainer",
+    "RankedResponses",
+    "ReferenceFreeTrainer",
+    "__version__",
+    "get_loss",
+    "list_losses",
+    "register_loss",
+]
+
+if TYPE_CHECKING:
+    from .losses import LossSpec, get_loss, list_losses, register_loss
+    from .trainer import (
+        MinorDPOTrainer,
+        PlackettLuceTrainer,
+        PreferenceConfig,
+        PreferenceTrainer,
+        ReferenceFreeTrainer,
+    )
+    from .types import PreferencePairs, RankedResponses
+
+
+_MODULES = {
+    "losses": ("LossSpec", "get_loss", "list_losses", "register_loss"),
+    "types": ("PreferencePairs", "RankedResponses"),
+    "trainer": (
+        "MinorDPOTrainer",
+        "PlackettLuceTrainer",
+        "PreferenceConfig",
+        "PreferenceTrainer",
+        "ReferenceFreeTrainer",
+    ),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,161 @@
+"""A typed name -> object table with aliases, collisions that raise, suggestions, and lazily loaded plugins.
+
+Standard library only, so that names can be listed and checked without importing torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class RegistryError(ValueError):
+    """Base of everything a :class:`Registry` raises."""
+
+
+class UnknownNameError(RegistryError):
+    """A name nobody registered. The message lists the nearest known names."""
+
+
+class NameCollisionError(RegistryError):
+    """A name that is taken by another object. The message says where both were defined."""
+
+
+class PluginError(RegistryError):
+    """A plugin that was asked for by name and could not be loaded."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x' or 'y'?"`` for the nearest names, or an empty string.
+
+    >>> did_you_mean("btea", ["beta", "gamma"])
+    " Did you mean 'beta'?"
+    >>> did_you_mean("zzz", ["beta", "gamma"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def origin(obj: Any) -> str:
+    """Return ``file:line`` of the definition of ``obj``, or its qualified name where there is no source.
+
+    >>> origin(did_you_mean).rpartition(":")[0].endswith("registry.py")
+    True
+    """
+    target = inspect.unwrap(getattr(obj, "fn", obj))
+    try:
+        return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
+    except (TypeError, OSError):
+        return f"{getattr(target, '__module__', '?')}.{getattr(target, '__qualname__', repr(target))}"
+
+
+class Registry(Generic[T]):
+    """Names, and the objects they stand for.
+
+    Args:
+        kind: what the entries are, for messages ("loss").
+        entry_point_group: the entry-point group under which other distributions announce entries. An entry point is
+            loaded the first time its name is asked for; loading it must register that name.
+        same: decides whether a second registration is the same entry again (a no-op) or a collision.
+    """
+
+    def __init__(
+        self, kind: str, entry_point_group: str | None = None, same: Callable[[T, T], bool] = lambda a, b: a is b
+    ) -> None:
+        self.kind = kind
+        self.entry_point_group = entry_point_group
+        self._same = same
+        self._entries: dict[str, T] = {}
+        self._aliases: dict[str, str] = {}
+        self._broken: set[str] = set()
+
+    def register(self, name: str, obj: T, aliases: Iterable[str] = ()) -> T:
+        """Register ``obj`` under ``name`` and ``aliases``; all of them or none.
+
+        Raises:
+            NameCollisionError: a name is taken by a different object. Registering the same object again is a no-op.
+            RegistryError: a name that is not a string usable in YAML and on the command line.
+        """
+        names = [name, *aliases]
+        for candidate in names:
+            if not isinstance(candidate, str) or not candidate.isidentifier():
+                raise RegistryError(
+                    f"{candidate!r} can't name a {self.kind} ({origin(obj)}): use letters, digits and underscores, "
+                    "not starting with a digit."
+                )
+            holder = self._entries.get(self._aliases.get(candidate, candidate))
+            if holder is not None and not self._same(holder, obj):
+                raise NameCollisionError(
+                    f"The {self.kind} name {candidate!r} is taken: {origin(holder)} has it, {origin(obj)} asks for "
+                    "it. Choose another name for one of them."
+                )
+        self._entries[name] = obj
+        self._aliases.update(dict.fromkeys(names[1:], name))
+        return obj
+
+    def get(self, name: str) -> T:
+        """Return the entry called ``name`` (an alias works too), loading its plugin if need be.
+
+        Raises:
+            UnknownNameError: nobody registered the name.
+            PluginError: the plugin that announces the name can't be loaded, or doesn't register it.
+            NameCollisionError: a plugin announces a name that is taken.
+        """
+        plugin = self._plugins().get(name)
+        if plugin is not None:
+            self._load(plugin)
+        canonical = self._aliases.get(name, name)
+        if canonical in self._entries:
+            return self._entries[canonical]
+        known = self.names(aliases=True)
+        raise UnknownNameError(
+            f"Unknown {self.kind} {name!r}.{did_you_mean(str(name), known)} Known names: {', '.join(known)}."
+        )
+
+    def names(self, aliases: bool = False) -> list[str]:
+        """Return the sorted names, those announced by plugins included; nothing is loaded."""
+        found = set(self._entries) | {n for n in self._plugins() if n not in self._aliases}
+        return sorted(found | set(self._aliases) if aliases else found)
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield every entry by name. A broken plugin gives one warning and is left out."""
+        for plugin in self._plugins().values():
+            if plugin.name not in self._broken:
+                try:
+                    self._load(plugin)
+                except RegistryError as error:
+                    self._broken.add(plugin.name)
+                    warnings.warn(str(error), stacklevel=2)
+        for name in sorted(self._entries):
+            yield self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names(aliases=True)
+
+    def _plugins(self) -> dict[str, EntryPoint]:
+        if self.entry_point_group is None:
+            return {}
+        return {point.name: point for point in entry_points(group=self.entry_point_group)}
+
+    def _load(self, plugin: EntryPoint) -> None:
+        where = f"{plugin.value!r}" + (f" of {plugin.dist.name} {plugin.dist.version}" if plugin.dist else "")
+        try:
+            plugin.load()
+        except NameCollisionError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"The {self.kind} {plugin.name!r} is announced by {where}, which can't be loaded: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if self._aliases.get(plugin.name, plugin.name) not in self._entries:
+            raise PluginError(
+                f"The {self.kind} {plugin.name!r} is announced by {where}, but loading it registered no such name."
+            )
