@@ -91,8 +91,8 @@ def sft(responses: RankedResponses) -> Tensor:
 
     Equation:
         -log pi(y_best|x) / mean over the batch of |y_best|, so that the mean over the batch is the mean over its
-        tokens; `responses.logps` and `responses.lengths` where `responses.ranks` is lowest. Responses tied for the best count
-        in equal parts.
+        tokens; `responses.logps` and `responses.lengths` where `responses.ranks` is lowest. Responses tied for the
+        best count in equal parts.
 
     Args:
         responses: B prompts, [B, K] float log-probs in nats; the reference's are not read.
