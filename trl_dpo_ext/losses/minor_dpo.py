@@ -10,7 +10,12 @@ from ..types import PreferencePairs
 from .spec import register_loss
 
 
-@register_loss("minor_dpo", paper="2408.09834")
+def _clipped(pairs: PreferencePairs, *, beta: float) -> dict[str, Tensor]:
+    """[N] 1 where the rejected response is already less likely than under the reference, so its penalty has stopped."""
+    return {"clipped": (pairs.rejected_log_ratios < 0).float()}
+
+
+@register_loss("minor_dpo", paper="2408.09834", metrics=_clipped)
 def minor_dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
     """MinorDPO: push the rejected response down only while it is more likely than under the reference.
 

@@ -116,6 +116,7 @@ class LossSpec:
         couples_batch: the loss of one pair depends on the others of the batch, so gradient accumulation changes it.
         statistic: `statistic(data, **hyperparameters) -> [N]`; the engine passes its mean over batch and ranks as
             `batch_mean` and a moving average as `running_mean`, which is saved with checkpoints.
+        metrics: `metrics(data, **hyperparameters) -> {name: [N]}`, logged as `<loss>/<name>` and averaged like the loss.
     """
 
     name: str
@@ -131,6 +132,7 @@ class LossSpec:
     beta: str | None
     couples_batch: bool
     statistic: Callable[..., Tensor] | None
+    metrics: Callable[..., Mapping[str, Tensor]] | None
 
     @property
     def summary(self) -> str:
@@ -172,6 +174,7 @@ def register_loss(
     beta: str | None = None,
     couples_batch: bool = False,
     statistic: Callable[..., Tensor] | None = None,
+    metrics: Callable[..., Mapping[str, Tensor]] | None = None,
 ) -> Callable[[LossFn], LossFn]:
     """Register a preference loss; the function itself comes back unchanged.
 
@@ -224,6 +227,7 @@ def register_loss(
             beta=beta or ("beta" if "beta" in hyperparameters else None),
             couples_batch=couples_batch,
             statistic=statistic,
+            metrics=metrics,
         )
         _registry.register(name, spec, spec.aliases)
         return fn
