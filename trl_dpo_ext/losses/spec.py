@@ -116,6 +116,7 @@ class LossSpec:
         couples_batch: the loss of one pair depends on the others of the batch, so gradient accumulation changes it.
         statistic: `statistic(data, **hyperparameters) -> [N]`; the engine passes its mean over batch and ranks as
             `batch_mean` and a moving average as `running_mean`, which is saved with checkpoints.
+        momentum: of that moving average; the weight of the past.
         metrics: `metrics(data, **hyperparameters) -> {name: [N]}`, logged as `<loss>/<name>` and averaged like the loss.
     """
 
@@ -132,6 +133,7 @@ class LossSpec:
     beta: str | None
     couples_batch: bool
     statistic: Callable[..., Tensor] | None
+    momentum: float
     metrics: Callable[..., Mapping[str, Tensor]] | None
 
     @property
@@ -143,6 +145,15 @@ class LossSpec:
     def origin(self) -> str:
         """Where the loss is defined, ``file:line``."""
         return origin(self.fn)
+
+    @property
+    def config_fields(self) -> dict[str, str]:
+        """Fields of TRL's `DPOConfig` that set a hyperparameter of this loss, and which."""
+        fields = {"label_smoothing": "label_smoothing", "discopop_tau": "tau"}
+        found = {field: name for field, name in fields.items() if name in self.hyperparameters}
+        if self.beta is not None:
+            found["beta"] = self.beta
+        return found
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return all hyperparameters, `values` checked and the rest at their defaults.
@@ -174,6 +185,7 @@ def register_loss(
     beta: str | None = None,
     couples_batch: bool = False,
     statistic: Callable[..., Tensor] | None = None,
+    momentum: float = 0.9,
     metrics: Callable[..., Mapping[str, Tensor]] | None = None,
 ) -> Callable[[LossFn], LossFn]:
     """Register a preference loss; the function itself comes back unchanged.
@@ -227,6 +239,7 @@ def register_loss(
             beta=beta or ("beta" if "beta" in hyperparameters else None),
             couples_batch=couples_batch,
             statistic=statistic,
+            momentum=momentum,
             metrics=metrics,
         )
         _registry.register(name, spec, spec.aliases)
