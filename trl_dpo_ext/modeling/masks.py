@@ -1,0 +1,93 @@
+"""The attention mask of a shared or packed row, in the form the model's attention takes.
+
+The mask is quadratic in the length, so it is built here, on the model's device, once a batch, and used for the policy
+and the reference alike. Which form it has (bool for SDPA, additive for eager, a BlockMask for FlexAttention) is left to
+transformers' registry of mask functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionMaskInterface, PreTrainedConfig
+
+_ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+class UnsupportedAttentionError(ValueError):
+    """The model's attention takes no custom mask, or its layers are not of a kind a mask can describe."""
+
+
+def attention_mask(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """Build what a model takes as `attention_mask` for a batch of `shared_layout`.
+
+    A token sees the prefix of its own group and its own segment, up to itself; sliding windows and chunks are counted
+    in positions, not in columns, since the columns of a shared row run on from one response to the next.
+
+    Args:
+        config: the model's config; of a multimodal model, its text part counts.
+        batch: `position_ids`, `segment_ids` and `prefix_ids` of `shared_layout`, [R, L] on the model's device.
+        dtype: of the model's embeddings, for an additive mask.
+
+    Returns:
+        One mask [R, 1, L, L] (bool, additive, or a BlockMask), or for models with several kinds of layers a dict of
+        them by the name of the kind.
+
+    Raises:
+        UnsupportedAttentionError: FlashAttention, an attention nobody registered a mask function for, or layers that
+            are not attention (recurrent, convolution).
+    """
+    config = config.get_text_config()
+    implementation = config._attn_implementation
+    interface = AttentionMaskInterface()
+    if "flash" in implementation or implementation not in interface:
+        raise UnsupportedAttentionError(
+            f"attn_implementation={implementation!r} takes no custom mask; 'sdpa' or, on a GPU, 'flex_attention' do."
+        )
+    positions, segments, prefixes = batch["position_ids"], batch["segment_ids"], batch["prefix_ids"]
+    rows, length = positions.shape
+
+    def build(attention: str) -> Any:
+        window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+
+        def allowed(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            visible = (segments[b, q] == segments[b, kv]) | (prefixes[b, q] == segments[b, kv])
+            visible = visible & (kv <= q)
+            if attention == "sliding_attention":
+                visible = visible & (positions[b, q] - positions[b, kv] < window)
+            elif attention == "chunked_attention":
+                visible = visible & (positions[b, q] // chunk == positions[b, kv] // chunk)
+            return visible
+
+        return interface[implementation](
+            batch_size=rows,
+            q_length=length,
+            kv_length=length,
+            mask_function=allowed,
+            allow_is_causal_skip=False,
+            dtype=dtype,
+            device=positions.device,
+            config=config,
+        )
+
+    kinds = _kinds(config)
+    return build(kinds) if isinstance(kinds, str) else {kind: build(kind) for kind in kinds}
+
+
+def _kinds(config: PreTrainedConfig) -> str | list[str]:
+    """Return the kind of all layers, or the kinds of a model that takes one mask for each.
+
+    The order of the questions is that of transformers' `create_masks_for_generate`, which every model follows.
+    """
+    if (layer_types := getattr(config, "layer_types", None)) is not None:
+        if unknown := sorted(set(layer_types) - set(_ATTENTIONS)):
+            raise UnsupportedAttentionError(f"Layers of the kind {', '.join(unknown)} take no mask of this form.")
+        return sorted(set(layer_types))
+    if getattr(config, "sliding_window", None) is not None:
+        return "sliding_attention"
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return "chunked_attention"
+    return "full_attention"
