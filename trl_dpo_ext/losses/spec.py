@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import textwrap
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ from ..types import PreferencePairs, RankedResponses
 
 Need = Literal["scores", "ties", "token_logps"]
 NEEDS: tuple[str, ...] = get_args(Need)
+
+# TRL's config fields that set the hyperparameter of the same name, wherever a loss has one.
+_TRL_FIELDS = ("beta", "label_smoothing")
+
+# The parts of a loss's docstring, in their order; the command line and the docs show them.
+SECTIONS = ("Equation", "Args", "Returns", "Raises", "Example", "Reference", "Departures", "Relations")
 
 LossFn = TypeVar("LossFn", bound=Callable[..., Tensor])
 
@@ -112,10 +119,14 @@ class LossSpec:
         needs: inputs beyond log-probs, lengths and ranks: "scores", "ties", "token_logps".
         length_normalized: built on per-token means rather than sums.
         f_divergence: built on the difference of the two rewards, so that another f-divergence may stand in.
-        beta: the hyperparameter that the config's `beta` sets ("beta", IPO's "tau"), or None.
+        trl_fields: from a field of TRL's config to the hyperparameter it sets: {"beta": "beta"}, IPO's
+            {"beta": "tau"}, {"label_smoothing": "label_smoothing"}, DiscoPOP's {"discopop_tau": "tau"}.
         couples_batch: the loss of one pair depends on the others of the batch, so gradient accumulation changes it.
         statistic: `statistic(data, **hyperparameters) -> [N]`; the engine passes its mean over batch and ranks as
             `batch_mean` and a moving average as `running_mean`, which is saved with checkpoints.
+        momentum: weight of the past in that moving average, which starts at 0 and takes in the batch before the loss
+            reads it: `running_mean = momentum * running_mean + (1 - momentum) * batch_mean`. None: the plain mean of
+            all batch means so far.
         momentum: of that moving average; the weight of the past.
         metrics: `metrics(data, **hyperparameters) -> {name: [N]}`, logged as `<loss>/<name>` and averaged like the loss.
     """
@@ -137,9 +148,26 @@ class LossSpec:
     metrics: Callable[..., Mapping[str, Tensor]] | None
 
     @property
+    def beta(self) -> str | None:
+        """The hyperparameter that the config's `beta` sets ("beta", IPO's "tau"), or None."""
+        return self.trl_fields.get("beta")
+
+    @property
     def summary(self) -> str:
         """First line of the docstring."""
         return (inspect.getdoc(self.fn) or "").partition("\n")[0]
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """The parts of the docstring by heading (those of `SECTIONS` that it has), without their indentation."""
+        found: dict[str, list[str]] = {}
+        lines: list[str] = []
+        for line in (inspect.getdoc(self.fn) or "").splitlines():
+            if line.endswith(":") and line[:-1] in SECTIONS:
+                lines = found.setdefault(line[:-1], [])
+            else:
+                lines.append(line)
+        return {heading: textwrap.dedent("\n".join(body)).strip() for heading, body in found.items()}
 
     @property
     def origin(self) -> str:
@@ -182,9 +210,10 @@ def register_loss(
     needs: Collection[Need] = (),
     length_normalized: bool = False,
     f_divergence: bool = False,
-    beta: str | None = None,
+    trl_fields: Mapping[str, str] | None = None,
     couples_batch: bool = False,
     statistic: Callable[..., Tensor] | None = None,
+    momentum: float | None = None,
     momentum: float = 0.9,
     metrics: Callable[..., Mapping[str, Tensor]] | None = None,
 ) -> Callable[[LossFn], LossFn]:
@@ -192,8 +221,9 @@ def register_loss(
 
     The first parameter's annotation tells a pairwise loss (`PreferencePairs` -> [N]) from a listwise one
     (`RankedResponses` -> [B]). The keyword-only arguments are the hyperparameters: type, default and bounds
-    (`typing.Annotated`) are read from the signature. The other arguments are the facts kept in `LossSpec`; `beta` is
-    the hyperparameter called "beta" unless another is named.
+    (`typing.Annotated`) are read from the signature. The other arguments are the facts kept in `LossSpec`; TRL's
+    config fields `beta` and `label_smoothing` set the hyperparameters of the same name without being listed in
+    `trl_fields`.
 
     Raises:
         RegistryError: the function doesn't have that form, or the name is taken by another function.
@@ -223,8 +253,12 @@ def register_loss(
         if unknown := set(needs) - set(NEEDS):
             raise RegistryError(f"{where}: unknown needs {sorted(unknown)}; known: {', '.join(NEEDS)}.")
         hyperparameters = {p.name: _hyperparameter(p, hints.get(p.name), where) for p in parameters[1:]}
-        if beta is not None and beta not in hyperparameters:
-            raise RegistryError(f"{where}: beta={beta!r} is not one of its hyperparameters.")
+        same_name = {field: field for field in _TRL_FIELDS if field in hyperparameters}
+        for field, target in (trl_fields or {}).items():
+            if target not in hyperparameters:
+                raise RegistryError(f"{where}: trl_fields[{field!r}]={target!r} is not one of its hyperparameters.")
+        if momentum is not None and not (statistic is not None and 0 <= momentum < 1):
+            raise RegistryError(f"{where}: momentum={momentum!r} needs a statistic and a value in [0, 1).")
         spec = LossSpec(
             name=name,
             fn=fn,
@@ -236,9 +270,10 @@ def register_loss(
             needs=frozenset(needs),
             length_normalized=length_normalized,
             f_divergence=f_divergence,
-            beta=beta or ("beta" if "beta" in hyperparameters else None),
+            trl_fields=MappingProxyType({**same_name, **(trl_fields or {})}),
             couples_batch=couples_batch,
             statistic=statistic,
+            momentum=momentum,
             momentum=momentum,
             metrics=metrics,
         )
