@@ -119,7 +119,7 @@ class LossSpec:
         needs: inputs beyond log-probs, lengths and ranks: "scores", "ties", "token_logps".
         length_normalized: built on per-token means rather than sums.
         f_divergence: built on the difference of the two rewards, so that another f-divergence may stand in.
-        trl_fields: from a field of TRL's config to the hyperparameter it sets: {"beta": "beta"}, IPO's
+        config_fields: from a field of TRL's config to the hyperparameter it sets: {"beta": "beta"}, IPO's
             {"beta": "tau"}, {"label_smoothing": "label_smoothing"}, DiscoPOP's {"discopop_tau": "tau"}.
         couples_batch: the loss of one pair depends on the others of the batch, so gradient accumulation changes it.
         statistic: `statistic(data, **hyperparameters) -> [N]`; the engine passes its mean over batch and ranks as
@@ -127,8 +127,8 @@ class LossSpec:
         momentum: weight of the past in that moving average, which starts at 0 and takes in the batch before the loss
             reads it: `running_mean = momentum * running_mean + (1 - momentum) * batch_mean`. None: the plain mean of
             all batch means so far.
-        momentum: of that moving average; the weight of the past.
-        metrics: `metrics(data, **hyperparameters) -> {name: [N]}`, logged as `<loss>/<name>` and averaged like the loss.
+        metrics: `metrics(data, **hyperparameters) -> {name: [N]}`, logged as `<loss>/<name>` and averaged like the
+            loss.
     """
 
     name: str
@@ -141,16 +141,16 @@ class LossSpec:
     needs: frozenset[str]
     length_normalized: bool
     f_divergence: bool
-    beta: str | None
+    config_fields: Mapping[str, str]
     couples_batch: bool
     statistic: Callable[..., Tensor] | None
-    momentum: float
+    momentum: float | None
     metrics: Callable[..., Mapping[str, Tensor]] | None
 
     @property
     def beta(self) -> str | None:
         """The hyperparameter that the config's `beta` sets ("beta", IPO's "tau"), or None."""
-        return self.trl_fields.get("beta")
+        return self.config_fields.get("beta")
 
     @property
     def summary(self) -> str:
@@ -173,15 +173,6 @@ class LossSpec:
     def origin(self) -> str:
         """Where the loss is defined, ``file:line``."""
         return origin(self.fn)
-
-    @property
-    def config_fields(self) -> dict[str, str]:
-        """Fields of TRL's `DPOConfig` that set a hyperparameter of this loss, and which."""
-        fields = {"label_smoothing": "label_smoothing", "discopop_tau": "tau"}
-        found = {field: name for field, name in fields.items() if name in self.hyperparameters}
-        if self.beta is not None:
-            found["beta"] = self.beta
-        return found
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return all hyperparameters, `values` checked and the rest at their defaults.
@@ -210,11 +201,10 @@ def register_loss(
     needs: Collection[Need] = (),
     length_normalized: bool = False,
     f_divergence: bool = False,
-    trl_fields: Mapping[str, str] | None = None,
+    config_fields: Mapping[str, str] | None = None,
     couples_batch: bool = False,
     statistic: Callable[..., Tensor] | None = None,
     momentum: float | None = None,
-    momentum: float = 0.9,
     metrics: Callable[..., Mapping[str, Tensor]] | None = None,
 ) -> Callable[[LossFn], LossFn]:
     """Register a preference loss; the function itself comes back unchanged.
@@ -223,7 +213,7 @@ def register_loss(
     (`RankedResponses` -> [B]). The keyword-only arguments are the hyperparameters: type, default and bounds
     (`typing.Annotated`) are read from the signature. The other arguments are the facts kept in `LossSpec`; TRL's
     config fields `beta` and `label_smoothing` set the hyperparameters of the same name without being listed in
-    `trl_fields`.
+    `config_fields`.
 
     Raises:
         RegistryError: the function doesn't have that form, or the name is taken by another function.
@@ -254,9 +244,9 @@ def register_loss(
             raise RegistryError(f"{where}: unknown needs {sorted(unknown)}; known: {', '.join(NEEDS)}.")
         hyperparameters = {p.name: _hyperparameter(p, hints.get(p.name), where) for p in parameters[1:]}
         same_name = {field: field for field in _TRL_FIELDS if field in hyperparameters}
-        for field, target in (trl_fields or {}).items():
+        for field, target in (config_fields or {}).items():
             if target not in hyperparameters:
-                raise RegistryError(f"{where}: trl_fields[{field!r}]={target!r} is not one of its hyperparameters.")
+                raise RegistryError(f"{where}: config_fields[{field!r}]={target!r} is not one of its hyperparameters.")
         if momentum is not None and not (statistic is not None and 0 <= momentum < 1):
             raise RegistryError(f"{where}: momentum={momentum!r} needs a statistic and a value in [0, 1).")
         spec = LossSpec(
@@ -270,10 +260,9 @@ def register_loss(
             needs=frozenset(needs),
             length_normalized=length_normalized,
             f_divergence=f_divergence,
-            trl_fields=MappingProxyType({**same_name, **(trl_fields or {})}),
+            config_fields=MappingProxyType({**same_name, **(config_fields or {})}),
             couples_batch=couples_batch,
             statistic=statistic,
-            momentum=momentum,
             momentum=momentum,
             metrics=metrics,
         )
