@@ -119,7 +119,7 @@ class LossSpec:
         needs: inputs beyond log-probs, lengths and ranks: "scores", "ties", "token_logps".
         length_normalized: built on per-token means rather than sums.
         f_divergence: built on the difference of the two rewards, so that another f-divergence may stand in.
-        config_fields: from a field of TRL's config to the hyperparameter it sets: {"beta": "beta"}, IPO's
+        trl_fields: from a field of TRL's config to the hyperparameter it sets: {"beta": "beta"}, IPO's
             {"beta": "tau"}, {"label_smoothing": "label_smoothing"}, DiscoPOP's {"discopop_tau": "tau"}.
         couples_batch: the loss of one pair depends on the others of the batch, so gradient accumulation changes it.
         statistic: `statistic(data, **hyperparameters) -> [N]`; the engine passes its mean over batch and ranks as
@@ -141,7 +141,7 @@ class LossSpec:
     needs: frozenset[str]
     length_normalized: bool
     f_divergence: bool
-    config_fields: Mapping[str, str]
+    trl_fields: Mapping[str, str]
     couples_batch: bool
     statistic: Callable[..., Tensor] | None
     momentum: float | None
@@ -150,7 +150,7 @@ class LossSpec:
     @property
     def beta(self) -> str | None:
         """The hyperparameter that the config's `beta` sets ("beta", IPO's "tau"), or None."""
-        return self.config_fields.get("beta")
+        return self.trl_fields.get("beta")
 
     @property
     def summary(self) -> str:
@@ -201,7 +201,7 @@ def register_loss(
     needs: Collection[Need] = (),
     length_normalized: bool = False,
     f_divergence: bool = False,
-    config_fields: Mapping[str, str] | None = None,
+    trl_fields: Mapping[str, str] | None = None,
     couples_batch: bool = False,
     statistic: Callable[..., Tensor] | None = None,
     momentum: float | None = None,
@@ -213,7 +213,7 @@ def register_loss(
     (`RankedResponses` -> [B]). The keyword-only arguments are the hyperparameters: type, default and bounds
     (`typing.Annotated`) are read from the signature. The other arguments are the facts kept in `LossSpec`; TRL's
     config fields `beta` and `label_smoothing` set the hyperparameters of the same name without being listed in
-    `config_fields`.
+    `trl_fields`.
 
     Raises:
         RegistryError: the function doesn't have that form, or the name is taken by another function.
@@ -244,9 +244,9 @@ def register_loss(
             raise RegistryError(f"{where}: unknown needs {sorted(unknown)}; known: {', '.join(NEEDS)}.")
         hyperparameters = {p.name: _hyperparameter(p, hints.get(p.name), where) for p in parameters[1:]}
         same_name = {field: field for field in _TRL_FIELDS if field in hyperparameters}
-        for field, target in (config_fields or {}).items():
+        for field, target in (trl_fields or {}).items():
             if target not in hyperparameters:
-                raise RegistryError(f"{where}: config_fields[{field!r}]={target!r} is not one of its hyperparameters.")
+                raise RegistryError(f"{where}: trl_fields[{field!r}]={target!r} is not one of its hyperparameters.")
         if momentum is not None and not (statistic is not None and 0 <= momentum < 1):
             raise RegistryError(f"{where}: momentum={momentum!r} needs a statistic and a value in [0, 1).")
         spec = LossSpec(
@@ -260,7 +260,7 @@ def register_loss(
             needs=frozenset(needs),
             length_normalized=length_normalized,
             f_divergence=f_divergence,
-            config_fields=MappingProxyType({**same_name, **(config_fields or {})}),
+            trl_fields=MappingProxyType({**same_name, **(trl_fields or {})}),
             couples_batch=couples_batch,
             statistic=statistic,
             momentum=momentum,
