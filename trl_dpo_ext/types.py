@@ -103,6 +103,10 @@ class PreferencePairs:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
 
+    def required(self, field: str) -> Tensor:
+        """Return an optional input by its field's name. Raises `MissingInputError` where there is none."""
+        return _require(getattr(self, field), field)
+
     @property
     def chosen_log_ratios(self) -> Tensor:
         """[N] log pi(y_w|x) - log pi_ref(y_w|x). Raises `MissingReferenceError` without a reference."""
