@@ -1,0 +1,28 @@
+"""The same surroundings for every test: no Hub, no GPU, one thread, a tiny model."""
+
+import os
+
+# Before torch and the Hugging Face libraries are imported; processes that a test starts inherit it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # quickest for tiny models, and pytest-xdist runs several processes
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import pytest
+import torch
+
+from tests import helpers
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory) -> str:
+    """A folder with a tiny Llama and its tokenizer, for `from_pretrained`. Don't write to it."""
+    return helpers.save_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bos_model_dir(tmp_path_factory) -> str:
+    """As `tiny_model_dir`, but the tokenizer begins every text with BOS, as Llama's does."""
+    return helpers.save_tiny_model(tmp_path_factory.mktemp("tiny_bos_model"), add_bos=True)
