@@ -1,0 +1,56 @@
+"""Token rows to the tensors of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modeling.layout import Group
+
+Layout = Callable[[Sequence[Group], int], dict[str, Tensor]]
+
+
+def _padded(values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+    width = max(map(len, values))
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in values], dtype=dtype)
+
+
+class PreferenceCollator:
+    """Collate tokenized rows into rankings [B, K] and the model inputs that a layout makes of their tokens.
+
+    Args:
+        layout: turns B groups (and K, the width of the ranking) into model inputs and the `index` that says where each
+            scored position belongs.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Collate B tokenized rows.
+
+        Returns:
+            `ranks` int64 [B, K], `lengths` int64 [B, K], `mask` bool [B, K], `scores` float32 [B, K] and
+            `ref_token_logps` float32 [B, K, T] where the rows have them, and what the layout returns. `ranks` comes
+            first because transformers takes the batch size from the first tensor.
+        """
+        groups = [Group(row["prompt_ids"], row["completion_ids"]) for row in rows]
+        lengths = _padded([[len(c) for c in g.completion_ids] for g in groups], torch.int64)
+        batch = {
+            "ranks": _padded([row["ranks"] for row in rows], torch.int64),
+            "lengths": lengths,
+            "mask": lengths > 0,
+        }
+        if "scores" in rows[0]:
+            batch["scores"] = _padded([row["scores"] for row in rows], torch.float32)
+        if "ref_token_logps" in rows[0]:
+            ref = torch.zeros(*lengths.shape, int(lengths.max()))
+            for b, row in enumerate(rows):
+                for k, values in enumerate(row["ref_token_logps"]):
+                    ref[b, k, : len(values)] = torch.tensor(values)
+            batch["ref_token_logps"] = ref
+        batch.update(self.layout(groups, lengths.shape[1]))
+        return batch

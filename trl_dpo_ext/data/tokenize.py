@@ -1,0 +1,135 @@
+"""Rows of the internal form to token ids: chat template, EOS, boundaries, truncation, and a report of what was lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from .format import DataError
+
+logger = logging.getLogger(__name__)
+
+TOKEN_COLUMNS = ("prompt_ids", "completion_ids", "ranks", "scores")
+
+
+def _common_prefix_length(sequences: list[list[int]]) -> int:
+    shortest = min(map(len, sequences))
+    return next((i for i in range(shortest) if len({ids[i] for ids in sequences}) > 1), shortest)
+
+
+def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
+    """Tokenize one row: a prompt and its K completions.
+
+    As in TRL, prompt and completion are tokenized together, the completion starts where the tokens leave those of the
+    prompt alone, and a plain-text completion ends with the EOS token. With K completions, the prompt is what all K
+    have in common with it.
+
+    Args:
+        row: `prompt` (text or messages), `completions` (K texts or message lists), optionally `tools` and
+            `chat_template_kwargs`.
+        tokenizer: its chat template is used for messages.
+
+    Returns:
+        `prompt_ids` [P] and `completion_ids` (K lists).
+    """
+    prompt, completions = row["prompt"], row["completions"]
+    if isinstance(prompt, str):
+        eos = tokenizer.eos_token or ""
+        wholes = [prompt + c + ("" if c.endswith(eos) else eos) for c in completions]
+        prompt_ids = tokenizer(text=prompt)["input_ids"]
+        whole_ids = [tokenizer(text=whole)["input_ids"] for whole in wholes]
+    else:
+        tools = row.get("tools")
+        kwargs: dict[str, Any] = {
+            "tools": json.loads(tools) if isinstance(tools, str) else tools,
+            "tokenize": True,
+            "return_dict": True,
+            **(row.get("chat_template_kwargs") or {}),
+        }
+        template: Any = tokenizer.apply_chat_template
+        prompt_ids = template(prompt, add_generation_prompt=True, **kwargs)["input_ids"]
+        whole_ids = [template(prompt + c, **kwargs)["input_ids"] for c in completions]
+    start = _common_prefix_length([prompt_ids, *whole_ids])
+    return {"prompt_ids": prompt_ids[:start], "completion_ids": [ids[start:] for ids in whole_ids]}
+
+
+def _usable(completion_ids: list[list[int]], ranks: list[int], reads_ties: bool) -> bool:
+    return len(completion_ids) >= 2 and (reads_ties or len(set(ranks)) >= 2)
+
+
+def tokenize_dataset(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    max_length: int | None,
+    reads_ties: bool = False,
+    num_proc: int | None = None,
+) -> Dataset | IterableDataset:
+    """Tokenize a dataset of the internal form, truncate it, and drop what has become unusable.
+
+    A sequence longer than `max_length` tokens loses the end of its completion. A prompt that fills `max_length`, or
+    that is left with fewer than two different non-empty responses, is dropped. Both are counted in the log.
+
+    Args:
+        dataset: columns `prompt`, `completions`, `ranks`, optionally `scores`, `tools`, `chat_template_kwargs`.
+        tokenizer: see `tokenize_row`.
+        name: what the dataset is called in messages.
+        max_length: tokens of prompt and completion together; None for no limit.
+        reads_ties: keep prompts whose responses are all tied, for losses that read ties.
+        num_proc: processes for `Dataset.map`.
+
+    Returns:
+        Columns `prompt_ids`, `completion_ids`, `ranks`, and `scores` where given.
+
+    Raises:
+        DataError: no row is left.
+    """
+
+    def process(row: dict[str, Any]) -> dict[str, Any]:
+        ids = tokenize_row(row, tokenizer)
+        prompt_ids, completion_ids = ids["prompt_ids"], ids["completion_ids"]
+        cut = 0
+        if max_length is not None:
+            room = max(0, max_length - len(prompt_ids))
+            cut = sum(len(c) > room for c in completion_ids)
+            completion_ids = [c[:room] for c in completion_ids]
+        kept = [i for i, c in enumerate(completion_ids) if c]
+        out: dict[str, Any] = {
+            "prompt_ids": prompt_ids,
+            "completion_ids": [completion_ids[i] for i in kept],
+            "ranks": [row["ranks"][i] for i in kept],
+            "_cut": cut,
+        }
+        if "scores" in row:
+            out["scores"] = [row["scores"][i] for i in kept]
+        return out
+
+    def keep(row: dict[str, Any]) -> bool:
+        return bool(row["prompt_ids"]) and _usable(row["completion_ids"], row["ranks"], reads_ties)
+
+    columns: list[str] = dataset.column_names or list(next(iter(dataset)))
+    remove = [c for c in columns if c not in TOKEN_COLUMNS]
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(process, remove_columns=remove).filter(keep).remove_columns("_cut")
+
+    total = len(dataset)
+    tokens = dataset.map(process, remove_columns=remove, num_proc=num_proc, desc=f"Tokenizing {name} dataset")
+    kept = tokens.filter(keep, num_proc=num_proc, desc=f"Checking {name} dataset")
+    if len(kept) < total:
+        logger.warning(
+            f"{name} dataset: dropped {total - len(kept)} of {total} prompts, because the prompt alone fills "
+            f"max_length={max_length} or fewer than two different non-empty responses are left."
+        )
+    if not len(kept):
+        raise DataError(
+            f"{name} dataset: none of its {total} prompts is usable with max_length={max_length}; raise max_length."
+        )
+    if cut := sum(kept["_cut"]):
+        responses = sum(map(len, kept["ranks"]))
+        logger.warning(f"{name} dataset: cut {cut} of {responses} responses to max_length={max_length} tokens.")
+    return kept.remove_columns("_cut")

@@ -1,0 +1,14 @@
+"""Trainers on top of TRL's `DPOTrainer`."""
+
+from .config import ConfigError, PreferenceConfig
+from .engine import PreferenceTrainer
+from .trainers import MinorDPOTrainer, PlackettLuceTrainer, ReferenceFreeTrainer
+
+__all__ = [
+    "ConfigError",
+    "MinorDPOTrainer",
+    "PlackettLuceTrainer",
+    "PreferenceConfig",
+    "PreferenceTrainer",
+    "ReferenceFreeTrainer",
+]

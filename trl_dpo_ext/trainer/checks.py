@@ -1,0 +1,87 @@
+"""Checks that run before anything expensive: what was given, what the losses need, whether a checkpoint fits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..data.format import DataError
+from .config import ConfigError, PreferenceConfig
+from .objective import Objective
+
+
+def check_model_path(model: str) -> None:
+    """Raise a sentence, not a Hub traceback, for a folder that isn't there.
+
+    Raises:
+        FileNotFoundError: `model` looks like a path and isn't a model folder.
+    """
+    path = Path(model).expanduser()
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or path.exists()
+    if looks_local and not (path / "config.json").is_file():
+        found = "has no config.json" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"The model folder {model!r} {found}. Give a folder written by save_pretrained, or a Hub id."
+        )
+
+
+def check_arguments(
+    model: Any, ref_model: Any, args: PreferenceConfig, kwargs: Mapping[str, Any], objective: Objective
+) -> None:
+    """Refuse arguments that can't work together.
+
+    Raises:
+        FileNotFoundError, ConfigError.
+    """
+    if isinstance(model, str):
+        check_model_path(model)
+    if ref_model is not None and not objective.reads_reference:
+        raise ConfigError(f"ref_model is given, but none of {args.loss_type} reads a reference. Remove it.")
+    for name, instead in {
+        "compute_metrics": "rankings are in the logged metrics; evaluate samples with trl_dpo_ext.evaluation",
+        "data_collator": "rows are laid out by the trainer",
+    }.items():
+        if kwargs.get(name) is not None:
+            raise ConfigError(f"{name} is not supported here: {instead}.")
+
+
+def check_needs(dataset: Any, objective: Objective, name: str) -> None:
+    """Refuse a dataset that lacks what a loss reads.
+
+    Raises:
+        DataError: scores are needed and the dataset has none.
+    """
+    columns = dataset.column_names or next(iter(dataset))
+    if "scores" in objective.needs and "scores" not in columns:
+        losses = [term.spec.name for term in objective.terms if "scores" in term.spec.needs]
+        raise DataError(
+            f"{name} dataset: {', '.join(losses)} reads scores, and there are none. Give the columns prompt, "
+            "completions and scores, or choose a loss that reads ranks only."
+        )
+
+
+def check_disk(model: nn.Module, args: PreferenceConfig) -> None:
+    """Refuse to start a run whose first checkpoint can't be written.
+
+    Raises:
+        OSError: less is free on the disk of `output_dir` than the trainable weights and two optimizer moments take.
+    """
+    if str(args.save_strategy) in ("no", "SaveStrategy.NO"):
+        return
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    weights = sum(p.numel() * p.element_size() for p in trainable)
+    moments = 0 if args.save_only_model else 2 * 4 * sum(p.numel() for p in trainable)
+    existing = Path(os.path.abspath(str(args.output_dir)))
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if weights + moments > free:
+        raise OSError(
+            f"A checkpoint takes about {(weights + moments) / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on the "
+            f"disk of output_dir={args.output_dir!r}. Free some, choose another output_dir, or set save_strategy='no'."
+        )

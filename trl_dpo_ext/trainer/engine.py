@@ -1,0 +1,335 @@
+"""`PreferenceTrainer`: TRL's `DPOTrainer` with losses from the registry and rankings of any K."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, cast
+
+import torch
+from accelerate.utils import is_peft_model, tqdm
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+from trl import DPOTrainer
+
+from ..data.collator import PreferenceCollator
+from ..data.format import format_dataset
+from ..data.tokenize import TOKEN_COLUMNS, tokenize_dataset
+from ..modeling.layout import gather_token_logps, padded_layout
+from ..types import RankedResponses
+from . import checks
+from ._trl import disable_gradient_checkpointing, plain_dpo_config, use_adapter
+from .config import PreferenceConfig
+from .metrics import Totals, response_metrics, token_metrics
+from .objective import Objective, RunningMean
+
+logger = logging.getLogger(__name__)
+
+_NO_REFERENCE: Any = object()
+_MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
+_LOSS_STATE = "loss_state.json"
+
+
+class PreferenceTrainer(DPOTrainer):
+    """Train on pairs or rankings with any mix of registered losses.
+
+    Everything `trl.DPOTrainer` takes works here: PEFT, quantized bases, accelerate, the Hub, callbacks. Datasets may
+    have K >= 2 responses per prompt, ragged, with ties (see `trl_dpo_ext.data.format`). No reference model is loaded
+    and no reference forward runs where no loss reads the reference.
+
+    Args:
+        model: Hub id, folder, `PreTrainedModel` or `PeftModel`. The reference of full fine-tuning is the model as it
+            stands in memory.
+        ref_model: a reference to use instead.
+        args: the configuration; checked before anything is loaded.
+        train_dataset, eval_dataset: rows in any accepted form; checked before the model is loaded.
+        **kwargs: as for `trl.DPOTrainer` (`processing_class`, `peft_config`, `quantization_config`, `callbacks`, ...).
+
+    Raises:
+        TypeError: `args` isn't a `PreferenceConfig`.
+        ConfigError, DataError: settings that can't work together, unusable rows.
+
+    Example:
+        ```python
+        trainer = PreferenceTrainer(
+            model="Qwen/Qwen2.5-0.5B",
+            args=PreferenceConfig(output_dir="out", loss_type="plackett_luce"),
+            train_dataset=dataset,  # prompt, completions, ranks
+        )
+        trainer.train()
+        ```
+    """
+
+    _tag_names = ["trl", "dpo", "trl-dpo-ext"]  # noqa: RUF012, as in TRL
+    objective: Objective
+    args: PreferenceConfig
+    model: Any
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: PreTrainedModel | None = None,
+        args: PreferenceConfig | None = None,
+        *,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            args = PreferenceConfig("trl-dpo-ext-output")
+        if not isinstance(args, PreferenceConfig):
+            raise TypeError(
+                f"args is a {type(args).__name__}; pass a PreferenceConfig, which takes every field of DPOConfig."
+            )
+        self.objective = args.objective()
+        checks.check_arguments(model, ref_model, args, kwargs, self.objective)
+        train_dataset = self._format(train_dataset, args, "train")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {key: self._format(value, args, key) for key, value in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._format(eval_dataset, args, "eval")
+
+        if not self.objective.reads_reference:
+            ref_model = _NO_REFERENCE
+        elif ref_model is None and isinstance(model, nn.Module) and not args.precompute_ref_log_probs:
+            ref_model = self._frozen_copy(model, peft_config=kwargs.get("peft_config"))
+
+        self._formatted = True
+        with plain_dpo_config(args):
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=PreferenceCollator(padded_layout),
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                **kwargs,
+            )
+        self._formatted = False
+
+    # Reference
+
+    @property
+    def ref_model(self) -> Any:
+        """The reference model, or None: adapters off, cached log-probs, or no loss reads a reference."""
+        return self._ref_model
+
+    @ref_model.setter
+    def ref_model(self, value: Any) -> None:
+        # DPOTrainer.__init__ loads a reference wherever it is given none. Given this token, it keeps nothing.
+        self._ref_model = None if value is _NO_REFERENCE else value
+
+    @staticmethod
+    def _frozen_copy(model: nn.Module, peft_config: Any) -> Any:
+        if peft_config is not None or is_peft_model(model):
+            return None  # the reference is the base model, or the starting adapter; DPOTrainer keeps either
+        # DPOTrainer would load the reference from the path the model came from; the weights may have changed since.
+        reference = copy.deepcopy(model)
+        reference.__dict__.pop("forward", None)  # an earlier trainer's patch, bound to the policy
+        return reference.requires_grad_(False).eval()
+
+    @contextlib.contextmanager
+    def _reference(self) -> Iterator[nn.Module]:
+        """Yield the model that gives the reference's log-probs, without gradients or checkpointing."""
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, cast(Any, self.args.gradient_checkpointing_kwargs)),
+            contextlib.ExitStack() as stack,
+        ):
+            if self.ref_model is None and is_peft_model(self.model):
+                model = self.accelerator.unwrap_model(self.model)
+                stack.enter_context(use_adapter(model, "ref" if "ref" in model.peft_config else None))
+            yield self.ref_model if self.ref_model is not None else self.model
+
+    # Data
+
+    def _format(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:
+        if dataset is None or _is_tokenized(dataset):
+            return dataset
+        return format_dataset(
+            dataset,
+            name=name,
+            invalid_rows=args.invalid_rows,
+            reads_ties="ties" in self.objective.needs,
+            num_proc=args.dataset_num_proc,
+        )
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        if _is_tokenized(dataset):
+            return dataset
+        if not self._formatted:  # a dataset given to evaluate() later
+            dataset = self._format(dataset, args, dataset_name)
+        with args.main_process_first(desc=f"preparing the {dataset_name} dataset"):
+            dataset = tokenize_dataset(
+                dataset,
+                processing_class,
+                name=dataset_name,
+                max_length=args.max_length,
+                reads_ties="ties" in self.objective.needs,
+                num_proc=args.dataset_num_proc,
+            )
+        checks.check_needs(dataset, self.objective, dataset_name)
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns: Any = [*TOKEN_COLUMNS, "ref_token_logps"]
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        if isinstance(dataset, IterableDataset):
+            raise ValueError("precompute_ref_log_probs=True needs a map-style dataset; this one streams. Set it False.")
+        # Every process computes the whole dataset's values for itself: no gathering of ragged rows.
+        loader = DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
+        rows: list[list[list[float]]] = []
+        for batch in tqdm(loader, desc=f"Computing reference log-probs for {name} dataset"):
+            batch = self._prepare_inputs(batch)
+            with self._reference() as reference, self.accelerator.autocast():
+                values = self._token_logps(self._forward(reference, batch), batch)
+            lengths = batch["lengths"].tolist()
+            for row, row_lengths in zip(values.tolist(), lengths, strict=True):
+                rows.append([v[:n] for v, n in zip(row, row_lengths, strict=True) if n])
+        return dataset.add_column("ref_token_logps", rows)
+
+    # Loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Collect the micro-batches of a step, and count their prompts over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        prompts = torch.tensor(sum(len(batch["ranks"]) for batch in batches), device=device)
+        return batches, self.accelerator.reduce(prompts, reduction="sum")
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss of a micro-batch, scaled so that the whole step averages over its prompts."""
+        training = self.model.training
+        outputs = self._forward(model, inputs)
+        responses = self._responses(outputs, inputs)
+        per_prompt, loss_metrics = self.objective(responses, training=training, global_mean=self._global_mean)
+        loss = per_prompt.mean()
+        if num_items_in_batch is not None:
+            # Trainer divides by the number of micro-batches, DDP by the number of processes; here all prompts of the
+            # step weigh the same, also where the last micro-batch is smaller.
+            parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+            loss = per_prompt.sum() * parts / num_items_in_batch
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        with torch.no_grad():
+            self._record("train" if training else "eval", outputs, inputs, responses, loss_metrics)
+        return (loss, outputs) if return_outputs else loss
+
+    def _forward(self, model: Any, inputs: dict[str, Tensor]) -> Any:
+        arguments: dict[str, Any] = {name: inputs[name] for name in _MODEL_INPUTS if name in inputs}
+        if self.aux_loss_enabled and torch.is_grad_enabled():
+            arguments["output_router_logits"] = True
+        return model(**arguments, use_cache=False, fused_lm_head=True)
+
+    @staticmethod
+    def _by_response(values: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        lengths = inputs["lengths"]
+        return gather_token_logps(values, inputs["index"], (*lengths.shape, int(lengths.max())))
+
+    def _token_logps(self, outputs: Any, inputs: dict[str, Tensor]) -> Tensor:
+        return self._by_response(outputs.log_probs, inputs)
+
+    def _responses(self, outputs: Any, inputs: dict[str, Tensor]) -> RankedResponses:
+        token_logps = self._token_logps(outputs, inputs)
+        ref_token_logps = None
+        if self.objective.reads_reference:
+            ref_token_logps = inputs.get("ref_token_logps")
+            if ref_token_logps is None:
+                with self._reference() as reference:
+                    ref_token_logps = self._token_logps(self._forward(reference, inputs), inputs)
+        weights = None
+        if self.use_weighting:
+            with torch.no_grad():  # WPO, arXiv 2406.11827, Eq. 2
+                aligned = token_logps - self._by_response(outputs.log_sum_sq_probs, inputs)
+                weights = torch.exp(aligned.sum(dim=2) / inputs["lengths"].clamp(min=1))
+        keep_tokens = "token_logps" in self.objective.needs
+        return RankedResponses(
+            logps=token_logps.sum(dim=2),
+            ref_logps=None if ref_token_logps is None else ref_token_logps.sum(dim=2),
+            lengths=inputs["lengths"],
+            ranks=inputs["ranks"],
+            mask=inputs["mask"],
+            scores=inputs.get("scores"),
+            weights=weights,
+            token_logps=token_logps if keep_tokens else None,
+            ref_token_logps=ref_token_logps if keep_tokens else None,
+        )
+
+    def _global_mean(self, values: Tensor) -> Tensor:
+        totals = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
+        total, count = self.accelerator.reduce(totals, reduction="sum")
+        return total / count.clamp(min=1)
+
+    def _record(
+        self,
+        mode: str,
+        outputs: Any,
+        inputs: dict[str, Tensor],
+        responses: RankedResponses,
+        loss_metrics: dict[str, Tensor],
+    ) -> None:
+        objective = self.objective
+        ends = objective.axes.length_weighted(responses.pairs("best_vs_worst"))
+        normalized = all(term.spec.length_normalized for term in objective.terms)
+        totals: Totals = response_metrics(
+            responses, ends, objective.reward_scale, objective.reads_reference, normalized
+        )
+        totals |= token_metrics(
+            self._by_response(outputs.entropy, inputs),
+            self._by_response(outputs.mean_logits, inputs),
+            self._by_response(outputs.is_top1, inputs),
+            responses,
+        )
+        prompts = torch.tensor(len(responses))
+        totals |= {name: (values.sum(), prompts) for name, values in loss_metrics.items()}
+        if self.aux_loss_enabled:
+            totals["aux_loss"] = (outputs.aux_loss, torch.tensor(1))
+        tokens = inputs["attention_mask"].sum()
+
+        device = responses.logps.device
+        flat = torch.stack(
+            [part.to(device).double() for total in totals.values() for part in total] + [tokens.double()]
+        )
+        # One sum over all processes for all metrics.
+        *sums, tokens_seen = self.accelerator.reduce(flat, reduction="sum").tolist()
+        metrics = self._metrics[mode]
+        for name, numerator, denominator in zip(totals, sums[::2], sums[1::2], strict=True):
+            metrics[name].append(numerator / denominator if denominator else 0.0)
+        if mode == "train":
+            self._total_train_tokens += int(tokens_seen) // self._tp_size
+        metrics["num_tokens"] = [self._total_train_tokens]
+
+    # Checkpoints
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, after checking that a checkpoint fits the disk."""
+        checks.check_disk(self.model, self.args)
+        return super().train(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.objective.running_means and self.args.should_save:
+            folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+            with open(os.path.join(folder, _LOSS_STATE), "w") as file:
+                json.dump({name: asdict(mean) for name, mean in self.objective.running_means.items()}, file)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = os.path.join(resume_from_checkpoint, _LOSS_STATE)
+        if os.path.exists(path):
+            with open(path) as file:
+                self.objective.running_means = {k: RunningMean(**v) for k, v in json.load(file).items()}
+
+
+def _is_tokenized(dataset: Any) -> bool:
+    columns: Any = dataset.column_names or next(iter(dataset), {})
+    return {"prompt_ids", "completion_ids", "ranks"} <= set(columns)

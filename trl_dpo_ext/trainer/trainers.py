@@ -1,0 +1,65 @@
+"""Thin trainers: `PreferenceTrainer` with another default loss."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from .checks import ConfigError
+from .config import PreferenceConfig
+from .engine import PreferenceTrainer
+
+
+class _DefaultLossTrainer(PreferenceTrainer):
+    default_loss: ClassVar[str]
+
+    def __init__(self, model: Any, ref_model: Any = None, args: PreferenceConfig | None = None, **kwargs: Any) -> None:
+        args = args or PreferenceConfig("trl-dpo-ext-output")
+        if args.loss_type == ["sigmoid"]:  # TRL's default, so nothing was chosen
+            args.loss_type = [self.default_loss]
+        self.check_losses(args)
+        super().__init__(model, ref_model, args, **kwargs)
+
+    def check_losses(self, args: PreferenceConfig) -> None:
+        """Raise `ConfigError` where the configured losses aren't what this trainer is for."""
+
+
+def _names(args: PreferenceConfig) -> list[str]:
+    return [term.spec.name for term in args.objective().terms]
+
+
+class ReferenceFreeTrainer(_DefaultLossTrainer):
+    """Train without any reference model; SimPO unless the configuration names other reference-free losses."""
+
+    default_loss = "simpo"
+
+    def check_losses(self, args: PreferenceConfig) -> None:
+        """Refuse losses that read the reference."""
+        if args.objective().reads_reference:
+            raise ConfigError(
+                f"ReferenceFreeTrainer trains without a reference, but {args.loss_type} reads it. Choose a loss of "
+                "`trl-dpo-ext losses --reference-free`, or PreferenceTrainer."
+            )
+
+
+class MinorDPOTrainer(_DefaultLossTrainer):
+    """MinorDPO (arXiv 2408.09834); logs the share of rejected responses whose penalty has stopped."""
+
+    default_loss = "minor_dpo"
+
+    def check_losses(self, args: PreferenceConfig) -> None:
+        """Refuse a configuration without `minor_dpo`."""
+        if "minor_dpo" not in _names(args):
+            raise ConfigError(f"MinorDPOTrainer needs loss_type='minor_dpo', got {args.loss_type}.")
+
+
+class PlackettLuceTrainer(_DefaultLossTrainer):
+    """DPO over whole rankings (arXiv 2305.18290, appendix A.3); logs top-1 accuracy and Kendall's tau."""
+
+    default_loss = "plackett_luce"
+
+    def check_losses(self, args: PreferenceConfig) -> None:
+        """Refuse a configuration without a listwise loss."""
+        if not any(term.spec.listwise for term in args.objective().terms):
+            raise ConfigError(
+                f"PlackettLuceTrainer needs a listwise loss such as 'plackett_luce', got {args.loss_type}."
+            )
