@@ -42,7 +42,7 @@ def minor_dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) ->
         0.6931
 
     Reference:
-        arXiv 2408.09834. Formula from a secondary source and derivation; the paper's text was not at hand.
+        arXiv 2408.09834. Formula from secondary sources and derivation; of the paper the abstract was read.
 
     Departures:
         None in value. At D_l = 0 exactly (the first step, policy = reference) the clip has no derivative; here it is 1
