@@ -15,6 +15,10 @@ from .config import ConfigError, PreferenceConfig
 from .objective import Objective
 
 
+class DiskSpaceError(OSError):
+    """A run whose first checkpoint would not fit the disk."""
+
+
 def check_model_path(model: str) -> None:
     """Raise a sentence, not a Hub traceback, for a folder that isn't there.
 
@@ -69,7 +73,7 @@ def check_disk(model: nn.Module, args: PreferenceConfig) -> None:
     """Refuse to start a run whose first checkpoint can't be written.
 
     Raises:
-        OSError: less is free on the disk of `output_dir` than the trainable weights and two optimizer moments take.
+        DiskSpaceError: less is free on the disk of `output_dir` than trainable weights and two optimizer moments take.
     """
     if str(args.save_strategy) in ("no", "SaveStrategy.NO"):
         return
@@ -81,7 +85,7 @@ def check_disk(model: nn.Module, args: PreferenceConfig) -> None:
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if weights + moments > free:
-        raise OSError(
+        raise DiskSpaceError(
             f"A checkpoint takes about {(weights + moments) / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on the "
             f"disk of output_dir={args.output_dir!r}. Free some, choose another output_dir, or set save_strategy='no'."
         )

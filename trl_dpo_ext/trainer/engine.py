@@ -23,7 +23,7 @@ from ..data.collator import PreferenceCollator
 from ..data.format import format_dataset
 from ..data.tokenize import TOKEN_COLUMNS, tokenize_dataset
 from ..modeling.layout import gather_token_logps, padded_layout
-from ..types import RankedResponses
+from ..types import MissingReferenceError, RankedResponses
 from . import checks
 from ._trl import disable_gradient_checkpointing, plain_dpo_config, use_adapter
 from .config import PreferenceConfig
@@ -136,8 +136,16 @@ class PreferenceTrainer(DPOTrainer):
         return reference.requires_grad_(False).eval()
 
     @contextlib.contextmanager
-    def _reference(self) -> Iterator[nn.Module]:
-        """Yield the model that gives the reference's log-probs, without gradients or checkpointing."""
+    def reference(self) -> Iterator[Any]:
+        """Yield the model as the reference: second model, adapters off, or starting adapter; without gradients.
+
+        Raises:
+            MissingReferenceError: full fine-tuning has begun and no reference was kept.
+        """
+        if self.ref_model is None and not is_peft_model(self.model) and self.state.global_step > 0:
+            raise MissingReferenceError(
+                "No reference was kept in memory: no loss reads it, or its log-probs are cached."
+            )
         with (
             torch.no_grad(),
             disable_gradient_checkpointing(self.model, cast(Any, self.args.gradient_checkpointing_kwargs)),
@@ -189,7 +197,7 @@ class PreferenceTrainer(DPOTrainer):
         rows: list[list[list[float]]] = []
         for batch in tqdm(loader, desc=f"Computing reference log-probs for {name} dataset"):
             batch = self._prepare_inputs(batch)
-            with self._reference() as reference, self.accelerator.autocast():
+            with self.reference() as reference, self.accelerator.autocast():
                 values = self._token_logps(self._forward(reference, batch), batch)
             lengths = batch["lengths"].tolist()
             for row, row_lengths in zip(values.tolist(), lengths, strict=True):
@@ -244,7 +252,7 @@ class PreferenceTrainer(DPOTrainer):
         if self.objective.reads_reference:
             ref_token_logps = inputs.get("ref_token_logps")
             if ref_token_logps is None:
-                with self._reference() as reference:
+                with self.reference() as reference:
                     ref_token_logps = self._token_logps(self._forward(reference, inputs), inputs)
         weights = None
         if self.use_weighting:

@@ -1,0 +1,174 @@
+"""Train a model on preferences, from a YAML recipe.
+
+    accelerate launch --config_file recipes/accelerate/cpu.yaml \
+        recipes/train.py --config recipes/quickstart/plackett_luce.yaml
+
+Any field of RecipeArguments, trl_dpo_ext.PreferenceConfig and trl.ModelConfig is a key of the YAML file and an option
+here; options win. The output folder receives the adapter (or model), the tokenizer, recipe.yaml, result.json and
+curves.png.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import DatasetDict, load_dataset
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+
+from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
+from trl_dpo_ext.data import DataError, format_dataset
+from trl_dpo_ext.evaluation import Evaluation, RewardError, compare, evaluate_policy, get_reward
+from trl_dpo_ext.evaluation.plots import plot_curves
+from trl_dpo_ext.parsing import ParseError, StrictParser
+from trl_dpo_ext.record import hardware, versions, write_json
+from trl_dpo_ext.registry import did_you_mean
+from trl_dpo_ext.trainer import ConfigError, DiskSpaceError
+
+FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+USER_ERRORS = (ConfigError, DataError, ParseError, RewardError, DiskSpaceError, FileExistsError, FileNotFoundError)
+
+
+@dataclass
+class RecipeArguments(ScriptArguments):
+    """What a recipe says besides the training configuration and the model.
+
+    Args:
+        dataset_name: Hub id, folder with train and test files, or one .json, .jsonl(.gz), .csv or .parquet file.
+        import_module: modules imported first, for example one that registers your own losses.
+        reward: the true reward of samples, "vader" or "package.module:function"; without one nothing is sampled.
+        eval_prompts: held-out prompts sampled before and after training.
+        eval_max_new_tokens: length of those samples, in tokens.
+        eval_seed: seed of those samples, the same before and after.
+        overwrite_output_dir: train into a folder that holds a finished run.
+    """
+
+    import_module: list[str] = field(default_factory=list, metadata={"help": "Modules to import first."})
+    reward: str | None = field(default=None, metadata={"help": "True reward: vader, or package.module:function."})
+    eval_prompts: int = field(default=64, metadata={"help": "Held-out prompts sampled before and after training."})
+    eval_max_new_tokens: int = field(default=24, metadata={"help": "Length of those samples, in tokens."})
+    eval_seed: int = field(default=0, metadata={"help": "Seed of those samples."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a finished run."})
+
+    def __post_init__(self) -> None:
+        # The parser builds this before PreferenceConfig, so that losses registered here are known to it.
+        sys.path.insert(0, str(Path.cwd()))
+        for name in self.import_module:
+            try:
+                import_module(name)
+            except ModuleNotFoundError as error:
+                raise ParseError(
+                    f"import_module: can't import {name!r} ({error}); looked for it in {Path.cwd()} and on PYTHONPATH."
+                ) from None
+        if not self.dataset_name:
+            raise ParseError("dataset_name is missing: give a Hub id, a folder, or a file.")
+
+
+def load(recipe: RecipeArguments) -> DatasetDict:
+    """Load the dataset that the recipe names, and check its splits."""
+    name = str(recipe.dataset_name)
+    path = Path(name).expanduser()
+    if path.is_file():
+        kind = next((FILE_KINDS[s] for s in reversed(path.suffixes) if s in FILE_KINDS), None)
+        if kind is None:
+            raise DataError(f"dataset_name={name!r} is not a {', '.join(FILE_KINDS)} file.")
+        dataset = load_dataset(kind, data_files=str(path), streaming=recipe.dataset_streaming)
+    elif path.is_dir() or (name.count("/") == 1 and name[0] not in "./~"):
+        dataset = load_dataset(name, name=recipe.dataset_config, streaming=recipe.dataset_streaming)
+    else:
+        raise FileNotFoundError(f"dataset_name={name!r} is no folder or file here, and no Hub id (owner/name).")
+    if recipe.dataset_train_split not in dataset:
+        raise DataError(
+            f"dataset_name={name!r} has no split {recipe.dataset_train_split!r}."
+            f"{did_you_mean(recipe.dataset_train_split, dataset)} It has: {', '.join(dataset)}."
+        )
+    return dataset
+
+
+def held_out_prompts(dataset: Any, tokenizer: Any, count: int) -> list[str]:
+    """Return the first prompts of the test split as text, conversations through the chat template."""
+    rows = format_dataset(dataset.select(range(min(count, len(dataset)))), name="test", invalid_rows="drop")
+    return [
+        prompt
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        for prompt in rows["prompt"]
+    ]
+
+
+def main() -> None:
+    """Parse, check, evaluate, train, evaluate again, save."""
+    parser = StrictParser((RecipeArguments, PreferenceConfig, ModelConfig))
+    try:
+        recipe, config, model_args = parser.parse_args_and_config()
+    except ValueError as error:  # whatever the dataclasses refuse, TRL's own included
+        raise ParseError(str(error)) from error
+    output = Path(config.output_dir)
+    if (output / "result.json").exists() and not recipe.overwrite_output_dir:
+        raise FileExistsError(
+            f"{output} holds a finished run (result.json). Choose another output_dir, or set overwrite_output_dir."
+        )
+    if not model_args.model_name_or_path:
+        raise ParseError("model_name_or_path is missing: give a Hub id or a folder.")
+    settings = {name: value for name, value in parser.given.items() if name != "hub_token"}
+    reward = get_reward(recipe.reward) if recipe.reward else None
+    dataset = load(recipe)
+    test = dataset.get(recipe.dataset_test_split)
+    config.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(config.model_init_kwargs or {}),
+    }
+    started = time.time()
+    trainer = PreferenceTrainer(
+        model=model_args.model_name_or_path,
+        args=config,
+        train_dataset=dataset[recipe.dataset_train_split],
+        eval_dataset=test if config.eval_strategy != "no" else None,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+
+    evaluations: list[Evaluation] = []
+    if reward is not None:
+        if test is None:
+            raise DataError(f"reward is set, but there is no split {recipe.dataset_test_split!r} to take prompts from.")
+        tokenizer = trainer.processing_class
+        prompts = held_out_prompts(test, tokenizer, recipe.eval_prompts)
+        sampling = {"max_new_tokens": recipe.eval_max_new_tokens, "seed": recipe.eval_seed}
+        evaluations.append(evaluate_policy(trainer.model, tokenizer, prompts, reward, **sampling))
+    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if reward is not None:
+        evaluations.append(
+            evaluate_policy(trainer.model, tokenizer, prompts, reward, reference=trainer.reference, **sampling)
+        )
+
+    trainer.save_model(config.output_dir)
+    if not trainer.is_world_process_zero():
+        return
+    (output / "recipe.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
+    plot_curves(trainer.state.log_history, output / "curves.png", title=", ".join(config.loss_type))
+    record = {
+        "metrics": {**result.metrics, **trainer.state.log_history[-2]},
+        "versions": versions(),
+        "hardware": hardware(),
+        "seconds": round(time.time() - started, 1),
+        "recipe": settings,
+    }
+    if evaluations:
+        record["evaluation"] = compare(*evaluations).as_dict()
+        compare(*evaluations).print()
+    write_json(output / "result.json", record)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
