@@ -217,7 +217,8 @@ class PreferenceTrainer(DPOTrainer):
     ) -> Any:
         """Return the loss of a micro-batch, scaled so that the whole step averages over its prompts."""
         training = self.model.training
-        outputs = self._forward(model, inputs)
+        router: dict[str, Any] = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        outputs = self._forward(model, inputs, **router)
         responses = self._responses(outputs, inputs)
         per_prompt, loss_metrics = self.objective(responses, training=training, global_mean=self._global_mean)
         loss = per_prompt.mean()
@@ -232,11 +233,9 @@ class PreferenceTrainer(DPOTrainer):
             self._record("train" if training else "eval", outputs, inputs, responses, loss_metrics)
         return (loss, outputs) if return_outputs else loss
 
-    def _forward(self, model: Any, inputs: dict[str, Tensor]) -> Any:
+    def _forward(self, model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:
         arguments: dict[str, Any] = {name: inputs[name] for name in _MODEL_INPUTS if name in inputs}
-        if self.aux_loss_enabled and torch.is_grad_enabled():
-            arguments["output_router_logits"] = True
-        return model(**arguments, use_cache=False, fused_lm_head=True)
+        return model(**arguments, **options, use_cache=False, fused_lm_head=True)
 
     @staticmethod
     def _by_response(values: Tensor, inputs: dict[str, Tensor]) -> Tensor:
