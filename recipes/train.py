@@ -23,13 +23,14 @@ from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_
 
 from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
 from trl_dpo_ext.data import DataError, format_dataset
-from trl_dpo_ext.evaluation import Evaluation, RewardError, compare, evaluate_policy, get_reward
+from trl_dpo_ext.evaluation import Comparison, Evaluation, RewardError, compare, evaluate_policy, get_reward
 from trl_dpo_ext.evaluation.plots import plot_curves
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.record import hardware, versions, write_json
 from trl_dpo_ext.registry import did_you_mean
 from trl_dpo_ext.trainer import ConfigError, DiskSpaceError
 
+RESULT = "result.json"
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 USER_ERRORS = (ConfigError, DataError, ParseError, RewardError, DiskSpaceError, FileExistsError, FileNotFoundError)
 
@@ -101,31 +102,38 @@ def held_out_prompts(dataset: Any, tokenizer: Any, count: int) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Parse, check, evaluate, train, evaluate again, save."""
+def parse(args: list[str] | None = None) -> tuple[RecipeArguments, PreferenceConfig, ModelConfig, dict[str, Any]]:
+    """Parse the recipe and the options; the last result is the recipe that gives this run again."""
     parser = StrictParser((RecipeArguments, PreferenceConfig, ModelConfig))
     try:
-        recipe, config, model_args = parser.parse_args_and_config()
+        recipe, config, model_args = parser.parse_args_and_config(args)
     except ValueError as error:  # whatever the dataclasses refuse, TRL's own included
         raise ParseError(str(error)) from error
-    output = Path(config.output_dir)
-    if (output / "result.json").exists() and not recipe.overwrite_output_dir:
-        raise FileExistsError(
-            f"{output} holds a finished run (result.json). Choose another output_dir, or set overwrite_output_dir."
-        )
     if not model_args.model_name_or_path:
         raise ParseError("model_name_or_path is missing: give a Hub id or a folder.")
-    settings = {name: value for name, value in parser.given.items() if name != "hub_token"}
-    reward = get_reward(recipe.reward) if recipe.reward else None
-    dataset = load(recipe)
-    test = dataset.get(recipe.dataset_test_split)
+    if (Path(config.output_dir) / RESULT).exists() and not recipe.overwrite_output_dir:
+        raise FileExistsError(
+            f"{config.output_dir} holds a finished run ({RESULT}). Choose another output_dir, or set "
+            "overwrite_output_dir: true to replace it."
+        )
     config.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
         **(config.model_init_kwargs or {}),
     }
+    return recipe, config, model_args, {k: v for k, v in parser.given.items() if k != "hub_token"}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse, check, evaluate, train, evaluate again, save."""
     started = time.time()
+    recipe, config, model_args, settings = parse(args)
+    reward = get_reward(recipe.reward) if recipe.reward else None
+    dataset = load(recipe)
+    test = dataset.get(recipe.dataset_test_split)
+    if reward is not None and test is None:
+        raise DataError(f"reward is set, but there is no split {recipe.dataset_test_split!r} to take prompts from.")
     trainer = PreferenceTrainer(
         model=model_args.model_name_or_path,
         args=config,
@@ -135,36 +143,55 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
 
-    evaluations: list[Evaluation] = []
-    if reward is not None:
-        if test is None:
-            raise DataError(f"reward is set, but there is no split {recipe.dataset_test_split!r} to take prompts from.")
-        tokenizer = trainer.processing_class
-        prompts = held_out_prompts(test, tokenizer, recipe.eval_prompts)
-        sampling = {"max_new_tokens": recipe.eval_max_new_tokens, "seed": recipe.eval_seed}
-        evaluations.append(evaluate_policy(trainer.model, tokenizer, prompts, reward, **sampling))
-    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    if reward is not None:
-        evaluations.append(
-            evaluate_policy(trainer.model, tokenizer, prompts, reward, reference=trainer.reference, **sampling)
+    def evaluate(reference: Any = None) -> Evaluation:
+        return evaluate_policy(
+            trainer.model,
+            trainer.processing_class,
+            prompts,
+            reward,
+            reference=reference,
+            max_new_tokens=recipe.eval_max_new_tokens,
+            seed=recipe.eval_seed,
+            progress=trainer.is_world_process_zero(),
         )
 
+    if reward is not None:
+        prompts = held_out_prompts(test, trainer.processing_class, recipe.eval_prompts)
+        before = evaluate()
+    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    comparison = None
+    if reward is not None:
+        comparison = compare(before, evaluate(trainer.reference if trainer.has_reference else None))
+
     trainer.save_model(config.output_dir)
-    if not trainer.is_world_process_zero():
-        return
+    if trainer.is_world_process_zero():
+        save_record(trainer, result.metrics, comparison, settings, time.time() - started)
+
+
+def save_record(
+    trainer: PreferenceTrainer,
+    metrics: dict[str, Any],
+    comparison: Comparison | None,
+    settings: dict[str, Any],
+    seconds: float,
+) -> None:
+    """Write recipe.yaml, curves.png and, last because it marks the run as finished, result.json; print the table."""
+    output = Path(trainer.args.output_dir)
+    history = trainer.state.log_history
     (output / "recipe.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
-    plot_curves(trainer.state.log_history, output / "curves.png", title=", ".join(config.loss_type))
+    plot_curves(history, output / "curves.png", title=" + ".join(trainer.args.loss_type))
     record = {
-        "metrics": {**result.metrics, **trainer.state.log_history[-2]},
+        "metrics": {**next((entry for entry in reversed(history) if "loss" in entry), {}), **metrics},
+        "evaluation": comparison and comparison.as_dict(),
+        "recipe": settings,
+        "seconds": round(seconds, 1),
         "versions": versions(),
         "hardware": hardware(),
-        "seconds": round(time.time() - started, 1),
-        "recipe": settings,
     }
-    if evaluations:
-        record["evaluation"] = compare(*evaluations).as_dict()
-        compare(*evaluations).print()
-    write_json(output / "result.json", record)
+    write_json(output / RESULT, record)
+    if comparison is not None:
+        comparison.print()
+    print(f"\nSaved to {output}: the model or adapter, tokenizer, recipe.yaml, curves.png, {RESULT}.")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ class Settings:
     beta: float = 0.1
     steps: int = 10
     fast: bool = False
+    tidy: bool = True
     mode: str = field(default="slow", metadata={"choices": ["slow", "quick"]})
     losses: list[str] = field(default_factory=lambda: ["dpo"])
     extra: dict | None = None
@@ -25,9 +26,9 @@ def parse(tmp_path, yaml: str = "", *options: str) -> Settings:
 
 
 def test_values_of_every_type_arrive(tmp_path):
-    text = "beta: 5e-5\nsteps: 3\nfast: true\nmode: quick\nlosses: [dpo, sft]\nextra: {dpo: {beta: 1}}\n"
+    text = "beta: 5e-5\nsteps: 3\nfast: true\ntidy: false\nmode: quick\nlosses: [dpo, sft]\nextra: {dpo: {beta: 1}}\n"
     settings = parse(tmp_path, text)
-    assert settings == Settings(5e-5, 3, True, "quick", ["dpo", "sft"], {"dpo": {"beta": 1}})
+    assert settings == Settings(5e-5, 3, True, False, "quick", ["dpo", "sft"], {"dpo": {"beta": 1}})
 
 
 def test_one_value_of_a_list_may_stand_alone(tmp_path):

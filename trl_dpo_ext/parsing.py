@@ -39,7 +39,9 @@ class StrictParser(TrlParser):
 
     def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
-        self._plain_defaults = {action.dest: action.default for action in self._actions}
+        # The first option of a name counts: after `--fast` comes `--no_fast`.
+        self._by_name = {action.dest: action for action in reversed(self._actions)}
+        self._plain_defaults = {name: action.default for name, action in self._by_name.items()}
         self.given: dict[str, Any] = {}
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
@@ -67,11 +69,10 @@ class StrictParser(TrlParser):
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
         """Take the values of a YAML file, each checked against the option of its name."""
-        actions = {action.dest: action for action in self._actions}
         for key, value in config.items():
-            if key not in actions:
-                raise ParseError(f"Unknown key {key!r} in the config file.{did_you_mean(str(key), actions)}")
-            config[key] = _checked(actions[key], value)
+            if key not in self._by_name:
+                raise ParseError(f"Unknown key {key!r} in the config file.{did_you_mean(str(key), self._by_name)}")
+            config[key] = _checked(self._by_name[key], value)
         return super().set_defaults_with_config(**config)
 
 

@@ -135,6 +135,11 @@ class PreferenceTrainer(DPOTrainer):
         reference.__dict__.pop("forward", None)  # an earlier trainer's patch, bound to the policy
         return reference.requires_grad_(False).eval()
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether the reference can be run at any time: a second model is in memory, or adapters can be taken off."""
+        return self.ref_model is not None or is_peft_model(self.model)
+
     @contextlib.contextmanager
     def reference(self) -> Iterator[Any]:
         """Yield the model as the reference: second model, adapters off, or starting adapter; without gradients.
@@ -142,7 +147,7 @@ class PreferenceTrainer(DPOTrainer):
         Raises:
             MissingReferenceError: full fine-tuning has begun and no reference was kept.
         """
-        if self.ref_model is None and not is_peft_model(self.model) and self.state.global_step > 0:
+        if not self.has_reference and self.state.global_step > 0:
             raise MissingReferenceError(
                 "No reference was kept in memory: no loss reads it, or its log-probs are cached."
             )
