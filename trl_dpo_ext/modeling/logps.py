@@ -14,12 +14,13 @@ from dataclasses import fields
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from .layout import IGNORED
 
 
-def add_compact_head(model: nn.Module) -> None:
+def add_compact_head(model: PreTrainedModel) -> None:
     """Make `model(..., fused_lm_head=True)` project only the scored positions through the language-model head.
 
     Args:
@@ -33,7 +34,7 @@ def add_compact_head(model: nn.Module) -> None:
 
     @functools.wraps(type(model).forward)
     def forward(
-        self: nn.Module,
+        self: PreTrainedModel,
         *args: Any,
         fused_lm_head: bool = False,
         labels: Tensor | None = None,
@@ -54,10 +55,10 @@ def add_compact_head(model: nn.Module) -> None:
             targets = shift_labels
         scored = targets != IGNORED
 
-        def see(module: nn.Module, positional: Any, named: dict[str, Any]) -> Any:
+        def see(module: Any, positional: Any, named: dict[str, Any]) -> Any:
             return positional, {**named, "attention_mask": attention_mask}
 
-        def pick(module: nn.Module, positional: Any, output: Any) -> Any:
+        def pick(module: Any, positional: Any, output: Any) -> Any:
             hidden = output.last_hidden_state
             output.last_hidden_state = hidden[scored.to(hidden.device)].unsqueeze(0)
             return output

@@ -16,9 +16,41 @@ from transformers import AttentionMaskInterface, PreTrainedConfig
 
 _ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention")
 
+MODEL_INPUTS = ("input_ids", "position_ids", "labels", "shift_labels", "token_mask")
+"""What a layout hands to the model as it is; the attention mask is made by `model_inputs`."""
+
 
 class UnsupportedAttentionError(ValueError):
     """The model's attention takes no custom mask, or its layers are not of a kind a mask can describe."""
+
+
+def takes_masks(config: PreTrainedConfig) -> bool:
+    """Say whether the model's attention takes a mask of any form (FlashAttention takes none)."""
+    implementation = config.get_text_config()._attn_implementation
+    return "flash" not in implementation and implementation in AttentionMaskInterface()
+
+
+def model_inputs(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Pick and build what a model is called with, for a batch of any layout.
+
+    Args:
+        config: the model's config.
+        batch: what a layout returned (more may be in it), on the model's device.
+        dtype: of the model's embeddings, for an additive mask.
+
+    Returns:
+        Keyword arguments of the model, the same for policy and reference. Where the attention takes no masks, the
+        positions alone tell the sequences of a packed row apart, as transformers documents.
+
+    Raises:
+        UnsupportedAttentionError: see `attention_mask`.
+    """
+    inputs: dict[str, Any] = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    if "attention_mask" in batch:
+        inputs["attention_mask"] = batch["attention_mask"]
+    elif takes_masks(config):
+        inputs["attention_mask"] = attention_mask(config, batch, dtype)
+    return inputs
 
 
 def attention_mask(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
@@ -41,17 +73,18 @@ def attention_mask(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype:
             are not attention (recurrent, convolution).
     """
     config = config.get_text_config()
-    implementation = config._attn_implementation
-    interface = AttentionMaskInterface()
-    if "flash" in implementation or implementation not in interface:
+    if not takes_masks(config):
         raise UnsupportedAttentionError(
-            f"attn_implementation={implementation!r} takes no custom mask; 'sdpa' or, on a GPU, 'flex_attention' do."
+            f"attn_implementation={config._attn_implementation!r} takes no custom mask; 'sdpa' and, on a GPU, "
+            "'flex_attention' do."
         )
+    kinds = _kinds(config)
     positions, segments, prefixes = batch["position_ids"], batch["segment_ids"], batch["prefix_ids"]
     rows, length = positions.shape
 
     def build(attention: str) -> Any:
-        window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+        window: int = getattr(config, "sliding_window", None) or 0
+        chunk: int = getattr(config, "attention_chunk_size", None) or 0
 
         def allowed(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
             visible = (segments[b, q] == segments[b, kv]) | (prefixes[b, q] == segments[b, kv])
@@ -62,7 +95,7 @@ def attention_mask(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype:
                 visible = visible & (positions[b, q] // chunk == positions[b, kv] // chunk)
             return visible
 
-        return interface[implementation](
+        return AttentionMaskInterface()[config._attn_implementation](
             batch_size=rows,
             q_length=length,
             kv_length=length,
@@ -73,7 +106,6 @@ def attention_mask(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype:
             config=config,
         )
 
-    kinds = _kinds(config)
     return build(kinds) if isinstance(kinds, str) else {kind: build(kind) for kind in kinds}
 
 
@@ -82,6 +114,10 @@ def _kinds(config: PreTrainedConfig) -> str | list[str]:
 
     The order of the questions is that of transformers' `create_masks_for_generate`, which every model follows.
     """
+    for name, value in config.to_dict().items():
+        # GPT-Neo and Doge cut their attention themselves, by columns, where no mask can tell them better.
+        if name.endswith("window_size") and value:
+            raise UnsupportedAttentionError(f"The model cuts its attention itself ({name}={value}), counting columns.")
     if (layer_types := getattr(config, "layer_types", None)) is not None:
         if unknown := sorted(set(layer_types) - set(_ATTENTIONS)):
             raise UnsupportedAttentionError(f"Layers of the kind {', '.join(unknown)} take no mask of this form.")
