@@ -1,0 +1,144 @@
+"""recipes/train.py: from a recipe to a saved adapter; every mistake in a recipe stops before a model is loaded."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import yaml
+from peft import AutoPeftModelForCausalLM
+
+from tests.helpers import ROOT, ranked_rows, run_python
+
+SCRIPT = ROOT / "recipes" / "train.py"
+RECIPES = sorted((ROOT / "recipes").glob("quickstart/*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def train():
+    spec = importlib.util.spec_from_file_location("train", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["train"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for name, count, seed in (("train", 12, 0), ("test", 6, 1)):
+        rows = ranked_rows(count, seed=seed, scores=True)
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_model_dir, data_dir):
+    """Write a recipe; changes override, None removes."""
+
+    def write(**changes):
+        settings = {
+            "model_name_or_path": tiny_model_dir,
+            "dataset_name": str(data_dir),
+            "output_dir": str(tmp_path / "out"),
+            "loss_type": "plackett_luce",
+            "use_peft": True,
+            "lora_target_modules": "all-linear",
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "disable_tqdm": True,
+            **changes,
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
+        return ["--config", str(path)]
+
+    return write
+
+
+def test_a_run_leaves_what_the_docs_promise(train, recipe, tmp_path, capsys):
+    train.main(recipe(reward="vader", eval_prompts=4, eval_max_new_tokens=4))
+    out = tmp_path / "out"
+    for name in ("adapter_model.safetensors", "tokenizer.json", "recipe.yaml", "curves.png"):
+        assert (out / name).stat().st_size > 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["evaluation"]["before"]["prompts"] == 4
+    assert result["evaluation"]["after"]["kl"]["standard_error"] >= 0
+    assert result["versions"]["trl"] != "not installed"
+    assert result["metrics"]["train_loss"] > 0
+    assert "mean reward" in capsys.readouterr().out
+    AutoPeftModelForCausalLM.from_pretrained(out)
+
+    with pytest.raises(FileExistsError, match="holds a finished run"):
+        train.main(recipe())
+    # The saved recipe is the run: parsed again it gives the same settings.
+    *_, again = train.parse(["--config", str(out / "recipe.yaml"), "--overwrite_output_dir", "true"])
+    assert {**result["recipe"], "overwrite_output_dir": True} == again
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_quickstart_recipe_parses_and_trains(train, path, tiny_model_dir, data_dir, tmp_path):
+    overrides = {
+        "model_name_or_path": tiny_model_dir,
+        "dataset_name": data_dir,
+        "output_dir": tmp_path / "out",
+        "max_steps": 1,
+        "eval_prompts": 2,
+        "eval_max_new_tokens": 2,
+        "use_cpu": True,
+    }
+    train.main(["--config", str(path), *(part for k, v in overrides.items() for part in (f"--{k}", str(v)))])
+    assert (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_third_party_loss_trains_without_touching_the_package(recipe, tmp_path):
+    (tmp_path / "my_losses.py").write_text(
+        "import torch.nn.functional as F\n"
+        "from trl_dpo_ext import PreferencePairs, register_loss\n"
+        "@register_loss('my_hinge')\n"
+        "def my_hinge(pairs: PreferencePairs, *, beta: float = 0.1):\n"
+        "    return F.relu(1 - beta * pairs.margins)\n"
+    )
+    arguments = recipe(loss_type="my_hinge", import_module=["my_losses"], loss_kwargs={"my_hinge": {"beta": 0.5}})
+    run_python(str(SCRIPT), *arguments, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["metrics"]["loss"] < 1.5  # a hinge starts at 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss_type": "plackett_luse"}, ["'plackett_luse'", "'plackett_luce'"]),
+        ({"btea": 2.0}, ["'btea'", "'beta'"]),
+        ({"loss_kwargs": {"plackett_luce": {"top": 1}}}, ["'top'", "'top_k'"]),
+        ({"loss_kwargs": {"plackett_luce": {"beta": -1.0}}}, ["beta=-1.0", "> 0"]),
+        ({"loss_type": "simpo", "precompute_ref_log_probs": True}, ["precompute_ref_log_probs", "reads the reference"]),
+        ({"model_name_or_path": "./nowhere"}, ["'./nowhere'", "does not exist"]),
+        ({"model_name_or_path": None}, ["model_name_or_path"]),
+        ({"dataset_name": None}, ["dataset_name"]),
+        ({"dataset_name": "./nowhere"}, ["'./nowhere'"]),
+        ({"dataset_train_split": "trian"}, ["'trian'", "'train'"]),
+        ({"reward": "vadr"}, ["'vadr'", "'vader'"]),
+        ({"reward": "vader", "dataset_test_split": "held_out"}, ["'held_out'"]),
+        ({"import_module": ["no_such_module"]}, ["'no_such_module'", "PYTHONPATH"]),
+        ({"loss_type": ["dpo", "sft"], "loss_weights": [1.0]}, ["loss_weights"]),
+    ],
+)
+def test_mistakes_stop_before_a_model_is_loaded(train, recipe, monkeypatch, changes, said):
+    monkeypatch.setattr("trl.trainer.dpo_trainer.create_model_from_path", lambda *a, **k: pytest.fail("model loaded"))
+    with pytest.raises(train.USER_ERRORS) as caught:
+        train.main(recipe(**changes))
+    assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+def test_a_mistake_is_one_line_on_the_terminal(recipe):
+    with pytest.raises(AssertionError) as caught:
+        run_python(str(SCRIPT), *recipe(btea=2.0))
+    assert "error: Unknown key 'btea'" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
