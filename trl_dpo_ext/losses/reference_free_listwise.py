@@ -183,7 +183,7 @@ def pro(responses: RankedResponses, *, sft_weight: Annotated[float, Ge(0)] = 0.0
     ranking = -F.logsigmoid(-rest).masked_fill(~lower.any(dim=2), 0).sum(dim=1)
     best = best_share(responses.ranks, mask).to(means.dtype)
     likelihood = (responses.logps.masked_fill(~mask, 0) * best).sum(dim=1)
-    others = (mask.sum(dim=1) - 1).clamp(min=0)
+    others = (mask.sum(dim=1) - 1).clamp(min=0).to(means.dtype)
     return ranking - sft_weight * others**2 * likelihood
 
 

@@ -1,0 +1,127 @@
+"""Every loss against its transcription in `tests/reference.py`, at the defaults and at other hyperparameters."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests import reference
+from tests.reference import Response
+from trl_dpo_ext import PreferencePairs, RankedResponses, get_loss, list_losses
+from trl_dpo_ext.testing import example, inputs
+
+# Values besides the default, chosen so that no term vanishes and each branch is taken.
+OTHERS = {
+    "alpha": [0.0, 0.8],
+    "beta": [0.4, 1.7],
+    "beta_r": [0.7],
+    "delta": [0.0, 2.5],
+    "gamma": [0.0, 1.3],
+    "gamma_beta_ratio": [0.0, 1.1],
+    "label_smoothing": [0.05, 0.3],
+    "lam": [0.6],
+    "nu": [1.4, 5.0],
+    "r_max": [0.3],
+    "rank_weight": [0.0, 3.0],
+    "sft_weight": [0.0, 1.5],
+    "tau": [0.6, 2.0],
+    "top_k": [1, 2, 3],
+}
+POSITIVE_ALPHA = {"balanced_po", "info_nca", "nca"}
+OF_ONE_LOSS = {("alphapo", "alpha"): [0.0, -0.7, 1.2], ("dpop", "lam"): [0.0, 3.0], ("slic", "lam"): [0.0, 2.0]}
+
+
+def settings():
+    for spec in list_losses():
+        yield pytest.param(spec, {}, id=spec.name)
+        for name in spec.hyperparameters:
+            for value in OF_ONE_LOSS.get((spec.name, name), OTHERS[name]):
+                if not (name == "alpha" and value == 0 and spec.name in POSITIVE_ALPHA):
+                    yield pytest.param(spec, {name: value}, id=f"{spec.name}-{name}={value}")
+
+
+def with_ties(responses: RankedResponses) -> RankedResponses:
+    """The first two prompts with ties: for the best, and further down."""
+    ranks = responses.ranks.clone()
+    ranks[0], ranks[1] = ranks[0].clamp(min=1), ranks[1].clamp(max=2)
+    return responses.replace(ranks=ranks)
+
+
+def groups_of(responses: RankedResponses) -> list[list[Response]]:
+    return [
+        [
+            Response(
+                *(getattr(responses, n)[b, k].item() for n in ("logps", "ref_logps", "lengths", "ranks", "scores"))
+            )
+            for k in range(responses.mask.shape[1])
+            if responses.mask[b, k]
+        ]
+        for b in range(len(responses))
+    ]
+
+
+def pairs_of(groups: list[list[Response]], ties: bool) -> list[tuple[Response, Response]]:
+    return [
+        (a, b)
+        for group in groups
+        for (i, a), (j, b) in itertools.product(enumerate(group), repeat=2)
+        if a.rank < b.rank or (ties and a.rank == b.rank and i < j)
+    ]
+
+
+def expected(spec, responses: RankedResponses, data, hyperparameters) -> list[float]:
+    groups = groups_of(responses)
+    if spec.name in reference.LISTWISE:
+        return [reference.LISTWISE[spec.name](group, **hyperparameters) for group in groups]
+    if spec.name == "sft":
+        return reference.BATCHWISE["sft"](groups, **hyperparameters)
+    pairs = pairs_of(groups, "ties" in spec.needs)
+    if spec.name in reference.BATCHWISE:
+        if spec.statistic:
+            hyperparameters = {**hyperparameters, "running_mean": data.running_mean.item()}
+        return reference.BATCHWISE[spec.name](pairs, **hyperparameters)
+    return [reference.PAIRWISE[spec.name](w, z, **hyperparameters) for w, z in pairs]
+
+
+@pytest.mark.parametrize(("spec", "hyperparameters"), settings())
+def test_value(spec, hyperparameters):
+    responses = example(seed=10, prompts=4, responses=5, ragged=True)
+    if spec.couples_batch and spec.name != "sft":
+        # Each response in one pair only: among equal values the pairs of AOT are dealt out in any way.
+        responses = example(seed=10, prompts=6, responses=2)
+    else:
+        responses = with_ties(responses)
+    data = inputs(spec, responses)
+    if spec.statistic:
+        data = data.replace(
+            batch_mean=spec.statistic(data, **spec.check(hyperparameters)).mean(),
+            running_mean=torch.tensor(0.3, dtype=torch.float64),
+        )
+    value = spec.fn(data, **spec.check(hyperparameters))
+    torch.testing.assert_close(
+        value,
+        torch.tensor(expected(spec, responses, data, hyperparameters), dtype=torch.float64),
+        rtol=1e-10,
+        atol=1e-14,
+    )
+
+
+def test_beta_dpo_keeps_beta_above_its_floor():
+    logps = torch.tensor([-50.0, -1.0], dtype=torch.float64)
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1)
+    pairs = PreferencePairs(logps[:1], logps[1:], zero, zero, one, one, batch_mean=logps[0] + 1, running_mean=zero[0])
+    value = get_loss("beta_dpo").fn(pairs, beta=0.1, alpha=0.6)
+    w, z = Response(-50.0, 0.0, 1), Response(-1.0, 0.0, 1)
+    assert value.item() == pytest.approx(reference.nls(1e-3 * -49), rel=1e-10)
+    assert value.item() == pytest.approx(reference.beta_dpo([(w, z)], 0.1, 0.6, 0.0)[0], rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["bco", "beta_dpo"])
+def test_statistics(name):
+    spec = get_loss(name)
+    data = inputs(spec, example(seed=11))
+    chosen, rejected = data.chosen_log_ratios, data.rejected_log_ratios
+    expected_values = {"bco": 0.7 * (chosen + rejected) / 2, "beta_dpo": chosen - rejected}[name]
+    hyperparameters = spec.check({"beta": 0.7})
+    torch.testing.assert_close(spec.statistic(data, **hyperparameters), expected_values)
+    assert spec.momentum == {"bco": None, "beta_dpo": 0.9}[name]

@@ -1,0 +1,409 @@
+"""Checks that every preference loss should pass, for the tests of whoever registers one.
+
+    from trl_dpo_ext.testing import check_loss
+
+    def test_my_loss():
+        check_loss("my_loss")
+
+Nothing here depends on a test framework: a failed check is an `AssertionError` that names the loss and says what is
+wrong. `CHECKS` holds the single checks, for tests that want to run them one by one.
+"""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .losses import HyperparameterError, LossSpec, get_loss, list_losses
+from .types import MissingInputError, MissingReferenceError, PreferencePairs, RankedResponses
+
+__all__ = ["CHECKS", "check_direction", "check_loss", "example", "inputs"]
+
+Data = PreferencePairs | RankedResponses
+
+
+def example(
+    seed: int = 0, prompts: int = 3, responses: int = 4, *, ragged: bool = False, dtype: torch.dtype = torch.float64
+) -> RankedResponses:
+    """Return random rankings with everything a loss may need; the same for the same arguments.
+
+    Args:
+        seed: of the random numbers.
+        prompts: B.
+        responses: K.
+        ragged: whether some prompts have fewer than K responses (never fewer than two), the others being masked.
+        dtype: of log-probs and scores.
+
+    Returns:
+        Rankings without ties; scores fall with the rank; log-ratios of both signs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (prompts, responses)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    lengths = torch.randint(1, 9, shape, generator=generator)
+    tokens = torch.arange(8).expand(*shape, 8) < lengths.unsqueeze(2)
+    token_logps = uniform(-2, -0.05, *shape, 8) * tokens
+    ref_token_logps = token_logps + uniform(-0.5, 0.5, *shape, 8) * tokens
+    ranks = uniform(0, 1, *shape).argsort(dim=1)
+    kept = uniform(2, responses + 1, prompts).long() if ragged else torch.full((prompts,), responses)
+    return RankedResponses(
+        logps=token_logps.sum(dim=2).to(dtype),
+        ref_logps=ref_token_logps.sum(dim=2).to(dtype),
+        lengths=lengths,
+        ranks=ranks,
+        mask=uniform(0, 1, *shape).argsort(dim=1) < kept.unsqueeze(1),
+        scores=(1.5 - 0.7 * ranks + uniform(0, 0.6, *shape)).to(dtype),
+        token_logps=token_logps.to(dtype),
+        ref_token_logps=ref_token_logps.to(dtype),
+    )
+
+
+def inputs(spec: LossSpec, responses: RankedResponses) -> Data:
+    """Return what the engine would pass to a loss: only the inputs it declares, as pairs if it is pairwise."""
+    responses = responses.replace(
+        ref_logps=None if spec.reference_free else responses.ref_logps,
+        scores=responses.scores if "scores" in spec.needs else None,
+        token_logps=responses.token_logps if "token_logps" in spec.needs else None,
+        ref_token_logps=responses.ref_token_logps if "token_logps" in spec.needs and not spec.reference_free else None,
+    )
+    data: Data = responses if spec.listwise else responses.pairs(ties="ties" in spec.needs)
+    if spec.statistic is not None:
+        values = spec.statistic(data, **spec.check({})).detach()
+        data = data.replace(batch_mean=values.mean(), running_mean=values.mean() / 2 + 0.1)
+    return data
+
+
+def _call(spec: LossSpec, data: Data) -> Tensor:
+    return spec.fn(data, **spec.check({}))
+
+
+def _trainable(data: Data) -> dict[str, Tensor]:
+    """The inputs that the policy's gradient flows into."""
+    names = (
+        ("logps", "token_logps")
+        if isinstance(data, RankedResponses)
+        else ("chosen_logps", "rejected_logps", "chosen_token_logps", "rejected_token_logps")
+    )
+    return {name: value for name in names if (value := getattr(data, name)) is not None}
+
+
+def _with_gradient(spec: LossSpec, data: Data) -> tuple[Tensor, dict[str, Tensor]]:
+    """Value, and gradient of its sum; zeros for an input that isn't read."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in _trainable(data).items()}
+    value = _call(spec, data.replace(**leaves))
+    gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return value.detach(), dict(zip(leaves, gradients, strict=True))
+
+
+def _same(spec: LossSpec, got: Tensor, expected: Tensor, what: str) -> None:
+    torch.testing.assert_close(
+        got, expected, rtol=1e-9, atol=1e-12, msg=lambda message: f"{spec.name}: {what}\n{message}"
+    )
+
+
+def _take(data: Data, index: Tensor) -> Data:
+    """Select pairs or prompts."""
+    fields = {n: v for n, v in vars(data).items() if isinstance(v, Tensor) and v.dim() > 0}
+    return data.replace(**{name: value[index] for name, value in fields.items()})
+
+
+def check_form(spec: LossSpec) -> None:
+    """One finite value per pair (or prompt) in the inputs' dtype, and a gradient for the policy."""
+    for dtype in (torch.float32, torch.float64):
+        data = inputs(spec, example(dtype=dtype))
+        value, gradients = _with_gradient(spec, data)
+        kind = "prompt" if spec.listwise else "pair"
+        assert value.shape == (len(data),), (
+            f"{spec.name}: returns shape {tuple(value.shape)} for {len(data)} {kind}s; return one value per {kind} and "
+            "leave the mean to the trainer."
+        )
+        assert value.dtype == dtype, f"{spec.name}: returns {value.dtype} for {dtype} log-probs."
+        assert value.isfinite().all(), f"{spec.name}: not finite on ordinary data: {value.tolist()}."
+        assert any(g.count_nonzero() for g in gradients.values()), f"{spec.name}: the policy gets no gradient."
+    if spec.statistic is not None:
+        values = spec.statistic(data, **spec.check({}))
+        assert values.shape == value.shape, f"{spec.name}: its statistic has shape {tuple(values.shape)}."
+    if spec.metrics is not None:
+        for name, values in spec.metrics(data, **spec.check({})).items():
+            assert values.shape == value.shape, f"{spec.name}: its metric {name!r} has shape {tuple(values.shape)}."
+
+
+def check_gradient(spec: LossSpec) -> None:
+    """The gradient is the derivative of the value, by finite differences in float64."""
+    # Two responses a prompt: where a response stands in several pairs, values are equal, and sorting has a kink there.
+    data = inputs(spec, example(seed=1, prompts=4, responses=2 if spec.couples_batch else 3))
+    names = list(_trainable(data))
+
+    def value(*tensors: Tensor) -> Tensor:
+        return _call(spec, data.replace(**dict(zip(names, tensors, strict=True))))
+
+    leaves = tuple(v.detach().clone().requires_grad_() for v in _trainable(data).values())
+    try:
+        torch.autograd.gradcheck(value, leaves)
+    except RuntimeError as error:
+        raise AssertionError(f"{spec.name}: the gradient isn't the derivative of the value.\n{error}") from error
+
+
+def check_direction(spec: LossSpec) -> None:
+    """Raising the log-prob of the best response never raises the loss."""
+    # Up to margins where every loss that turns round anywhere has done so.
+    for seed in range(12):
+        responses = example(seed, prompts=20)
+        wide = {name: 2**seed * getattr(responses, name) for name in ("logps", "ref_logps", "token_logps")}
+        data = inputs(spec, responses.replace(**wide))
+        _, gradients = _with_gradient(spec, data)
+        if isinstance(data, RankedResponses):
+            best = data.ranks == 0
+            slope = gradients["logps"][best]
+            if "token_logps" in gradients:
+                slope = slope + gradients["token_logps"][best].sum(dim=1)
+        else:
+            slope = gradients["chosen_logps"]
+            if "chosen_token_logps" in gradients:
+                slope = slope + gradients["chosen_token_logps"].sum(dim=1)
+        assert (slope <= 1e-12).all(), (
+            f"{spec.name}: raising the log-prob of the better response raises the loss (slope {slope.max():.3g}). Is a "
+            "sign wrong? If the paper means it so, call check_loss(..., monotone=False)."
+        )
+
+
+def check_order(spec: LossSpec) -> None:
+    """The order in which prompts, pairs and responses stand has no influence."""
+    responses = example(seed=2, prompts=4)
+    data = inputs(spec, responses)
+    value = _call(spec, data)
+    index = torch.arange(len(data)).flip(0)
+    turned = _call(spec, _take(data, index))
+    if spec.couples_batch:
+        # What pairs share may be dealt out among equals in any way; only the sum is fixed.
+        _same(spec, turned.sum(), value.sum(), "the order within the batch matters.")
+    else:
+        _same(spec, turned, value[index], "the order within the batch matters.")
+    if spec.listwise:
+        columns = torch.tensor([2, 0, 3, 1])
+        fields = {n: v for n, v in vars(responses).items() if isinstance(v, Tensor) and v.dim() > 1}
+        exchanged = responses.replace(**{name: tensor[:, columns] for name, tensor in fields.items()})
+        _same(spec, _call(spec, inputs(spec, exchanged)), value, "the order of a prompt's responses matters.")
+
+
+def check_shift(spec: LossSpec) -> None:
+    """A loss on differences of log-ratios doesn't change when all log-ratios of a prompt grow by the same amount."""
+    if not spec.f_divergence or spec.length_normalized or spec.reference_free:
+        return
+    responses = example(seed=3)
+    shift = torch.tensor([[0.5], [-3.0], [7.0]], dtype=torch.float64)
+    value = _call(spec, inputs(spec, responses))
+    shifted = _call(spec, inputs(spec, responses.replace(logps=responses.logps + shift)))
+    _same(spec, shifted, value, "declares f_divergence, but isn't a function of differences of log-ratios.")
+
+
+def check_sizes(spec: LossSpec) -> None:
+    """From 2 to 6 responses, ragged: each prompt has the loss it has alone, with only its own responses."""
+    responses = example(seed=4, prompts=6, responses=6, ragged=True)
+    kept = torch.tensor([2, 3, 4, 5, 6, 2])
+    responses = responses.replace(mask=torch.arange(6).expand(6, 6) < kept.unsqueeze(1))
+    data = inputs(spec, responses)
+    value, gradients = _with_gradient(spec, data)
+    assert value.isfinite().all(), f"{spec.name}: not finite with ragged K: {value.tolist()}."
+    if spec.couples_batch:
+        return
+    for row, count in enumerate(kept.tolist()):
+        index = torch.tensor([row])
+        fields = {n: v for n, v in vars(responses).items() if isinstance(v, Tensor)}
+        alone = responses.replace(**{name: tensor[index, :count] for name, tensor in fields.items()})
+        means = {"batch_mean": data.batch_mean, "running_mean": data.running_mean}
+        got, got_gradients = _with_gradient(spec, inputs(spec, alone).replace(**means))
+        rows = index if isinstance(data, RankedResponses) else torch.where(data.required("prompts") == row)[0]
+        what = f"a prompt with {count} of 6 responses differs from the same prompt alone"
+        _same(spec, got, value[rows], f"{what}.")
+        for name, gradient in got_gradients.items():
+            expected = gradients[name][rows]
+            expected = expected[:, :count] if spec.listwise else expected
+            _same(spec, gradient, expected, f"{what}, in the gradient of {name}.")
+
+
+def check_mask(spec: LossSpec) -> None:
+    """What stands where the mask is False has no influence on value or gradient; a fully masked prompt costs 0."""
+    clean = example(seed=5, prompts=4, ragged=True)
+    clean = clean.replace(mask=clean.mask & torch.tensor([[True], [True], [True], [False]]))
+    expected, expected_gradients = _masked(spec, clean)
+    for garbage in (math.nan, math.inf, -1e30):
+        dirty = clean.replace(
+            **{
+                name: tensor.clone().masked_fill_(~_fit(clean.mask, tensor), garbage)
+                for name in ("logps", "ref_logps", "scores", "token_logps", "ref_token_logps")
+                if (tensor := getattr(clean, name)) is not None
+            },
+            lengths=clean.lengths.masked_fill(~clean.mask, 0),
+            ranks=clean.ranks.masked_fill(~clean.mask, -7),
+        )
+        value, gradients = _masked(spec, dirty)
+        _same(spec, value, expected, f"{garbage} in a masked response changes the loss.")
+        for name, gradient in gradients.items():
+            _same(spec, gradient, expected_gradients[name], f"{garbage} in a masked response reaches a gradient.")
+    if spec.listwise:
+        assert expected[3] == 0, f"{spec.name}: a fully masked prompt costs {expected[3].item()}, expected 0."
+    for name, gradient in expected_gradients.items():
+        hidden = gradient[~_fit(clean.mask, gradient)]
+        assert hidden.count_nonzero() == 0, f"{spec.name}: masked responses get a gradient in {name}."
+    nothing = clean.replace(mask=torch.zeros_like(clean.mask))
+    value, gradients = _masked(spec, nothing)
+    assert value.count_nonzero() == 0, f"{spec.name}: a batch with no response at all costs {value.tolist()}."
+    assert all(g.count_nonzero() == 0 for g in gradients.values()), f"{spec.name}: no response, but a gradient."
+
+
+def _fit(mask: Tensor, tensor: Tensor) -> Tensor:
+    return mask.unsqueeze(2).expand_as(tensor) if tensor.dim() == 3 else mask
+
+
+def _masked(spec: LossSpec, responses: RankedResponses) -> tuple[Tensor, dict[str, Tensor]]:
+    """Value and gradient with respect to the rankings, also for a pairwise loss."""
+    names = [n for n in ("logps", "token_logps") if n == "logps" or "token_logps" in spec.needs]
+    leaves = {name: getattr(responses, name).detach().clone().requires_grad_() for name in names}
+    data = inputs(spec, responses.replace(**leaves))
+    if spec.statistic is not None:  # the mean over no pair at all is not a number
+        data = data.replace(batch_mean=torch.tensor(0.3).double(), running_mean=torch.tensor(0.2).double())
+    value = _call(spec, data)
+    gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return value.detach(), dict(zip(names, gradients, strict=True))
+
+
+def check_extremes(spec: LossSpec) -> None:
+    """Log-probs and margins of 0 and of +-10,000 give finite values and gradients in float32 and bfloat16."""
+    values = torch.tensor([0.0, -1.0, -1e4])
+    policy = torch.cartesian_prod(values, values, values, values)  # chosen, rejected, and both under the reference
+    for dtype in (torch.float32, torch.bfloat16):
+        for length in (1, 100):
+            rows = policy.to(dtype)
+            responses = RankedResponses(
+                logps=rows[:, :2],
+                ref_logps=rows[:, 2:],
+                lengths=torch.full((len(rows), 2), length),
+                ranks=torch.tensor([0, 1]).expand(len(rows), 2),
+                mask=torch.ones(len(rows), 2, dtype=torch.bool),
+                scores=torch.tensor([1.0, 0.0], dtype=dtype).expand(len(rows), 2),
+                token_logps=(rows[:, :2] / length).unsqueeze(2).expand(-1, -1, length),
+                ref_token_logps=(rows[:, 2:] / length).unsqueeze(2).expand(-1, -1, length),
+            )
+            value, gradients = _with_gradient(spec, inputs(spec, responses))
+            for what, tensor in {"value": value, **{f"gradient of {n}": g for n, g in gradients.items()}}.items():
+                broken = (~tensor.isfinite()).reshape(len(rows), -1).any(dim=1)
+                assert not broken.any(), (
+                    f"{spec.name}: {what} not finite in {dtype} for log-probs {rows[broken][0].tolist()} (chosen, "
+                    f"rejected, and both under the reference) of {length} tokens. Use logsigmoid, logsumexp, log1p."
+                )
+
+
+def check_reference(spec: LossSpec) -> None:
+    """A reference-free loss doesn't look at the reference; any other says so when it is missing."""
+    responses = example(seed=6)
+    data = inputs(spec, responses)
+    names = ("ref_logps",) if spec.listwise else ("ref_chosen_logps", "ref_rejected_logps")
+    if spec.reference_free:
+        nan = torch.full_like(responses.logps if spec.listwise else data.chosen_logps, math.nan)  # type: ignore[union-attr]
+        value = _call(spec, data.replace(**dict.fromkeys(names, nan)))
+        _same(spec, value, _call(spec, data), "declares reference_free=True, but NaN reference log-probs change it.")
+        return
+    with suppress(MissingReferenceError):
+        _call(spec, data.replace(**dict.fromkeys(names)))
+        raise AssertionError(
+            f"{spec.name}: gives a value without reference log-probs; register it with reference_free=True."
+        )
+
+
+def check_needs(spec: LossSpec) -> None:
+    """Each declared need is read, and a missing one raises `MissingInputError`."""
+    data = inputs(spec, example(seed=7))
+    prefixes = ("",) if spec.listwise else ("chosen_", "rejected_")
+    fields = {
+        "scores": [f"{p}scores" for p in prefixes],
+        "ties": ["ties"],
+        "token_logps": [f"{p}token_logps" for p in prefixes],
+    }
+    missing = {need: fields[need] for need in sorted(spec.needs)}
+    if spec.statistic is not None:
+        missing["statistic"] = ["batch_mean", "running_mean"]
+    for need, names in missing.items():
+        with suppress(MissingInputError):
+            _call(spec, data.replace(**dict.fromkeys(names)))
+            raise AssertionError(f"{spec.name}: declares {need!r}, but gives a value without it; drop the declaration.")
+
+
+def check_bounds(spec: LossSpec) -> None:
+    """Every default is allowed; values outside the bounds, not finite, or of another type raise."""
+    spec.check({name: h.default for name, h in spec.hyperparameters.items()})
+    for name, hyperparameter in spec.hyperparameters.items():
+        wrong: list[Any] = [[], math.nan] if hyperparameter.type is float else [[]]
+        for sign, limit in hyperparameter.bounds:
+            step = 1 if hyperparameter.type is int else 1e-9
+            outside = limit - step if sign in (">", ">=") else limit + step
+            wrong += [outside, limit] if sign in (">", "<") else [outside]
+            if sign in (">=", "<="):
+                spec.check({name: limit})
+        for value in wrong:
+            with suppress(HyperparameterError):
+                spec.check({name: value})
+                raise AssertionError(f"{spec.name}: {name}={value!r} is accepted.")
+
+
+def check_example(spec: LossSpec) -> None:
+    """The examples in the docstring, if there are any, give what they say."""
+    module = inspect.getmodule(spec.fn)
+    report: list[str] = []
+    runner = doctest.DocTestRunner(verbose=False)
+    for test in doctest.DocTestFinder(recurse=False).find(spec.fn, spec.name, globs=dict(vars(module or object))):
+        runner.run(test, out=report.append)
+    assert not runner.failures, f"{spec.name}: its example is wrong.\n{''.join(report)}"
+
+
+CHECKS: tuple[Callable[[LossSpec], None], ...] = (
+    check_form,
+    check_gradient,
+    check_order,
+    check_shift,
+    check_sizes,
+    check_mask,
+    check_extremes,
+    check_reference,
+    check_needs,
+    check_bounds,
+    check_example,
+)
+
+
+def check_loss(loss: str | Callable[..., Tensor], *, monotone: bool = True) -> None:
+    """Check a registered loss: form, gradient, order, masks, extremes, declared needs, bounds and example.
+
+    Args:
+        loss: its registered name, or the registered function.
+        monotone: whether raising the log-prob of the better response must never raise the loss. Set it to False for a
+            loss that means to turn round (a regression on a target, smoothed labels).
+
+    Raises:
+        AssertionError: a check failed; the message names the loss and says what is wrong.
+        UnknownNameError: no such loss.
+        ValueError: a function that isn't registered.
+
+    >>> check_loss("dpo")
+    """
+    if isinstance(loss, str):
+        spec = get_loss(loss)
+    else:
+        found = [s for s in list_losses() if s.fn is loss]
+        if not found:
+            raise ValueError(f"{loss!r} is not registered; put @register_loss(...) on it first.")
+        spec = found[0]
+    for check in CHECKS:
+        check(spec)
+    if monotone:
+        check_direction(spec)
