@@ -37,6 +37,9 @@ class PreferenceConfig(DPOConfig):
         label_smoothing, discopop_tau: TRL's fields; they go to every loss that has them, None as above.
         pairing: the pairs a ranking of K > 2 gives to pairwise losses: `all`, `best_vs_rest`, `adjacent`,
             `best_vs_worst`.
+        prefix_sharing: compute each prompt once for all its responses: `auto` where the model can (checked before
+            training) and a batch becomes cheaper by it, `true` insists, `false` doesn't.
+        packing: put several prompts with their responses in a row, as far as that fills padding.
         invalid_rows: `error` stops at unusable rows and names them; `drop` leaves them out and counts them.
 
     Raises:
@@ -69,6 +72,16 @@ class PreferenceConfig(DPOConfig):
             "choices": list(PAIRINGS),
         },
     )
+    prefix_sharing: str | bool = field(
+        default="auto",
+        metadata={
+            "help": "Compute each prompt once for all its responses.",
+            "choices": ["auto", "true", "false"],
+        },
+    )
+    packing: bool = field(
+        default=True, metadata={"help": "Put several prompts with their responses in a row, where that fills padding."}
+    )
     invalid_rows: Literal["error", "drop"] = field(
         default="error",
         metadata={
@@ -80,6 +93,8 @@ class PreferenceConfig(DPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _one_of("pairing", self.pairing, PAIRINGS)
+        self.prefix_sharing = str(self.prefix_sharing).lower()
+        _one_of("prefix_sharing", self.prefix_sharing, ("auto", "true", "false"))
         _one_of("invalid_rows", self.invalid_rows, ("error", "drop"))
         _one_of("f_divergence_type", self.f_divergence_type, F_DIVERGENCES)
         if self.truncation_mode != "keep_start":

@@ -16,13 +16,17 @@ from accelerate.utils import is_peft_model, tqdm
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 
 from ..data.collator import PreferenceCollator
 from ..data.format import format_dataset
 from ..data.tokenize import TOKEN_COLUMNS, tokenize_dataset
-from ..modeling.layout import gather_token_logps, padded_layout
+from ..modeling.layout import Group, gather_token_logps, padded_layout
+from ..modeling.logps import add_compact_head
+from ..modeling.masks import model_inputs
+from ..modeling.prefix_sharing import plan_rows
 from ..types import MissingReferenceError, RankedResponses
 from . import checks
 from ._trl import disable_gradient_checkpointing, plain_dpo_config, use_adapter
@@ -33,8 +37,8 @@ from .objective import Objective, RunningMean
 logger = logging.getLogger(__name__)
 
 _NO_REFERENCE: Any = object()
-_MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
 _LOSS_STATE = "loss_state.json"
+_SHARING: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 
 
 class PreferenceTrainer(DPOTrainer):
@@ -102,6 +106,7 @@ class PreferenceTrainer(DPOTrainer):
             ref_model = self._frozen_copy(model, peft_config=kwargs.get("peft_config"))
 
         self._formatted = True
+        self._rows_planned = False
         with plain_dpo_config(args):
             super().__init__(
                 model=model,
@@ -113,6 +118,34 @@ class PreferenceTrainer(DPOTrainer):
                 **kwargs,
             )
         self._formatted = False
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            self.add_callback(_PlanRowsWhenWrapped(self))  # sharded weights can't run before `train` wraps the model
+        else:
+            self._plan_rows(self.model)
+
+    def _plan_rows(self, model: nn.Module, full_precision: bool = True) -> None:
+        """Decide how batches are laid out, once: run one group through plain and through shared rows and compare."""
+        if self._rows_planned:
+            return
+        self._rows_planned = True
+        for patched in (self.model, self.ref_model):
+            if patched is not None:
+                base = self.accelerator.unwrap_model(patched)
+                add_compact_head(base.get_base_model() if is_peft_model(base) else base)
+        row = next(iter(cast(Any, self.train_dataset)))
+        layout = plan_rows(
+            model,
+            self.model.config,
+            Group(row["prompt_ids"], row["completion_ids"]),
+            prefix_sharing=_SHARING[str(self.args.prefix_sharing)],
+            packing=self.args.packing,
+            last_tokens=self.aux_loss_enabled,
+            full_precision=full_precision,
+        )
+        if self.is_world_process_zero():
+            log = logger.info if layout.share or self.args.prefix_sharing == "false" else logger.warning
+            log(layout.note)
+        self.data_collator = PreferenceCollator(layout)
 
     # Reference
 
@@ -197,13 +230,14 @@ class PreferenceTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         if isinstance(dataset, IterableDataset):
             raise ValueError("precompute_ref_log_probs=True needs a map-style dataset; this one streams. Set it False.")
+        self._plan_rows(self.model)
         # Every process computes the whole dataset's values for itself: no gathering of ragged rows.
         loader = DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
         rows: list[list[list[float]]] = []
         for batch in tqdm(loader, desc=f"Computing reference log-probs for {name} dataset"):
             batch = self._prepare_inputs(batch)
             with self.reference() as reference, self.accelerator.autocast():
-                values = self._token_logps(self._forward(reference, batch), batch)
+                values = self._token_logps(self._forward(reference, self._model_inputs(batch)), batch)
             lengths = batch["lengths"].tolist()
             for row, row_lengths in zip(values.tolist(), lengths, strict=True):
                 rows.append([v[:n] for v, n in zip(row, row_lengths, strict=True) if n])
@@ -222,9 +256,10 @@ class PreferenceTrainer(DPOTrainer):
     ) -> Any:
         """Return the loss of a micro-batch, scaled so that the whole step averages over its prompts."""
         training = self.model.training
+        arguments = self._model_inputs(inputs)
         router: dict[str, Any] = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = self._forward(model, inputs, **router)
-        responses = self._responses(outputs, inputs)
+        outputs = self._forward(model, arguments, **router)
+        responses = self._responses(outputs, arguments, inputs)
         per_prompt, loss_metrics = self.objective(responses, training=training, global_mean=self._global_mean)
         loss = per_prompt.mean()
         if num_items_in_batch is not None:
@@ -238,8 +273,12 @@ class PreferenceTrainer(DPOTrainer):
             self._record("train" if training else "eval", outputs, inputs, responses, loss_metrics)
         return (loss, outputs) if return_outputs else loss
 
-    def _forward(self, model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:
-        arguments: dict[str, Any] = {name: inputs[name] for name in _MODEL_INPUTS if name in inputs}
+    def _model_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        # Built once a batch, for policy and reference: the attention mask of shared rows is quadratic.
+        return model_inputs(self.model.config, inputs, self.model.get_input_embeddings().weight.dtype)
+
+    @staticmethod
+    def _forward(model: Any, arguments: dict[str, Any], **options: Any) -> Any:
         return model(**arguments, **options, use_cache=False, fused_lm_head=True)
 
     @staticmethod
@@ -250,14 +289,14 @@ class PreferenceTrainer(DPOTrainer):
     def _token_logps(self, outputs: Any, inputs: dict[str, Tensor]) -> Tensor:
         return self._by_response(outputs.log_probs, inputs)
 
-    def _responses(self, outputs: Any, inputs: dict[str, Tensor]) -> RankedResponses:
+    def _responses(self, outputs: Any, arguments: dict[str, Any], inputs: dict[str, Tensor]) -> RankedResponses:
         token_logps = self._token_logps(outputs, inputs)
         ref_token_logps = None
         if self.objective.reads_reference:
             ref_token_logps = inputs.get("ref_token_logps")
             if ref_token_logps is None:
                 with self.reference() as reference:
-                    ref_token_logps = self._token_logps(self._forward(reference, inputs), inputs)
+                    ref_token_logps = self._token_logps(self._forward(reference, arguments), inputs)
         weights = None
         if self.use_weighting:
             with torch.no_grad():  # WPO, arXiv 2406.11827, Eq. 2
@@ -305,7 +344,7 @@ class PreferenceTrainer(DPOTrainer):
         totals |= {name: (values.sum(), prompts) for name, values in loss_metrics.items()}
         if self.aux_loss_enabled:
             totals["aux_loss"] = (outputs.aux_loss, torch.tensor(1))
-        tokens = inputs["attention_mask"].sum()
+        tokens = inputs["attention_mask" if "attention_mask" in inputs else "token_mask"].sum()
 
         device = responses.logps.device
         flat = torch.stack(
@@ -340,6 +379,14 @@ class PreferenceTrainer(DPOTrainer):
         if os.path.exists(path):
             with open(path) as file:
                 self.objective.running_means = {k: RunningMean(**v) for k, v in json.load(file).items()}
+
+
+class _PlanRowsWhenWrapped(TrainerCallback):
+    def __init__(self, trainer: PreferenceTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._plan_rows(self.trainer.model_wrapped, full_precision=False)
 
 
 def _is_tokenized(dataset: Any) -> bool:
