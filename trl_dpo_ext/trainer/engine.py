@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 import logging
 import os
@@ -132,11 +133,11 @@ class PreferenceTrainer(DPOTrainer):
             if patched is not None:
                 base = self.accelerator.unwrap_model(patched)
                 add_compact_head(base.get_base_model() if is_peft_model(base) else base)
-        row = next(iter(cast(Any, self.train_dataset)))
+        rows = itertools.islice(cast(Any, self.train_dataset), 8)
         layout = plan_rows(
             model,
             self.model.config,
-            Group(row["prompt_ids"], row["completion_ids"]),
+            [Group(row["prompt_ids"], row["completion_ids"]) for row in rows],
             prefix_sharing=_SHARING[str(self.args.prefix_sharing)],
             packing=self.args.packing,
             last_tokens=self.aux_loss_enabled,
