@@ -1,0 +1,204 @@
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from trl.trainer.utils import add_fused_lm_head
+
+from tests.helpers import tiny_model, tiny_tokenizer
+from trl_dpo_ext.evaluation import sample, sequence_logps
+
+PROMPTS = ["the film was", "a", "two sisters who lose their house by the sea", "great actors", "no plot at all"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer):
+    return tiny_model(tokenizer)
+
+
+def draw(model, tokenizer, prompts=PROMPTS, **options):
+    return sample(model, tokenizer, prompts, **{"max_new_tokens": 8, "progress": False, **options})
+
+
+def test_same_seed_same_samples(model, tokenizer):
+    assert draw(model, tokenizer, seed=3) == draw(model, tokenizer, seed=3)
+    assert draw(model, tokenizer, seed=3) != draw(model, tokenizer, seed=4)
+
+
+def test_batches_have_streams_of_their_own(model, tokenizer):
+    both = draw(model, tokenizer, ["a"] * 6, batch_size=3)
+    assert both.completion_ids[:3] != both.completion_ids[3:]
+    # The second batch draws the same whatever the first one was, and however soon it ended.
+    other = draw(model, tokenizer, ["the film was"] * 3 + ["a"] * 3, batch_size=3)
+    assert other.completion_ids[3:] == both.completion_ids[3:]
+
+
+def test_the_callers_random_state_is_left_alone(model, tokenizer):
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    draw(model, tokenizer, seed=1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_greedy_is_the_plain_argmax_whatever_the_batch(model, tokenizer, batch_size):
+    samples = draw(model, tokenizer, temperature=0.0, batch_size=batch_size)
+    for prompt, ids in zip(PROMPTS, samples.completion_ids, strict=True):
+        expected = tokenizer(prompt)["input_ids"]
+        start = len(expected)
+        while len(expected) < start + 8 and (len(expected) == start or expected[-1] != tokenizer.eos_token_id):
+            with torch.no_grad():
+                expected = [*expected, model(torch.tensor([expected])).logits[0, -1].argmax().item()]
+        assert ids == expected[start:]
+
+
+def test_tokens_come_from_the_whole_distribution(tokenizer):
+    model = tiny_model(tokenizer, initializer_range=0.05)  # nearly uniform over 320 tokens
+    model.generation_config.update(top_k=2, top_p=0.5, temperature=0.3, min_p=0.5, repetition_penalty=5.0)
+    ids = draw(model, tokenizer, ["the film was"] * 4000, max_new_tokens=1, batch_size=4000).completion_ids
+    counts = torch.bincount(torch.tensor(ids).flatten(), minlength=len(tokenizer)).double()
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer("the film was")["input_ids"]])).logits[0, -1].double()
+    expected = 4000 * logits.softmax(0)
+    # Chi-square with 319 degrees of freedom: mean 319, standard deviation 25.
+    assert ((counts - expected) ** 2 / expected).sum() < 319 + 4 * 25
+
+
+def test_temperature_scales_the_logits(tokenizer):
+    model = tiny_model(tokenizer)
+    ids = draw(model, tokenizer, ["a"] * 4000, max_new_tokens=1, batch_size=4000, temperature=2.0).completion_ids
+    counts = torch.bincount(torch.tensor(ids).flatten(), minlength=len(tokenizer)).double()
+    with torch.no_grad():
+        probs = (model(torch.tensor([tokenizer("a")["input_ids"]])).logits[0, -1].double() / 2).softmax(0)
+    top = probs.argmax()
+    assert abs(counts[top] / 4000 - probs[top]) < 4 * (probs[top] * (1 - probs[top]) / 4000) ** 0.5
+
+
+def test_a_completion_ends_with_its_first_eos(model, tokenizer):
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # uniform: one token in 320 is EOS
+    samples = draw(model, tokenizer, ["a"] * 64, max_new_tokens=64)
+    eos = tokenizer.eos_token_id
+    ended = [ids for ids in samples.completion_ids if eos in ids]
+    assert ended
+    assert all(ids.index(eos) == len(ids) - 1 for ids in ended)
+    assert all(len(ids) == 64 for ids in samples.completion_ids if eos not in ids)
+    assert not any(tokenizer.eos_token in text for text in samples.completions)
+
+
+def test_several_end_tokens_of_the_generation_config_count(model, tokenizer):
+    model.generation_config.eos_token_id = list(range(0, len(tokenizer), 2))
+    for ids in draw(model, tokenizer).completion_ids:
+        assert all(token % 2 for token in ids[:-1])
+
+
+def test_text_keeps_its_leading_space():
+    vocabulary = {"▁the": 0, "▁film": 1, "s": 2, "<eos>": 3}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="s"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()  # as Llama 2's: drops the first space of what it decodes
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")
+    assert tokenizer.decode([1]) == "film"
+    samples = draw(tiny_model(tokenizer), tokenizer, ["the"] * 16, max_new_tokens=3)
+    assert any(ids[0] == 1 for ids in samples.completion_ids)
+    for prompt, text, ids in zip(samples.prompts, samples.completions, samples.completion_ids, strict=True):
+        whole = "".join({0: " the", 1: " film", 2: "s", 3: ""}[token] for token in [0, *ids])
+        assert prompt + text == whole[1:]
+
+
+def test_one_bos(model):
+    tokenizer = tiny_tokenizer(add_bos=True)
+    plain = draw(model, tokenizer, ["a film"])
+    templated = draw(model, tokenizer, [tokenizer.bos_token + "a film"])
+    assert plain.prompt_ids == templated.prompt_ids
+    assert plain.prompt_ids[0].count(tokenizer.bos_token_id) == 1
+
+
+def test_modes_are_restored(model, tokenizer):
+    model.train()
+    model.model.layers[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    draw(model, tokenizer)
+    sequence_logps(model, [[1]], [[2]])
+    assert {name: module.training for name, module in model.named_modules()} == before
+    with pytest.raises(IndexError):
+        sequence_logps(model, [[1]], [[len(tokenizer)]])
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+def test_dropout_is_off(tokenizer):
+    model = tiny_model(tokenizer, attention_dropout=0.5)
+    expected = draw(model, tokenizer)
+    assert draw(model.train(), tokenizer) == expected
+
+
+def test_a_model_in_the_middle_of_training_samples_the_same(model, tokenizer):
+    trained = get_peft_model(
+        copy.deepcopy(model), LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    )
+    add_fused_lm_head(trained.get_base_model())
+    trained.gradient_checkpointing_enable()
+    trained.enable_input_require_grads()
+    trained.config.use_cache = False
+    trained.train()
+    assert draw(trained, tokenizer) == draw(model, tokenizer)
+    prompts, completions = [[5, 6], [7]], [[8, 9, 10], [11]]
+    assert torch.equal(sequence_logps(trained, prompts, completions), sequence_logps(model, prompts, completions))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "error", "message"),
+    [
+        ([], {}, ValueError, "at least one string"),
+        ("one string", {}, ValueError, "'one string'"),
+        (["a", [{"role": "user", "content": "a"}]], {}, TypeError, r"prompts\[1\] is a list.*chat template"),
+        (["a", ""], {}, ValueError, r"prompts\[1\]=''"),
+        (["a"], {"max_new_tokens": 0}, ValueError, "max_new_tokens=0.*>= 1"),
+        (["a"], {"batch_size": 0}, ValueError, "batch_size=0.*>= 1"),
+        (["a"], {"temperature": -1.0}, ValueError, "temperature=-1.0.*>= 0"),
+        (["a"], {"temperature": float("nan")}, ValueError, "temperature=nan"),
+    ],
+)
+def test_bad_arguments(model, tokenizer, prompts, options, error, message):
+    with pytest.raises(error, match=message):
+        draw(model, tokenizer, prompts, **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_sequence_logps_against_float64(model, batch_size):
+    prompts = [[5, 6, 7], [8], [9, 10], [11], [12, 13]]
+    completions = [[14], [15, 16, 17, 18], [19, 20], [], [3, 3, 3]]
+    logps = sequence_logps(model, prompts, completions, batch_size=batch_size)
+    assert logps.dtype == torch.float32
+    exact = copy.deepcopy(model).double()
+    for value, prompt, completion in zip(logps, prompts, completions, strict=True):
+        expected = 0.0
+        for position, token in enumerate(completion):
+            with torch.no_grad():
+                logits = exact(torch.tensor([prompt + completion[:position]])).logits[0, -1]
+            expected += (logits[token] - logits.exp().sum().log()).item()
+        assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_sequence_logps_of_a_bfloat16_model_are_summed_in_float32(model):
+    logps = sequence_logps(model.bfloat16(), [[5]], [list(range(6, 60))])
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, *range(6, 59)]])).logits[0].double()
+    expected = logits.log_softmax(-1)[range(54), range(6, 60)].sum().item()
+    assert logps.item() == pytest.approx(expected, rel=1e-4)  # bfloat16 keeps 3 digits
+
+
+def test_sequence_logps_refuses_what_has_no_value(model):
+    with pytest.raises(ValueError, match="2 prompts but 1 completions"):
+        sequence_logps(model, [[1], [2]], [[3]])
+    with pytest.raises(ValueError, match="no tokens"):
+        sequence_logps(model, [[]], [[3]])
+    assert sequence_logps(model, [], []).shape == (0,)
