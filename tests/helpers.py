@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -193,22 +194,32 @@ def training_args(folder: str | Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+def free_port() -> int:
+    """A TCP port that nobody listens on, for `accelerate launch --main_process_port` and torchrun."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 def run_python(*arguments: str, env: dict[str, str] | None = None, timeout: float = 300) -> str:
     """Run Python in a fresh process from the repository's root; return what it printed.
 
     Raises:
         AssertionError: it failed; the message holds the end of its stderr.
     """
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        check=False,
     )
-    assert done.returncode == 0, (
-        f"{arguments} ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-4000:]}"
-    )
-    return done.stdout
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # not kill: a launcher ends its workers first
+        out, err = process.communicate()
+        err += f"\nIt was ended after {timeout} s."
+    assert process.returncode == 0, f"{arguments} ended with {process.returncode}:\n{out[-1000:]}\n{err[-4000:]}"
+    return out

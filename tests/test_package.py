@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import trl_dpo_ext
-from tests.helpers import ROOT, run_python
+from tests.helpers import ROOT, free_port, run_python
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
@@ -86,7 +86,15 @@ def test_two_cpu_processes_find_each_other(tmp_path):
         "accelerator.print('processes', int(accelerator.reduce(torch.ones(()))))\n"
     )
     config = str(ROOT / "recipes" / "accelerate" / "cpu_2.yaml")
-    launch = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", config, str(script)]
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--main_process_port",
+        str(free_port()),
+        "--config_file",
+        config,
+        str(script),
+    ]
     assert "processes 2\n" in run_python(*launch, env={"ACCELERATE_USE_CPU": "true"})
 
 
