@@ -1,0 +1,80 @@
+"""Who may import whom, as the design says; read from the source, imports inside functions included."""
+
+import ast
+import sys
+
+import pytest
+
+from tests.helpers import ROOT
+
+PACKAGE = ROOT / "trl_dpo_ext"
+HUGGING_FACE = {"accelerate", "datasets", "peft", "transformers", "trl"}
+
+# Part of the package -> the other parts it may import. Parts that aren't named here (parsing, cli, ...) may import any.
+INTERNAL = {
+    "registry": set(),
+    "types": set(),
+    "losses": {"registry", "types"},
+    "modeling": {"registry", "types"},
+    "data": {"registry", "types", "modeling"},
+    "evaluation": {"registry", "types", "modeling"},
+    "reference": {"registry", "types", "modeling", "data"},
+    "trainer": {"registry", "types", "losses", "modeling", "data", "reference"},
+}
+# Part -> what it may import from outside, beside the standard library. The others are free.
+EXTERNAL = {
+    "registry": set(),
+    "types": {"torch"},
+    "losses": {"torch", "annotated_types"},
+}
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Yield (line, absolute dotted name) of each import; `from x import y` gives x.y."""
+    package = ["trl_dpo_ext", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}"
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_design(path):
+    part = part_of(path)
+    for line, name in imports(path):
+        where = f"{path.relative_to(ROOT)}:{line} imports {name}"
+        top, *rest = name.split(".")
+        if top == "trl_dpo_ext":
+            other = rest[0] if rest else ""
+            assert other == part or part not in INTERNAL or other in INTERNAL[part], where
+        elif top not in sys.stdlib_module_names:
+            assert part not in EXTERNAL or top in EXTERNAL[part], where
+        if top == "trl" and len(rest) > 1:  # trl.x.y: below the names that TRL exports
+            assert path == PACKAGE / "trainer" / "_trl.py", f"{where}; only trainer/_trl.py touches TRL's insides"
+
+
+def test_the_reader_sees_each_kind_of_import(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.test_architecture.PACKAGE", tmp_path)
+    (tmp_path / "data").mkdir()
+    source = tmp_path / "data" / "x.py"
+    source.write_text(
+        "import trl.trainer.utils\nfrom ..types import A\nfrom .format import B\ndef f():\n    from trl import C\n"
+    )
+    assert list(imports(source)) == [
+        (1, "trl.trainer.utils"),
+        (2, "trl_dpo_ext.types.A"),
+        (3, "trl_dpo_ext.data.format.B"),
+        (5, "trl.C"),
+    ]
