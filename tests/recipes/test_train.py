@@ -63,7 +63,7 @@ def recipe(tmp_path, tiny_model_dir, data_dir):
 
 
 def test_a_run_leaves_what_the_docs_promise(train, recipe, tmp_path, capsys):
-    train.main(recipe(reward="vader", eval_prompts=4, eval_max_new_tokens=4))
+    train.main(recipe(reward="vader", eval_prompts=4, eval_max_new_tokens=4, prefix_sharing=True))
     out = tmp_path / "out"
     for name in ("adapter_model.safetensors", "tokenizer.json", "recipe.yaml", "curves.png"):
         assert (out / name).stat().st_size > 0
@@ -115,6 +115,7 @@ def test_a_third_party_loss_trains_without_touching_the_package(recipe, tmp_path
     ("changes", "said"),
     [
         ({"loss_type": "plackett_luse"}, ["'plackett_luse'", "'plackett_luce'"]),
+        ({"prefix_sharing": "maybe"}, ["prefix_sharing='maybe'", "auto"]),
         ({"btea": 2.0}, ["'btea'", "'beta'"]),
         ({"loss_kwargs": {"plackett_luce": {"top": 1}}}, ["'top'", "'top_k'"]),
         ({"loss_kwargs": {"plackett_luce": {"beta": -1.0}}}, ["beta=-1.0", "> 0"]),

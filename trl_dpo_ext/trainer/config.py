@@ -72,12 +72,8 @@ class PreferenceConfig(DPOConfig):
             "choices": list(PAIRINGS),
         },
     )
-    prefix_sharing: str | bool = field(
-        default="auto",
-        metadata={
-            "help": "Compute each prompt once for all its responses.",
-            "choices": ["auto", "true", "false"],
-        },
+    prefix_sharing: str = field(
+        default="auto", metadata={"help": "Compute each prompt once for all its responses: auto, true or false."}
     )
     packing: bool = field(
         default=True, metadata={"help": "Put several prompts with their responses in a row, where that fills padding."}
