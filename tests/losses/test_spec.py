@@ -221,6 +221,31 @@ def test_the_function_comes_back_unchanged_and_may_register_twice():
     assert register_loss("twice")(twice) is twice
 
 
+def test_a_function_defined_again_in_a_notebook_takes_the_place_of_the_first():
+    cell = """
+from trl_dpo_ext import PreferencePairs, register_loss
+@register_loss("notebook")
+def {name}(pairs: PreferencePairs, *, beta: float = {beta}):
+    return beta * pairs.margins
+"""
+    for beta in (0.1, 0.2):
+        exec(cell.format(name="mine", beta=beta), {"__name__": "__main__"})
+    assert get_loss("notebook").check({}) == {"beta": 0.2}
+    for name, module in (("other", "__main__"), ("mine", "elsewhere")):
+        with pytest.raises(NameCollisionError):
+            exec(cell.format(name=name, beta=0.3), {"__name__": module})
+
+
+def test_only_a_notebook_may_define_a_function_again():
+    source = "from trl_dpo_ext import PreferencePairs\ndef mine(pairs: PreferencePairs): ..."
+    first, second = {"__name__": "a_module"}, {"__name__": "a_module"}
+    exec(source, first)
+    exec(source, second)
+    register_loss("notebook")(first["mine"])
+    with pytest.raises(NameCollisionError):
+        register_loss("notebook")(second["mine"])
+
+
 def test_a_taken_name_names_both_places():
     def other(pairs: PreferencePairs) -> Tensor: ...
 

@@ -47,7 +47,7 @@ def dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tenso
     return -F.logsigmoid(beta * pairs.margins)
 
 
-@register_loss("cdpo", paper="E. Mitchell, A note on DPO with noisy preferences", f_divergence=True)
+@register_loss("cdpo", paper="cDPO note (E. Mitchell)", f_divergence=True)
 def cdpo(
     pairs: PreferencePairs,
     *,

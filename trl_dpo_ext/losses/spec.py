@@ -189,7 +189,13 @@ class LossSpec:
         return {n: h.check(values.get(n, h.default), self.name) for n, h in self.hyperparameters.items()}
 
 
-_registry: Registry[LossSpec] = Registry("loss", "trl_dpo_ext.losses", same=lambda a, b: a.fn is b.fn)
+def _same(a: LossSpec, b: LossSpec) -> bool:
+    # A function of the running program that is defined again (a notebook's cell) takes the place of its predecessor.
+    home = [(spec.fn.__module__, spec.fn.__qualname__) for spec in (a, b)]
+    return a.fn is b.fn or (home[0] == home[1] and a.fn.__module__ == "__main__")
+
+
+_registry: Registry[LossSpec] = Registry("loss", "trl_dpo_ext.losses", same=_same)
 
 
 def register_loss(
@@ -218,14 +224,11 @@ def register_loss(
     Raises:
         RegistryError: the function doesn't have that form, or the name is taken by another function.
 
-    Example:
-        >>> import torch.nn.functional as F
-        >>> from trl_dpo_ext import PreferencePairs, get_loss, register_loss
-        >>> @register_loss("doc_hinge")
-        ... def doc_hinge(pairs: PreferencePairs, *, beta: float = 0.1):
-        ...     return F.relu(1 - beta * pairs.margins)
-        >>> get_loss("doc_hinge").hyperparameters["beta"].default
-        0.1
+    Example::
+
+        @register_loss("my_hinge", paper="1234.56789")
+        def my_hinge(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1):
+            return F.relu(1 - beta * pairs.margins)
     """
 
     def decorate(fn: LossFn) -> LossFn:

@@ -1,0 +1,8 @@
+"""`python -m trl_dpo_ext` is `trl-dpo-ext`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""The registry as text: rows of facts, Markdown for the docs and for the README."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from .spec import LossSpec, list_losses
+
+COLUMNS = ("name", "aliases", "K", "reference", "length-normalised", "reads", "paper", "summary")
+
+README_BEGIN, README_END = "<!-- losses:begin -->", "<!-- losses:end -->"
+
+_PAGE = """\
+# The losses
+
+This page is made from the registry by `trl-dpo-ext losses --markdown`; edit the docstrings, not this file.
+
+`loss_type` takes one or several of these names (or aliases: TRL's names are among them), `loss_kwargs` their
+hyperparameters. "pairs" losses work on any number of responses: `pairing` says which pairs a ranking gives. "list"
+losses read whole rankings. [Which one to take](choosing_a_loss.md), [how to add one](add_a_loss.md).
+
+Notation: log-probs are in nats and summed over the completion's tokens; a log-ratio is policy minus reference.
+"""
+
+
+def row(spec: LossSpec) -> tuple[str, ...]:
+    """Return the facts of a loss as text, in the order of `COLUMNS`."""
+    return (
+        spec.name,
+        ", ".join(spec.aliases),
+        "list" if spec.listwise else "pairs",
+        "no" if spec.reference_free else "yes",
+        "yes" if spec.length_normalized else "no",
+        ", ".join(reads(spec)),
+        spec.paper or "",
+        spec.summary,
+    )
+
+
+def reads(spec: LossSpec) -> list[str]:
+    """Return what a loss reads beyond log-probs, lengths and ranks: needs, and "batch" if it couples its pairs."""
+    batch = ["batch"] if spec.couples_batch or spec.statistic is not None else []
+    return sorted(spec.needs) + batch
+
+
+def requirements(spec: LossSpec) -> list[str]:
+    """Say in sentences what a loss needs, and which options go with it."""
+    found = ["A whole ranking of two or more responses." if spec.listwise else "Pairs; any K, through `pairing`."]
+    found.append("No reference model." if spec.reference_free else "A reference model, or its cached log-probs.")
+    if "scores" in spec.needs:
+        found.append("The data's scores.")
+    if "ties" in spec.needs:
+        found.append("Ties give pairs of their own.")
+    if "token_logps" in spec.needs:
+        found.append("Log-probs per token.")
+    if spec.couples_batch:
+        found.append("Couples the pairs of a batch, so gradient accumulation and batch size change it.")
+    if spec.statistic is not None:
+        kind = "mean over training" if spec.momentum is None else f"moving average (momentum {spec.momentum:g})"
+        found.append(f"A {kind} that the trainer keeps, equal on all processes and saved with checkpoints.")
+    if spec.f_divergence:
+        found.append("Goes with any `f_divergence_type`.")
+    for field, name in spec.trl_fields.items():
+        found.append(f"TRL's `{field}` sets `{name}`.")
+    return found
+
+
+def arguments(spec: LossSpec) -> dict[str, str]:
+    """Return what the docstring's Args say, by argument name, each as one line."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in spec.sections.get("Args", "").splitlines():
+        if not line.startswith(" "):
+            name, _, line = line.partition(":")
+        found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+    return found
+
+
+def hyperparameters(spec: LossSpec) -> list[tuple[str, str, str, str, str]]:
+    """Return name, type, default, bounds and meaning of each hyperparameter, as text."""
+    meaning = arguments(spec)
+    return [
+        (
+            name,
+            h.type.__name__ + (" or null" if h.optional else ""),
+            "null" if h.default is None else str(h.default),
+            h.bounds_text,
+            meaning.get(name, ""),
+        )
+        for name, h in spec.hyperparameters.items()
+    ]
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _paper(spec: LossSpec) -> str:
+    paper = spec.paper or ""
+    is_arxiv = paper.replace(".", "").isdigit()
+    return f"[{paper}](https://arxiv.org/abs/{paper})" if is_arxiv else paper
+
+
+def markdown_table(specs: Iterable[LossSpec]) -> str:
+    """Return the table of the docs: one row a loss, each linked to its section below."""
+    header = [column.capitalize() if column != "K" else column for column in COLUMNS]
+    rows = []
+    for spec in specs:
+        name, _, *middle, _, summary = row(spec)
+        rows.append([f"[`{name}`](#{name})", _quoted(spec.aliases), *middle, _paper(spec), summary])
+    return _table(header, rows)
+
+
+def markdown_page(specs: Iterable[LossSpec]) -> str:
+    """Return docs/losses.md: the table, and a section for each loss."""
+    specs = list(specs)
+    return "\n".join([_PAGE, markdown_table(specs), "", *(_section(spec) for spec in specs)])
+
+
+def _section(spec: LossSpec) -> str:
+    sections = spec.sections
+    parts = [f"## {spec.name}", spec.summary]
+    if spec.aliases:
+        parts.append(f"Also called {_quoted(spec.aliases)}.")
+    parts.append(f"```text\n{sections.get('Equation', '')}\n```")
+    if rows := hyperparameters(spec):
+        cells = [(f"`{name}`", *rest) for name, *rest in rows]
+        parts.append(_table(("Hyperparameter", "Type", "Default", "Bounds", "Meaning"), cells))
+    parts.append("\n".join(f"- {line}" for line in requirements(spec)))
+    for heading in ("Returns", "Reference", "Departures"):
+        parts.append(f"**{heading}.** {' '.join(sections.get(heading, '').split())}")
+    parts.append("**Relations.**\n\n" + "\n".join(f"- {line}" for line in sections.get("Relations", "").splitlines()))
+    parts.append(f"Defined in `{defined_in(spec)}`.\n")
+    return "\n\n".join(parts)
+
+
+def defined_in(spec: LossSpec) -> str:
+    """Return the module's path below its package, so that the text is the same on every machine."""
+    module = spec.fn.__module__
+    return "/".join(module.split(".")) + ".py"
+
+
+def readme_table(specs: Iterable[LossSpec]) -> str:
+    """Return the README's short table: the names by what they read, each with its number of losses."""
+    specs = list(specs)
+    kinds = [
+        ("Pairs, with a reference", [s for s in specs if not s.listwise and not s.reference_free]),
+        ("Pairs, no reference", [s for s in specs if not s.listwise and s.reference_free]),
+        ("Rankings, with a reference", [s for s in specs if s.listwise and not s.reference_free]),
+        ("Rankings, no reference", [s for s in specs if s.listwise and s.reference_free]),
+    ]
+    rows = [[f"{kind} ({len(found)})", _quoted(spec.name for spec in found)] for kind, found in kinds]
+    return _table(("Reads", "Losses"), rows)
+
+
+def update_readme(text: str, specs: Iterable[LossSpec]) -> str:
+    """Return a README's text with the table between `README_BEGIN` and `README_END` brought up to date.
+
+    Raises:
+        ValueError: the two markers are not there, once each and in this order.
+    """
+    before, begin, rest = text.partition(README_BEGIN)
+    _, end, after = rest.partition(README_END)
+    if not (begin and end) or README_BEGIN in rest or README_END in after:
+        raise ValueError(f"The README must hold {README_BEGIN} and, after it, {README_END}, once each.")
+    return f"{before}{README_BEGIN}\n\n{readme_table(specs)}\n\n{README_END}{after}"
+
+
+def built_in() -> list[LossSpec]:
+    """Return the losses of this package, without those of plugins and of the running program."""
+    return [spec for spec in list_losses() if spec.fn.__module__.startswith(f"{__package__}.")]
+
+
+def write_docs(root: Path) -> None:
+    """Write docs/losses.md and the README's table, below the root of a checkout."""
+    specs = built_in()
+    (root / "docs" / "losses.md").write_text(markdown_page(specs), encoding="utf-8")
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if README_BEGIN in text:
+        readme.write_text(update_readme(text, specs), encoding="utf-8")
