@@ -59,7 +59,7 @@ class RowLayout:
 def plan_rows(
     model: nn.Module,
     config: PreTrainedConfig,
-    group: Group,
+    groups: Sequence[Group],
     *,
     prefix_sharing: bool | Literal["auto"] = "auto",
     packing: bool = True,
@@ -70,7 +70,7 @@ def plan_rows(
 
     Args:
         model, config, full_precision: see `check_rows`. The model needs the fused head.
-        group: any group of the data.
+        groups: a few groups of the data; the longest is tried.
         prefix_sharing: "auto" shares where the model can, and where a batch becomes cheaper by it; True insists;
             False doesn't.
         packing: put several groups (or, unshared, several responses) in a row, as far as that fills padding.
@@ -94,6 +94,8 @@ def plan_rows(
             )
         if not packing:
             return RowLayout(note=note + RowLayout.note)
+    # A group of single tokens would show nothing.
+    group = max(groups, key=lambda group: min(len(group.prompt_ids), *map(len, group.completion_ids)))
     check = check_rows(model, config, group, share=share, full_precision=full_precision)
     if check.failure is not None:
         if prefix_sharing is True:
@@ -110,7 +112,7 @@ def plan_rows(
         pair_cost=_pair_cost(config),
         one_row=flash,
         last_tokens=last_tokens,
-        note=f"{note} (checked: log-probs differ by at most {check.error:.1g} nats).",
+        note=f"{note} (checked: log-probs differ by {check.error:.1g} nats a token).",
     )
 
 
