@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, IterableDataset
 from torch import nn
 
 from ..data.format import DataError
@@ -52,6 +53,19 @@ def check_arguments(
     }.items():
         if kwargs.get(name) is not None:
             raise ConfigError(f"{name} is not supported here: {instead}.")
+
+
+def check_dataset_type(dataset: Any, name: str) -> None:
+    """Refuse anything but one dataset of the `datasets` library.
+
+    Raises:
+        TypeError: a list of rows, a dictionary of splits, ...
+    """
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise TypeError(
+            f"{name} dataset: it is a {type(dataset).__name__}, expected a datasets.Dataset or IterableDataset. "
+            "Dataset.from_list makes one from a list of rows; of a dictionary of splits, give one."
+        )
 
 
 def check_needs(dataset: Any, objective: Objective, name: str) -> None:

@@ -102,7 +102,7 @@ class PreferenceConfig(DPOConfig):
             raise ConfigError(f"max_length={self.max_length} leaves no room for a prompt and a response.")
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ConfigError(f"ld_alpha={self.ld_alpha} is out of range, expected >= 0, <= 1.")
-        self._check_combination(self.objective())
+        self.objective()
 
     def objective(self) -> Objective:
         """Build the mix of losses this configuration asks for.
@@ -114,7 +114,7 @@ class PreferenceConfig(DPOConfig):
         if not specs:
             raise ConfigError("loss_type is empty; name at least one loss.")
         weights = self.loss_weights or [1.0] * len(specs)
-        return Objective(
+        objective = Objective(
             terms=[
                 Term(spec, values, weight)
                 for spec, values, weight in zip(specs, self._hyperparameters(specs), weights, strict=True)
@@ -122,6 +122,8 @@ class PreferenceConfig(DPOConfig):
             pairing=self.pairing,
             axes=Axes(self.f_divergence_type, self.f_alpha_divergence_coef, self.ld_alpha, self.use_weighting),
         )
+        self._check_combination(objective)
+        return objective
 
     def _hyperparameters(self, specs: list[LossSpec]) -> list[dict[str, Any]]:
         given = self.loss_kwargs or {}

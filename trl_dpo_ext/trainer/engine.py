@@ -198,23 +198,27 @@ class PreferenceTrainer(DPOTrainer):
     # Data
 
     def _format(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:
-        if dataset is None or _is_tokenized(dataset):
-            return dataset
-        return format_dataset(
-            dataset,
-            name=name,
-            invalid_rows=args.invalid_rows,
-            reads_ties="ties" in self.objective.needs,
-            num_proc=args.dataset_num_proc,
-        )
+        if dataset is None:
+            return None
+        checks.check_dataset_type(dataset, name)
+        if not _is_tokenized(dataset):
+            dataset = format_dataset(
+                dataset,
+                name=name,
+                invalid_rows=args.invalid_rows,
+                reads_ties="ties" in self.objective.needs,
+                num_proc=args.dataset_num_proc,
+            )
+        checks.check_needs(dataset, self.objective, name)
+        return dataset
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        if _is_tokenized(dataset):
-            return dataset
         if not self._formatted:  # a dataset given to evaluate() later
             dataset = self._format(dataset, args, dataset_name)
+        if _is_tokenized(dataset):
+            return dataset
         with args.main_process_first(desc=f"preparing the {dataset_name} dataset"):
-            dataset = tokenize_dataset(
+            return tokenize_dataset(
                 dataset,
                 processing_class,
                 name=dataset_name,
@@ -222,8 +226,6 @@ class PreferenceTrainer(DPOTrainer):
                 reads_ties="ties" in self.objective.needs,
                 num_proc=args.dataset_num_proc,
             )
-        checks.check_needs(dataset, self.objective, dataset_name)
-        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = [*TOKEN_COLUMNS, "ref_token_logps"]
