@@ -146,7 +146,8 @@ class PreferenceTrainer(DPOTrainer):
         if self.is_world_process_zero():
             log = logger.info if layout.share or self.args.prefix_sharing == "false" else logger.warning
             log(layout.note)
-        self.data_collator = PreferenceCollator(layout)
+        # The same collator: under FSDP the dataloader holds it already.
+        cast(Any, self.data_collator).layout = layout
 
     # Reference
 
