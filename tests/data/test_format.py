@@ -28,6 +28,10 @@ def stream(rows):
 # ---------------------------------------------------------------------------------------------------- accepted forms
 
 LIMA, CUSCO, PUNO = assistant("Lima"), assistant("Cusco"), assistant("Puno")
+BLOCKS_USER, BLOCKS_LIMA, BLOCKS_CUSCO = (
+    [{"role": message["role"], "content": [{"type": "text", "text": message["content"]}]}]
+    for message in (*USER, *LIMA, *CUSCO)
+)
 
 FORMS = {
     "pair": (
@@ -77,6 +81,14 @@ FORMS = {
     "ranks and scores": (
         {"prompt": "a", "completions": ["b", "c"], "ranks": [3, 2], "scores": [0.1, 0.2]},
         {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 0], "scores": [0.1, 0.2]},
+    ),
+    "ranks that decide between equal scores": (
+        {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 0], "scores": [0.5, 0.5]},
+        {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 0], "scores": [0.5, 0.5]},
+    ),
+    "content as text blocks": (
+        {"prompt": BLOCKS_USER, "chosen": BLOCKS_LIMA, "rejected": BLOCKS_CUSCO},
+        {"prompt": BLOCKS_USER, "completions": [BLOCKS_LIMA, BLOCKS_CUSCO], "ranks": [0, 1]},
     ),
     "identical responses that share a rank": (
         {"prompt": "a", "completions": ["b", "b", "c"], "ranks": [0, 0, 1]},
