@@ -90,7 +90,7 @@ def plackett_luce(
 
     Reference:
         arXiv 2305.18290, Eq. 18 to 20 (appendix A.3), as given by secondary sources, derived again, and checked
-        against the exact enumeration of orders. LiPO (arXiv 2402.01878) has the same loss as ListMLE, Eq. 6.
+        against the exact enumeration of orders. LiPO (arXiv 2402.01878) has the same loss as ListMLE.
 
     Departures:
         The paper has no ties. Here tied responses are not compared with each other, see `plackett_luce_nll`.

@@ -372,7 +372,7 @@ def sft(responses: RankedResponses) -> Tensor:
     Relations:
         `orpo` at lam = 0, for a batch of one prompt.
     """
-    best = best_share(responses.ranks, responses.mask).to(responses.logps.dtype)
+    best = best_share(responses.ranks, responses.mask, responses.logps.dtype)
     logps = (responses.logps.masked_fill(best == 0, 0) * best).sum(dim=1)
     lengths = (responses.lengths.masked_fill(best == 0, 0) * best).sum(dim=1)
     usable = (best > 0).any(dim=1)

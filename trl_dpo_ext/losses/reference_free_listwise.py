@@ -46,7 +46,7 @@ def reference_free_plackett_luce(
         6.0
 
     Reference:
-        ListMLE of arXiv 2402.01878 (LiPO), Eq. 6, with SimPO's reward (arXiv 2405.14734) and its beta.
+        ListMLE of arXiv 2402.01878 (LiPO), with SimPO's reward (arXiv 2405.14734) and its beta.
 
     Departures:
         Tied responses are not compared with each other, see `plackett_luce_nll`.
@@ -116,7 +116,7 @@ def rrhf(responses: RankedResponses, *, rank_weight: Annotated[float, Ge(0)] = 1
         6.666666507720947
 
     Reference:
-        arXiv 2304.05302, Eq. 2 to 5; the weight and the mean over tokens are those of the authors' code.
+        arXiv 2304.05302; the weight and the mean over tokens are those of the authors' code.
 
     Departures:
         The paper has weight 1 and sums the log-prob of the best response; the authors' code has weight 100 and a mean
@@ -129,7 +129,7 @@ def rrhf(responses: RankedResponses, *, rank_weight: Annotated[float, Ge(0)] = 1
     means = responses.mean_logps.masked_fill(~responses.mask, 0)
     lead = means.unsqueeze(1) - means.unsqueeze(2)  # [B, i, j]: m_j - m_i
     ranking = (F.relu(lead) * below(responses.ranks, responses.mask)).sum(dim=(1, 2))
-    best = best_share(responses.ranks, responses.mask).to(means.dtype)
+    best = best_share(responses.ranks, responses.mask, means.dtype)
     return rank_weight * ranking - (means * best).sum(dim=1)
 
 
@@ -181,7 +181,7 @@ def pro(responses: RankedResponses, *, sft_weight: Annotated[float, Ge(0)] = 0.0
     lead = means.unsqueeze(1) * gaps - (means * temperature).unsqueeze(2)
     rest = lead.masked_fill(~lower, torch.finfo(lead.dtype).min).logsumexp(dim=2)
     ranking = -F.logsigmoid(-rest).masked_fill(~lower.any(dim=2), 0).sum(dim=1)
-    best = best_share(responses.ranks, mask).to(means.dtype)
+    best = best_share(responses.ranks, mask, means.dtype)
     likelihood = (responses.logps.masked_fill(~mask, 0) * best).sum(dim=1)
     others = (mask.sum(dim=1) - 1).clamp(min=0).to(means.dtype)
     return ranking - sft_weight * others**2 * likelihood
@@ -221,7 +221,7 @@ def mppo(responses: RankedResponses) -> Tensor:
     """
     mask = responses.mask
     probabilities = responses.mean_logps.masked_fill(~mask, 0).exp()
-    best = best_share(responses.ranks, mask).to(probabilities.dtype)
+    best = best_share(responses.ranks, mask, probabilities.dtype)
     rejected = mask & (best == 0)
     count = rejected.sum(dim=1)
     margins = count * (probabilities * best).sum(dim=1) - (probabilities * rejected).sum(dim=1)
