@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..losses.ranking import below
 from ..types import PreferencePairs, RankedResponses, pair_indices
 from .objective import mean_over_prompts
 
@@ -14,8 +15,7 @@ Totals = dict[str, tuple[Tensor, Tensor]]
 
 def best_mask(responses: RankedResponses) -> Tensor:
     """Return [B, K] bool: the responses of the best rank of each prompt (several where they tie)."""
-    ranks = responses.ranks.masked_fill(~responses.mask, torch.iinfo(responses.ranks.dtype).max)
-    return responses.mask & (ranks == ranks.min(dim=1, keepdim=True).values)
+    return responses.mask & ~below(responses.ranks, responses.mask).any(dim=1)
 
 
 def kendall_tau(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
