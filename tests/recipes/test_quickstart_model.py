@@ -5,8 +5,10 @@ import sys
 import zipfile
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.helpers import ROOT, run_python
+from tests.helpers import ROOT, run_python, tiny_model, tiny_tokenizer
 
 SCRIPT = ROOT / "recipes" / "quickstart" / "model.py"
 
@@ -51,6 +53,43 @@ def test_a_conversion_that_fails_leaves_nothing(offline_index, tmp_path, model, 
     with pytest.raises(Exception, match=r"(?i)gguf"):
         model.fetch()
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.fixture
+def readable_gguf(monkeypatch):
+    """A tiny model and tokenizer stand in for what transformers reads from the GGUF file."""
+    tokenizer = tiny_tokenizer()
+    network = tiny_model(tokenizer)
+    network.config.quantization_config = {"quant_method": "gguf"}
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *args, **kwargs: network)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *args, **kwargs: tokenizer)
+    return network, tokenizer
+
+
+def test_the_converted_model_loads_as_any_other(offline_index, tmp_path, model, readable_gguf, monkeypatch):
+    network, tokenizer = readable_gguf
+    folder = tmp_path / "converted"
+    model.convert(next(offline_index.iterdir()), folder)
+    monkeypatch.undo()
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert not hasattr(loaded.config, "quantization_config")
+    assert (folder / "model.safetensors").exists()
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, network.state_dict()[name])
+    assert AutoTokenizer.from_pretrained(folder)("the film")["input_ids"] == tokenizer("the film")["input_ids"]
+
+
+def test_an_interrupted_conversion_leaves_nothing(offline_index, tmp_path, model, readable_gguf, monkeypatch):
+    def interrupted(folder):
+        assert (folder / "model.safetensors").exists()  # half of it is written by now
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(readable_gguf[1], "save_pretrained", interrupted)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        model.convert(next(offline_index.iterdir()), cache / "model")
+    assert list(cache.iterdir()) == []
 
 
 def test_a_missing_gguf_package_is_said_before_the_download(model, monkeypatch, tmp_path):
