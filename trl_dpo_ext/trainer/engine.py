@@ -132,6 +132,7 @@ class PreferenceTrainer(DPOTrainer):
         for patched in (self.model, self.ref_model):
             if patched is not None:
                 base = self.accelerator.unwrap_model(patched)
+                _keep_gradients_of_4bit_layers(base)
                 add_compact_head(base.get_base_model() if is_peft_model(base) else base)
         rows = itertools.islice(cast(Any, self.train_dataset), 8)
         layout = plan_rows(
@@ -221,7 +222,7 @@ class PreferenceTrainer(DPOTrainer):
         with args.main_process_first(desc=f"preparing the {dataset_name} dataset"):
             return tokenize_dataset(
                 dataset,
-                processing_class,
+                self._tokenizer,  # that of a processor, where the model is multimodal and the data is text
                 name=dataset_name,
                 max_length=args.max_length,
                 reads_ties="ties" in self.objective.needs,
@@ -391,6 +392,15 @@ class _PlanRowsWhenWrapped(TrainerCallback):
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer._plan_rows(self.trainer.model_wrapped, full_precision=False)
+
+
+def _keep_gradients_of_4bit_layers(model: nn.Module) -> None:
+    # On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights at the first forward in evaluation mode, for good,
+    # and packed weights give no gradients: after one evaluation a run would go on without learning anything.
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _is_tokenized(dataset: Any) -> bool:
