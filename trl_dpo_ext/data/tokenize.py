@@ -14,6 +14,7 @@ from .format import DataError
 logger = logging.getLogger(__name__)
 
 TOKEN_COLUMNS = ("prompt_ids", "completion_ids", "ranks", "scores")
+_COUNTS = ["_cut", "_merged"]
 
 
 def _common_prefix_length(sequences: list[list[int]]) -> int:
@@ -21,7 +22,7 @@ def _common_prefix_length(sequences: list[list[int]]) -> int:
     return next((i for i in range(shortest) if len({ids[i] for ids in sequences}) > 1), shortest)
 
 
-def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
+def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Tokenize one row: a prompt and its K completions.
 
     As in TRL, prompt and completion are tokenized together, the completion starts where the tokens leave those of the
@@ -34,7 +35,8 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
         tokenizer: its chat template is used for messages.
 
     Returns:
-        `prompt_ids` [P] and `completion_ids` (K lists).
+        `prompt_ids` [P], `completion_ids` (K lists), and `merged`: how many tokens at the end of the prompt alone came
+        out differently with a completion behind them, and are left out.
     """
     prompt, completions = row["prompt"], row["completions"]
     if isinstance(prompt, str):
@@ -54,7 +56,11 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
         prompt_ids = template(prompt, add_generation_prompt=True, **kwargs)["input_ids"]
         whole_ids = [template(prompt + c, **kwargs)["input_ids"] for c in completions]
     start = _common_prefix_length([prompt_ids, *whole_ids])
-    return {"prompt_ids": prompt_ids[:start], "completion_ids": [ids[start:] for ids in whole_ids]}
+    return {
+        "prompt_ids": prompt_ids[:start],
+        "completion_ids": [ids[start:] for ids in whole_ids],
+        "merged": len(prompt_ids) - start,
+    }
 
 
 def _usable(completion_ids: list[list[int]], ranks: list[int], reads_ties: bool) -> bool:
@@ -73,7 +79,8 @@ def tokenize_dataset(
     """Tokenize a dataset of the internal form, truncate it, and drop what has become unusable.
 
     A sequence longer than `max_length` tokens loses the end of its completion. A prompt that fills `max_length`, or
-    that is left with fewer than two different non-empty responses, is dropped. Both are counted in the log.
+    that is left with fewer than two different non-empty responses, is dropped. Both are counted in the log, as are
+    prompts whose last tokens depend on what follows.
 
     Args:
         dataset: columns `prompt`, `completions`, `ranks`, optionally `scores`, `tools`, `chat_template_kwargs`.
@@ -104,6 +111,7 @@ def tokenize_dataset(
             "completion_ids": [completion_ids[i] for i in kept],
             "ranks": [row["ranks"][i] for i in kept],
             "_cut": cut,
+            "_merged": ids["merged"],
         }
         if "scores" in row:
             out["scores"] = [row["scores"][i] for i in kept]
@@ -115,7 +123,7 @@ def tokenize_dataset(
     columns: list[str] = dataset.column_names or list(next(iter(dataset)))
     remove = [c for c in columns if c not in TOKEN_COLUMNS]
     if isinstance(dataset, IterableDataset):
-        return dataset.map(process, remove_columns=remove).filter(keep).remove_columns("_cut")
+        return dataset.map(process, remove_columns=remove).filter(keep).remove_columns(_COUNTS)
 
     total = len(dataset)
     tokens = dataset.map(process, remove_columns=remove, num_proc=num_proc, desc=f"Tokenizing {name} dataset")
@@ -132,4 +140,11 @@ def tokenize_dataset(
     if cut := sum(kept["_cut"]):
         responses = sum(map(len, kept["ranks"]))
         logger.warning(f"{name} dataset: cut {cut} of {responses} responses to max_length={max_length} tokens.")
-    return kept.remove_columns("_cut")
+    if merged := sum(tokens > 0 for tokens in kept["_merged"]):
+        logger.warning(
+            f"{name} dataset: in {merged} of {len(kept)} prompts the last tokens come out differently with a response "
+            "behind them, so the response starts before them, and the model is trained on another context than it "
+            "sees when it generates. End prompts where a token ends, or use a chat template that renders the prompt "
+            "the same way in both cases."
+        )
+    return kept.remove_columns(_COUNTS)
