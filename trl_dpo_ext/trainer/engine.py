@@ -378,10 +378,10 @@ class PreferenceTrainer(DPOTrainer):
             with open(os.path.join(folder, _LOSS_STATE), "w") as file:
                 json.dump({name: asdict(mean) for name, mean in self.objective.running_means.items()}, file)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = os.path.join(resume_from_checkpoint, _LOSS_STATE)
-        if os.path.exists(path):
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # The one method that every resumed run calls, DeepSpeed's too.
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and os.path.exists(path := os.path.join(checkpoint, _LOSS_STATE)):
             with open(path) as file:
                 self.objective.running_means = {k: RunningMean(**v) for k, v in json.load(file).items()}
 
