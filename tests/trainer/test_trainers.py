@@ -1,0 +1,74 @@
+"""The thin trainers, and a loss of one's own, with everything at its default: a run from a folder and rankings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests import helpers
+from tests.trainer import support
+from trl_dpo_ext import PreferencePairs, register_loss
+from trl_dpo_ext.losses.spec import _registry
+from trl_dpo_ext.trainer import (
+    MinorDPOTrainer,
+    PlackettLuceTrainer,
+    PreferenceConfig,
+    PreferenceTrainer,
+    ReferenceFreeTrainer,
+)
+
+
+def run(trainer: Any, model: str, folder: Any, **settings: Any) -> tuple[Any, dict[str, float]]:
+    args = PreferenceConfig(**helpers.training_args(folder, max_steps=2, **settings))
+    made = trainer(model, args=args, train_dataset=helpers.ranked_dataset(4), peft_config=support.lora())
+    return made, support.train(made).logs[-1]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "loss", "metrics"),
+    [
+        (PreferenceTrainer, "dpo", {"rewards/margins", "rewards/accuracies"}),
+        (ReferenceFreeTrainer, "simpo", {"mean_logps/margins", "mean_logps/accuracies"}),
+        (MinorDPOTrainer, "minor_dpo", {"minor_dpo/clipped", "rewards/margins"}),
+        (PlackettLuceTrainer, "plackett_luce", {"rewards/top1_accuracies", "rewards/kendall_tau"}),
+    ],
+)
+def test_a_default_run(trainer, loss, metrics, tiny_model_dir, tmp_path):
+    made, log = run(trainer, tiny_model_dir, tmp_path)
+    assert [term.spec.name for term in made.objective.terms] == [loss]
+    assert metrics <= log.keys()
+    moved = [weight for name, weight in made.model.named_parameters() if "lora_B" in name]
+    assert all(weight.abs().max() > 0 for weight in moved)
+    assert "trl-dpo-ext" in made.model.model_tags
+
+
+def test_the_default_layout_trains_like_padded_rows(tiny_model_dir, tmp_path):
+    made, _ = run(PlackettLuceTrainer, tiny_model_dir, tmp_path)
+    other, _ = run(PlackettLuceTrainer, tiny_model_dir, tmp_path, **support.PADDED)
+    assert made.data_collator.layout != other.data_collator.layout
+    for ours, theirs in zip(made.state.log_history[:2], other.state.log_history[:2], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def test_a_loss_of_ones_own(tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))  # other tests don't see it
+
+    @register_loss("test_trainers_hinge")
+    def hinge(pairs: PreferencePairs, *, beta: float = 0.1, margin: float = 1.0) -> Tensor:
+        return F.relu(margin - beta * pairs.margins)
+
+    made, log = run(
+        PreferenceTrainer,
+        tiny_model_dir,
+        tmp_path,
+        loss_type="test_trainers_hinge",
+        beta=0.5,
+        loss_kwargs={"test_trainers_hinge": {"margin": 2.0}},
+    )
+    assert made.state.log_history[0]["loss"] == pytest.approx(2.0)  # policy and reference are the same
+    assert log["loss"] < 2.0
+    assert torch.isfinite(torch.tensor(log["rewards/margins"]))
