@@ -151,13 +151,13 @@ def comparison_table(comparison: Comparison, *, samples: int = 3) -> Group:
     numbers = Table(
         title=Text(
             f"{len(before.samples)} prompts, {before.max_new_tokens} new tokens, "
-            f"[{100 * difference.level:g} % bootstrap interval]"
+            f"[{100 * difference.level:g} % bootstrap interval], sequence KL"
         )
     )
     for column in ("", "before", "after", "difference"):
         numbers.add_column(column, justify="right" if column else "left")
     numbers.add_row("mean reward", *map(_interval, (before.reward, after.reward)), _interval(difference, "+"))
-    numbers.add_row("sequence KL, nats (± standard error)", _kl(before.kl), _kl(after.kl), "")
+    numbers.add_row("KL, nats ± SE", _kl(before.kl), _kl(after.kl), "")
     texts = Table(title="The same prompts and random numbers, before and after", show_lines=True)
     for column in ("prompt", "before", "after"):
         texts.add_column(column, ratio=1 if column == "prompt" else 2)
@@ -168,7 +168,7 @@ def comparison_table(comparison: Comparison, *, samples: int = 3) -> Group:
 
 def _interval(interval: Interval, sign: str = "") -> Text:
     # Text, since rich would read the brackets of a plain string as markup.
-    return Text(f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]")
+    return Text(f"{interval.mean:{sign}.2f} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]")
 
 
 def _kl(kl: SequenceKL | None) -> str:
