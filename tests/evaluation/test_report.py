@@ -11,8 +11,8 @@ from trl_dpo_ext.evaluation import RewardError, compare, comparison_table, evalu
 PROMPTS = ["the film was", "a", "[bold]two[/bold] sisters", "great actors"]
 
 
-def count_e(prompts, completions):
-    return [completion.count("e") for completion in completions]
+def length(prompts, completions):
+    return [len(completion) for completion in completions]
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,14 @@ def policy(tokenizer):
 
 def evaluate(policy, tokenizer, **options):
     return evaluate_policy(
-        policy, tokenizer, PROMPTS, count_e, **{"max_new_tokens": 6, "progress": False, "batch_size": 2, **options}
+        policy, tokenizer, PROMPTS, length, **{"max_new_tokens": 6, "progress": False, "batch_size": 2, **options}
     )
 
 
 def test_an_evaluation_holds_what_it_says(policy, tokenizer):
     found = evaluate(policy, tokenizer, reference=policy.disable_adapter)
     assert found.samples.prompts == PROMPTS
-    assert found.rewards == [text.count("e") for text in found.samples.completions]
+    assert found.rewards == [len(text) for text in found.samples.completions]
     assert found.reward.mean == sum(found.rewards) / 4
     assert found.kl.mean != 0
     assert found.samples.temperature == 1
@@ -49,6 +49,7 @@ def test_a_comparison_is_paired_and_survives_json(policy, tokenizer):
         before = evaluate(policy, tokenizer)
     after = evaluate(policy, tokenizer, reference=policy.disable_adapter)
     record = json.loads(json.dumps(compare(before, after).as_dict()))
+    assert sum(after.rewards) != sum(before.rewards)
     gains = [a - b for a, b in zip(after.rewards, before.rewards, strict=True)]
     assert record["difference"]["mean"] == pytest.approx(sum(gains) / 4)
     assert record["difference"]["level"] == 0.95
@@ -65,7 +66,7 @@ def test_what_does_not_pair_is_refused(policy, tokenizer):
     with pytest.raises(ValueError, match="differ in max_new_tokens"):
         compare(before, evaluate(policy, tokenizer, max_new_tokens=5))
     with pytest.raises(ValueError, match="differ in prompts"):
-        compare(before, evaluate_policy(policy, tokenizer, PROMPTS[:2], count_e, max_new_tokens=6, progress=False))
+        compare(before, evaluate_policy(policy, tokenizer, PROMPTS[:2], length, max_new_tokens=6, progress=False))
 
 
 def test_the_table_shows_the_numbers_and_the_texts(policy, tokenizer):
@@ -74,11 +75,11 @@ def test_the_table_shows_the_numbers_and_the_texts(policy, tokenizer):
     after = evaluate(policy, tokenizer, reference=policy.disable_adapter)
     comparison = compare(before, after)
     output = io.StringIO()
-    Console(file=output, width=200).print(comparison_table(comparison, samples=3))
+    Console(file=output, width=80).print(comparison_table(comparison, samples=3))
     text = output.getvalue()
     difference = comparison.difference
-    assert f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" in text
-    assert f"{before.reward.mean:.3f} [{before.reward.low:.3f}, {before.reward.high:.3f}]" in text
+    assert f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]" in text
+    assert f"{before.reward.mean:.2f} [{before.reward.low:.2f}, {before.reward.high:.2f}]" in text
     assert f"{after.kl.mean:.2f} ± {after.kl.standard_error:.2f}" in text
     assert "[95 % bootstrap interval]" in text
     assert "[bold]two[/bold] sisters" in text  # not read as markup
@@ -94,6 +95,6 @@ def test_print(policy, tokenizer, capsys):
 
 def test_bad_input_is_refused_before_sampling(policy, tokenizer):
     with pytest.raises(ValueError, match="at least two prompts, got 1"):
-        evaluate_policy(policy, tokenizer, ["a"], count_e)
+        evaluate_policy(policy, tokenizer, ["a"], length)
     with pytest.raises(RewardError, match="3 values for 4"):
         evaluate_policy(policy, tokenizer, PROMPTS, lambda p, c: [0.0] * 3, max_new_tokens=1, progress=False)

@@ -159,7 +159,15 @@ def test_building_twice_gives_the_same_bytes(build_data, tmp_path: Path):
         files.append((tmp_path / attempt).read_bytes())
     assert rows
     assert files[0] == files[1]
-    # A completion that another split has is left out of this one.
+
+
+def test_a_completion_of_another_split_is_left_out(build_data):
+    tokenizer = word_tokenizer()
+    model = tiny_model(tokenizer)
+    prompts = ["a great film", "awful jokes"]
+    taken: set[str] = set()
+    rows, _ = build_data.build_split("train", prompts, model, tokenizer, taken)
+    assert taken == {completion for row in rows for completion in row["completions"]}
     again, dropped = build_data.build_split("train", prompts, model, tokenizer, {rows[0]["completions"][1]})
     assert again == rows[1:]
     assert dropped["completion of another split"] == 1
