@@ -158,7 +158,7 @@ def comparison_table(comparison: Comparison, *, samples: int = 3) -> Group:
         numbers.add_column(column, justify="right" if column else "left")
     numbers.add_row("mean reward", *map(_interval, (before.reward, after.reward)), _interval(difference, "+"))
     numbers.add_row("KL, nats ± SE", _kl(before.kl), _kl(after.kl), "")
-    texts = Table(title="The same prompts and random numbers, before and after", show_lines=True)
+    texts = Table(title="The same prompts and random numbers, before and after", show_lines=True, expand=True)
     for column in ("prompt", "before", "after"):
         texts.add_column(column, ratio=1 if column == "prompt" else 2)
     for row in range(min(samples, len(before.samples))):
