@@ -1,0 +1,258 @@
+"""What this package takes from TRL and transformers beyond their documented interfaces, each name by itself.
+
+TRL renames and drops methods between minor versions, and an override that nobody calls any more is dead without a
+sound. A failure here says in a sentence what has changed.
+"""
+
+from __future__ import annotations
+
+import collections
+import inspect
+import sys
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import trl
+from peft import get_peft_model
+from transformers import Trainer
+from trl import DPOConfig, DPOTrainer
+
+from tests import helpers
+from tests.trainer import support
+from trl_dpo_ext.trainer import PreferenceTrainer, _trl
+
+VERSIONS = f"TRL {trl.__version__}, transformers {transformers.__version__}"
+
+# Every method that PreferenceTrainer overrides: whose it is, and the parameters it is written for.
+OVERRIDDEN: dict[str, tuple[type, list[str]]] = {
+    "_prepare_dataset": (DPOTrainer, ["self", "dataset", "processing_class", "args", "dataset_name"]),
+    "_set_signature_columns_if_needed": (DPOTrainer, ["self"]),
+    "_precompute_ref_logps": (DPOTrainer, ["self", "dataset", "name", "batch_size"]),
+    "compute_loss": (DPOTrainer, ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+    "_save_checkpoint": (DPOTrainer, ["self", "model", "trial"]),
+    "get_batch_samples": (Trainer, ["self", "epoch_iterator", "num_batches", "device"]),
+    "_load_optimizer_and_scheduler": (Trainer, ["self", "checkpoint"]),
+}
+# Public, called by the user: no signature of its own, everything is passed on.
+PASSED_ON = {"__init__", "train"}
+
+# What DPOTrainer sets and this package reads, and the values in a plain run.
+ATTRIBUTES: dict[str, Any] = {
+    "_metrics": {"train": {}, "eval": {}},
+    "_total_train_tokens": 0,
+    "_tp_size": 1,
+    "_signature_columns": None,
+    "aux_loss_enabled": False,
+    "router_aux_loss_coef": 0.0,
+    "use_weighting": False,
+    "is_fsdp_enabled": False,
+}
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny_model_dir, tmp_path_factory):
+    """TRL's own trainer."""
+    args = DPOConfig(**helpers.training_args(tmp_path_factory.mktemp("theirs"), max_steps=1))
+    return DPOTrainer(tiny_model_dir, args=args, train_dataset=helpers.pair_dataset(4))
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_overridden_methods_have_the_parameters_they_had(name):
+    owner, expected = OVERRIDDEN[name]
+    method = getattr(owner, name, None)
+    assert method is not None, f"{VERSIONS}: {owner.__name__}.{name}, which PreferenceTrainer overrides, is gone."
+    found = list(inspect.signature(method).parameters)
+    assert found == expected, (
+        f"{VERSIONS}: {owner.__name__}.{name} takes {found}; PreferenceTrainer overrides it for {expected}."
+    )
+
+
+def test_every_override_is_listed_here():
+    ours = {name for name, value in vars(PreferenceTrainer).items() if callable(value) or isinstance(value, property)}
+    overridden = {name for name in ours if hasattr(DPOTrainer, name)}
+    assert overridden == {*OVERRIDDEN, *PASSED_ON}
+    assert "ref_model" in ours - overridden  # an attribute there, a property here
+
+
+@pytest.fixture(scope="module")
+def calls(tiny_model_dir, tmp_path_factory):
+    """Who called the overrides, and what set the reference, in a run that is saved, evaluated and resumed."""
+    callers: dict[str, set[str]] = collections.defaultdict(set)
+    references: list[Any] = []
+
+    def watched(name: str) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            callers[name].add(sys._getframe(1).f_globals["__name__"].partition(".")[0])
+            return getattr(PreferenceTrainer, name)(self, *args, **kwargs)
+
+        return call
+
+    def set_reference(self: Any, value: Any) -> None:
+        references.append(value)
+        PreferenceTrainer.ref_model.__set__(self, value)
+
+    watching = type(
+        "Watching",
+        (PreferenceTrainer,),
+        {name: watched(name) for name in OVERRIDDEN}
+        | {"ref_model": property(lambda self: PreferenceTrainer.ref_model.__get__(self), set_reference)},
+    )
+    folder = tmp_path_factory.mktemp("ours")
+    for resume in (False, True):
+        trainer = support.trainer(
+            tiny_model_dir,
+            folder,
+            helpers.ranked_dataset(4),
+            eval_dataset=helpers.ranked_dataset(2),
+            cls=watching,
+            precompute_ref_log_probs=True,
+            save_strategy="steps",
+            save_steps=1,
+            max_steps=2,
+        )
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-1") if resume else None)
+        trainer.evaluate()
+    return callers, references
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_overridden_methods_are_called(name, calls):
+    callers, _ = calls
+    assert callers[name] & {"trl", "transformers"}, (
+        f"{VERSIONS}: nothing calls {OVERRIDDEN[name][0].__name__}.{name} any more, so PreferenceTrainer's override is "
+        f"dead (callers seen: {sorted(callers[name]) or 'none'})."
+    )
+
+
+def test_dpo_trainer_sets_ref_model_in_its_constructor(calls):
+    _, references = calls
+    assert references, (
+        f"{VERSIONS}: DPOTrainer.__init__ no longer assigns self.ref_model, which is how PreferenceTrainer keeps a "
+        "reference from being loaded."
+    )
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_attributes(name, theirs):
+    assert hasattr(theirs, name), f"{VERSIONS}: DPOTrainer no longer sets {name}, which PreferenceTrainer reads."
+    found = getattr(theirs, name)
+    assert found == ATTRIBUTES[name], (
+        f"{VERSIONS}: DPOTrainer.{name} is {found!r} in a plain run; PreferenceTrainer expects {ATTRIBUTES[name]!r}."
+    )
+
+
+def test_the_tokenizer(theirs):
+    assert getattr(theirs, "_tokenizer", None) is theirs.processing_class, (
+        f"{VERSIONS}: DPOTrainer._tokenizer is no longer the tokenizer."
+    )
+
+
+def test_dpo_trainer_logs_what_stands_in_metrics(theirs):
+    theirs.model.train()
+    theirs._metrics["train"]["a_metric"] += [1.0, 3.0]
+    theirs.log({"loss": 0.5})
+    assert theirs.state.log_history[-1].get("a_metric") == 2.0, (
+        f"{VERSIONS}: DPOTrainer.log no longer logs the mean of what _metrics['train'] holds; PreferenceTrainer's "
+        "metrics would be lost."
+    )
+    assert not theirs._metrics["train"], f"{VERSIONS}: DPOTrainer.log no longer clears _metrics."
+
+
+def test_the_number_of_micro_batches_is_known_while_training(theirs):
+    seen = []
+
+    class Watching(DPOTrainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append((getattr(self, "current_gradient_accumulation_steps", None), "num_items_in_batch" in kwargs))
+            return super().compute_loss(*args, **kwargs)
+
+    args = DPOConfig(**helpers.training_args(theirs.args.output_dir, max_steps=1, gradient_accumulation_steps=2))
+    Watching(
+        theirs.model, ref_model=None, args=args, train_dataset=helpers.pair_dataset(4), **_processing(theirs)
+    ).train()
+    assert seen == [(2, True)] * 2, (
+        f"{VERSIONS}: Trainer no longer sets current_gradient_accumulation_steps, or no longer passes "
+        "num_items_in_batch to compute_loss; PreferenceTrainer scales its loss by both."
+    )
+    assert DPOTrainer.loss_is_scaled_for_ga is False, (
+        f"{VERSIONS}: loss_is_scaled_for_ga is {DPOTrainer.loss_is_scaled_for_ga!r}; PreferenceTrainer counts on "
+        "Trainer to divide its loss by the number of micro-batches."
+    )
+
+
+def test_the_fused_head(theirs):
+    ids = torch.arange(10, 22).view(2, 6)
+    labels = ids.masked_fill(torch.arange(6) < 2, -100)
+    outputs = theirs.model(input_ids=ids, labels=labels, use_cache=False, fused_lm_head=True)
+    for name in ("log_probs", "entropy", "mean_logits", "is_top1"):
+        value = getattr(outputs, name, None)
+        assert value is not None, f"{VERSIONS}: model(..., fused_lm_head=True) gives no {name} any more."
+        assert value.shape == (2, 5), f"{VERSIONS}: {name} has the shape {tuple(value.shape)}, expected (2, 5)."
+    for name in ("log_sum_sq_probs", "aux_loss"):
+        assert hasattr(outputs, name), f"{VERSIONS}: model(..., fused_lm_head=True) gives no {name} any more."
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    again = theirs.model(input_ids=ids, shift_labels=shifted, use_cache=False, fused_lm_head=True)
+    assert again.log_probs.shape == (2, 6), f"{VERSIONS}: shift_labels no longer gives a log-prob for every position."
+    assert torch.allclose(again.log_probs[:, :5], outputs.log_probs, atol=1e-5)
+
+
+# trl_dpo_ext/trainer/_trl.py
+
+
+def test_everything_private_stands_in_one_file():
+    assert set(_trl.__all__) == {"disable_gradient_checkpointing", "plain_dpo_config", "use_adapter"}
+
+
+def test_disable_gradient_checkpointing():
+    found = list(inspect.signature(_trl.disable_gradient_checkpointing).parameters)
+    assert found == ["model", "gradient_checkpointing_kwargs"], (
+        f"{VERSIONS}: disable_gradient_checkpointing takes {found}."
+    )
+    model = helpers.tiny_model(helpers.tiny_tokenizer())
+    model.gradient_checkpointing_enable()
+    with _trl.disable_gradient_checkpointing(model, None):
+        assert not model.is_gradient_checkpointing
+    assert model.is_gradient_checkpointing
+
+
+def test_use_adapter():
+    found = list(inspect.signature(_trl.use_adapter).parameters)
+    assert found == ["model", "adapter_name"], f"{VERSIONS}: use_adapter takes {found}."
+    base = helpers.tiny_model(helpers.tiny_tokenizer())
+    ids = torch.arange(10, 22).view(2, 6)
+    with torch.no_grad():
+        plain = base(input_ids=ids).logits
+        model = get_peft_model(base, support.lora(init_lora_weights=False)).eval()
+        model.add_adapter("ref", support.lora(init_lora_weights=False))
+        default = model(input_ids=ids).logits
+        with _trl.use_adapter(model, None):
+            assert torch.equal(model(input_ids=ids).logits, plain)
+        with _trl.use_adapter(model, "ref"):
+            assert model.active_adapter == "ref"
+            other = model(input_ids=ids).logits
+        assert torch.equal(model(input_ids=ids).logits, default)
+    assert not torch.allclose(other, default)
+    assert not torch.allclose(other, plain)
+
+
+def test_plain_dpo_config(tmp_path):
+    missing = set(_trl._LOSS_FIELDS) - {field.name for field in fields(DPOConfig)}
+    assert not missing, f"{VERSIONS}: DPOConfig no longer has {sorted(missing)}."
+    plain = DPOConfig(**helpers.training_args(tmp_path))
+    args = support.config(tmp_path, loss_type=["ipo", "sft"], loss_weights=[1.0, 2.0], beta=0.3)
+    before = {name: getattr(args, name) for name in _trl._LOSS_FIELDS}
+
+    def fail() -> None:
+        with _trl.plain_dpo_config(args):
+            for name in _trl._LOSS_FIELDS:
+                assert getattr(args, name) == getattr(plain, name), (
+                    f"{VERSIONS}: the default of DPOConfig.{name} is {getattr(plain, name)!r}."
+                )
+            raise KeyError("as DPOTrainer.__init__ may")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert {name: getattr(args, name) for name in _trl._LOSS_FIELDS} == before
