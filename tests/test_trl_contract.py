@@ -170,9 +170,10 @@ def test_the_number_of_micro_batches_is_known_while_training(theirs):
             return super().compute_loss(*args, **kwargs)
 
     args = DPOConfig(**helpers.training_args(theirs.args.output_dir, max_steps=1, gradient_accumulation_steps=2))
-    Watching(
-        theirs.model, ref_model=None, args=args, train_dataset=helpers.pair_dataset(4), **_processing(theirs)
-    ).train()
+    watching = Watching(
+        theirs.model, args=args, train_dataset=helpers.pair_dataset(4), processing_class=theirs.processing_class
+    )
+    watching.train()
     assert seen == [(2, True)] * 2, (
         f"{VERSIONS}: Trainer no longer sets current_gradient_accumulation_steps, or no longer passes "
         "num_items_in_batch to compute_loss; PreferenceTrainer scales its loss by both."
