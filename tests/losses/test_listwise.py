@@ -109,3 +109,25 @@ def test_lipo_weights_have_no_gradient():
     scores = data.scores.clone().requires_grad_()
     value = get_loss("lipo_lambda").fn(data.replace(scores=scores))
     assert not value.requires_grad
+
+
+def test_mppo_asks_nothing_where_nothing_stands_below_the_best():
+    data = example(seed=31).replace(ranks=torch.tensor([[0, 0, 0, 0], [3, 3, 3, 3], [0, 1, 2, 3]]))
+    value = get_loss("mppo").fn(data)
+    assert value[:2].tolist() == [0, 0]
+    assert value[2] > 0
+
+
+def test_pro_with_one_response_costs_nothing():
+    data = example(seed=32)
+    value = get_loss("pro").fn(data.replace(mask=torch.tensor([[True, False, False, False]]).expand(3, 4)))
+    assert value.tolist() == [0, 0, 0]
+
+
+def test_pro_takes_the_widest_gap_even_where_scores_contradict_the_ranks():
+    logps, ranks = torch.tensor([[-1.0, -2.0]], dtype=torch.float64), torch.tensor([[0, 1]])
+    scores = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
+    data = RankedResponses(logps, None, torch.ones_like(ranks), ranks, ranks >= 0, scores)
+    assert get_loss("pro").fn(data, sft_weight=0.0).item() == pytest.approx(
+        math.log1p(math.exp(-2 * (-2 - -1))), rel=1e-12
+    )

@@ -183,6 +183,8 @@ def test_what_the_decorator_refuses():
     def union(pairs: PreferencePairs, *, beta: float | str = 0.1) -> Tensor: ...
     def fine(pairs: PreferencePairs, *, beta: float = 0.1) -> Tensor: ...
 
+    with pytest.raises(TypeError, match="positional"):
+        register_loss("bad", "1234.56789")
     for fn in (no_annotation, no_parameter, wrong_data):
         with refused(r"annotate the first parameter as PreferencePairs \(pairwise\) or RankedResponses \(listwise\)\."):
             register_loss("bad")(fn)
@@ -231,19 +233,20 @@ def {name}(pairs: PreferencePairs, *, beta: float = {beta}):
     for beta in (0.1, 0.2):
         exec(cell.format(name="mine", beta=beta), {"__name__": "__main__"})
     assert get_loss("notebook").check({}) == {"beta": 0.2}
-    for name, module in (("other", "__main__"), ("mine", "elsewhere")):
+    for name, module in (("other", "__main__"), ("mine", "elsewhere"), ("mine", "Elsewhere")):
         with pytest.raises(NameCollisionError):
             exec(cell.format(name=name, beta=0.3), {"__name__": module})
 
 
 def test_only_a_notebook_may_define_a_function_again():
     source = "from trl_dpo_ext import PreferencePairs\ndef mine(pairs: PreferencePairs): ..."
-    first, second = {"__name__": "a_module"}, {"__name__": "a_module"}
-    exec(source, first)
-    exec(source, second)
-    register_loss("notebook")(first["mine"])
-    with pytest.raises(NameCollisionError):
-        register_loss("notebook")(second["mine"])
+    for module in ("a_module", "A_module"):
+        first, second = {"__name__": module}, {"__name__": module}
+        exec(source, first)
+        exec(source, second)
+        register_loss(module)(first["mine"])
+        with pytest.raises(NameCollisionError):
+            register_loss(module)(second["mine"])
 
 
 def test_a_taken_name_names_both_places():

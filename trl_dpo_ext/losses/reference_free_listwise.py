@@ -175,15 +175,15 @@ def pro(responses: RankedResponses, *, sft_weight: Annotated[float, Ge(0)] = 0.0
     scores = responses.required_scores().masked_fill(~mask, 0)
     means = responses.mean_logps.masked_fill(~mask, 0)
     lower = below(responses.ranks, mask)
-    gaps = (scores.unsqueeze(2) - scores.unsqueeze(1)).masked_fill(~lower, 0)  # [B, k, i]: r_k - r_i
-    widest = gaps.masked_fill(~lower, torch.finfo(gaps.dtype).min).amax(dim=2)
-    temperature = widest.masked_fill(~lower.any(dim=2), 0)
-    lead = means.unsqueeze(1) * gaps - (means * temperature).unsqueeze(2)
-    rest = lead.masked_fill(~lower, torch.finfo(lead.dtype).min).logsumexp(dim=2)
+    lowest = torch.finfo(means.dtype).min
+    gaps = scores.unsqueeze(2) - scores.unsqueeze(1)  # [B, k, i]: r_k - r_i
+    widest = gaps.masked_fill(~lower, -torch.inf).amax(dim=2, keepdim=True)
+    lead = means.unsqueeze(1) * gaps - means.unsqueeze(2) * widest.masked_fill(widest.isinf(), 0)
+    rest = lead.masked_fill(~lower, lowest).logsumexp(dim=2)
     ranking = -F.logsigmoid(-rest).masked_fill(~lower.any(dim=2), 0).sum(dim=1)
     best = best_share(responses.ranks, mask, means.dtype)
     likelihood = (responses.logps.masked_fill(~mask, 0) * best).sum(dim=1)
-    others = (mask.sum(dim=1) - 1).clamp(min=0).to(means.dtype)
+    others = (mask.sum(dim=1) - 1).to(means.dtype)
     return ranking - sft_weight * others**2 * likelihood
 
 
