@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 
 from tests import helpers
 from tests.trainer import support
 from trl_dpo_ext import PreferencePairs, register_loss
+from trl_dpo_ext.data.format import DataError
 from trl_dpo_ext.losses.spec import _registry
 from trl_dpo_ext.trainer import (
     MinorDPOTrainer,
@@ -72,3 +74,35 @@ def test_a_loss_of_ones_own(tiny_model_dir, tmp_path, monkeypatch):
     assert made.state.log_history[0]["loss"] == pytest.approx(2.0)  # policy and reference are the same
     assert log["loss"] < 2.0
     assert torch.isfinite(torch.tensor(log["rewards/margins"]))
+
+
+# Datasets as they come
+
+
+def test_a_streamed_and_a_tokenized_dataset_train_like_one_in_memory(tiny_model_dir, tmp_path):
+    def loss(data: Any) -> tuple[float, Any]:
+        one = support.trainer(
+            tiny_model_dir, tmp_path, data, loss_type="simpo", max_steps=1, per_device_train_batch_size=4
+        )
+        (value,) = support.train(one).losses
+        return value, one
+
+    rows = helpers.ranked_rows(4)
+    expected, in_memory = loss(Dataset.from_list(rows))
+    assert loss(IterableDataset.from_generator(lambda: iter(rows)))[0] == pytest.approx(expected, rel=1e-5)
+    assert loss(in_memory.train_dataset)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluation_datasets(tiny_model_dir, tmp_path):
+    data = {"good": helpers.ranked_dataset(3, seed=1), "other": helpers.ranked_dataset(4, seed=2)}
+    one = support.trainer(
+        tiny_model_dir, tmp_path, helpers.ranked_dataset(2), eval_dataset=data, loss_type="simpo", max_steps=1
+    )
+    logged = one.evaluate()
+    for name, rows in data.items():
+        value = logged[f"eval_{name}_loss"]
+        assert value > 0
+        # One given only now is prepared in the same way.
+        assert one.evaluate(rows)["eval_loss"] == pytest.approx(value, rel=1e-6)
+    with pytest.raises(DataError, match="eval dataset, row 0, column 'ranks'"):
+        one.evaluate(Dataset.from_list([{"prompt": "a", "completions": [" b", " c"], "ranks": [0, 0]}]))
