@@ -213,6 +213,13 @@ def test_flash_attention_packs_in_one_row_or_says_why_not() -> None:
         plan_rows(model, config, GROUPS, prefix_sharing=True)
 
 
+def test_without_packing_each_group_has_its_row() -> None:
+    model = tiny("llama")
+    plan = plan_rows(model, model.config, GROUPS, prefix_sharing=True, packing=False)
+    assert plan(GROUPS, SHAPE[1])["input_ids"].shape[0] == len(GROUPS)
+    assert plan_rows(model, model.config, GROUPS, prefix_sharing=True)(GROUPS, SHAPE[1])["input_ids"].shape[0] < 6
+
+
 def test_each_batch_takes_the_cheaper_rows() -> None:
     """A row of K long responses costs K times the attention of K rows; a long prompt outweighs that."""
     model = tiny("llama")
