@@ -84,6 +84,8 @@ def test_two_cpu_processes_find_each_other(tmp_path):
         "from accelerate import Accelerator\n"
         "accelerator = Accelerator()\n"
         "accelerator.print('processes', int(accelerator.reduce(torch.ones(()))))\n"
+        "accelerator.wait_for_everyone()\n"  # gloo aborts a process whose peer leaves while it still waits
+        "accelerator.end_training()\n"
     )
     config = str(ROOT / "recipes" / "accelerate" / "cpu_2.yaml")
     launch = [
