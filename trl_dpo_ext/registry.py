@@ -9,6 +9,7 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
@@ -108,7 +109,7 @@ class Registry(Generic[T]):
             PluginError: the plugin that announces the name can't be loaded, or doesn't register it.
             NameCollisionError: a plugin announces a name that is taken.
         """
-        plugin = self._plugins().get(name)
+        plugin = self._plugins.get(name)
         if plugin is not None:
             self._load(plugin)
         canonical = self._aliases.get(name, name)
@@ -121,12 +122,12 @@ class Registry(Generic[T]):
 
     def names(self, aliases: bool = False) -> list[str]:
         """Return the sorted names, those announced by plugins included; nothing is loaded."""
-        found = set(self._entries) | {n for n in self._plugins() if n not in self._aliases}
+        found = set(self._entries) | {n for n in self._plugins if n not in self._aliases}
         return sorted(found | set(self._aliases) if aliases else found)
 
     def __iter__(self) -> Iterator[T]:
         """Yield every entry by name. A broken plugin gives one warning and is left out."""
-        for plugin in self._plugins().values():
+        for plugin in self._plugins.values():
             if plugin.name not in self._broken:
                 try:
                     self._load(plugin)
@@ -139,7 +140,9 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self.names(aliases=True)
 
+    @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:
+        # Read once: it looks into every installed distribution.
         if self.entry_point_group is None:
             return {}
         return {point.name: point for point in entry_points(group=self.entry_point_group)}
