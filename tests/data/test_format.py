@@ -263,6 +263,8 @@ BAD_PAIRS = {
     "rejected None": ({**PAIR, "rejected": None}, "rejected", "None, expected a string"),
     "identical": ({**PAIR, "rejected": "b"}, "rejected", "the same"),
     "identical, implicit prompt": ({"chosen": "a b", "rejected": "a b"}, "rejected", "the same"),
+    "chosen empty, implicit prompt": ({"chosen": "", "rejected": "a c"}, "chosen", "the response is ''"),
+    "rejected empty, implicit prompt": ({"chosen": USER + LIMA, "rejected": []}, "rejected", r"the response is \[\]"),
     "prompt None": ({**PAIR, "prompt": None}, "prompt", "None, expected a string"),
     "prompt repeated": ({"prompt": USER, "chosen": USER + LIMA, "rejected": USER + CUSCO}, "chosen", "role 'user'"),
     "types differ": ({"chosen": "b", "rejected": CUSCO}, "rejected", "both be strings"),
