@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -59,7 +60,8 @@ def main(model: str, folder: str) -> None:
             assert torch.equal(others[0], others[1]), name
         if dist.get_rank() == 0:
             torch.save({"run": vars(result), "means": means}, Path(folder) / f"{name}.pt")
-    dist.barrier()
+    with contextlib.suppress(RuntimeError):  # the other rank was through first, and has left
+        dist.barrier()
     os._exit(0)  # gloo's threads and the interpreter's end can wait for each other forever
 
 
