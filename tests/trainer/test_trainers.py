@@ -106,3 +106,9 @@ def test_evaluation_datasets(tiny_model_dir, tmp_path):
         assert one.evaluate(rows)["eval_loss"] == pytest.approx(value, rel=1e-6)
     with pytest.raises(DataError, match="eval dataset, row 0, column 'ranks'"):
         one.evaluate(Dataset.from_list([{"prompt": "a", "completions": [" b", " c"], "ranks": [0, 0]}]))
+
+
+def test_predict_gives_the_evaluation_metrics(tiny_model_dir, tmp_path):
+    trainer = support.trainer(tiny_model_dir, tmp_path, helpers.ranked_dataset(4))
+    metrics = trainer.predict(trainer.train_dataset).metrics
+    assert metrics["test_loss"] == pytest.approx(trainer.evaluate(trainer.train_dataset)["eval_loss"])

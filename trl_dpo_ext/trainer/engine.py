@@ -278,6 +278,12 @@ class PreferenceTrainer(DPOTrainer):
             self._record("train" if training else "eval", outputs, inputs, responses, loss_metrics)
         return (loss, outputs) if return_outputs else loss
 
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """Evaluate a batch: loss and metrics only, since rows of rankings have no logits to hand on."""
+        return super().prediction_step(model, inputs, True, ignore_keys)
+
     def _model_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         # Built once a batch, for policy and reference: the attention mask of shared rows is quadratic.
         return model_inputs(self.model.config, inputs, self.model.get_input_embeddings().weight.dtype)
