@@ -32,6 +32,7 @@ OVERRIDDEN: dict[str, tuple[type, list[str]]] = {
     "_set_signature_columns_if_needed": (DPOTrainer, ["self"]),
     "_precompute_ref_logps": (DPOTrainer, ["self", "dataset", "name", "batch_size"]),
     "compute_loss": (DPOTrainer, ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+    "prediction_step": (DPOTrainer, ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
     "_save_checkpoint": (DPOTrainer, ["self", "model", "trial"]),
     "get_batch_samples": (Trainer, ["self", "epoch_iterator", "num_batches", "device"]),
     "_load_optimizer_and_scheduler": (Trainer, ["self", "checkpoint"]),
