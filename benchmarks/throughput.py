@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -284,11 +283,13 @@ def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def peak_memory(name: str) -> float:
+def peak_memory() -> float:
     """Return the peak of this process in GiB: device memory, or resident memory on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # ru_maxrss would be inherited from the parent process.
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
 
 
 def memory_in_a_fresh_process(name: str, shape: str) -> float:
@@ -319,7 +320,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     if options.memory_of:
         Side(options.memory_of, SHAPES[options.shapes[0]], options).step()
-        print(peak_memory(options.memory_of))
+        print(peak_memory())
         return
 
     device = "gpu" if torch.cuda.is_available() else "cpu"
