@@ -10,6 +10,7 @@ curves.png.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -109,6 +110,11 @@ def parse(args: list[str] | None = None) -> tuple[RecipeArguments, PreferenceCon
         recipe, config, model_args = parser.parse_args_and_config(args)
     except ValueError as error:  # whatever the dataclasses refuse, TRL's own included
         raise ParseError(str(error)) from error
+    if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != config.world_size:
+        raise ParseError(
+            f"{launched} processes were launched, but each one sees {config.world_size}: they would train apart. "
+            "Without a GPU, set ACCELERATE_USE_CPU=true."
+        )
     if not model_args.model_name_or_path:
         raise ParseError("model_name_or_path is missing: give a Hub id or a folder.")
     if (Path(config.output_dir) / RESULT).exists() and not recipe.overwrite_output_dir:
