@@ -8,6 +8,7 @@ from trl_dpo_ext import get_loss
 from trl_dpo_ext.losses.catalog import (
     README_BEGIN,
     README_END,
+    _table,
     built_in,
     markdown_page,
     readme_table,
@@ -50,6 +51,10 @@ def test_a_section_has_everything():
     assert "Defined in `trl_dpo_ext/losses/links.py`." in section
     assert "| Hyperparameter |" not in page.partition("## mppo\n")[2]
     assert "| [`ipo`](#ipo) |  | pairs | yes | yes |  | [2310.12036](https://arxiv.org/abs/2310.12036) |" in page
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    assert _table(["a"], [["|w| > 0"]]).splitlines()[2] == "| \\|w\\| > 0 |"
 
 
 def test_the_readme_table_has_every_loss_once():

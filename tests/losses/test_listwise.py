@@ -131,3 +131,14 @@ def test_pro_takes_the_widest_gap_even_where_scores_contradict_the_ranks():
     assert get_loss("pro").fn(data, sft_weight=0.0).item() == pytest.approx(
         math.log1p(math.exp(-2 * (-2 - -1))), rel=1e-12
     )
+
+
+def test_sft_is_the_mean_over_the_tokens_of_the_prompts_that_are_there():
+    data = example(seed=33)
+    without = data.replace(mask=torch.tensor([[True], [True], [False]]).expand(3, 4))
+    fn = get_loss("sft").fn
+    kept = data.replace(**{n: v[:2] for n, v in vars(data).items() if isinstance(v, torch.Tensor)})
+    assert fn(without)[:2].tolist() == fn(kept).tolist()
+    best = data.ranks[:2] == 0
+    per_token = -data.logps[:2][best].sum() / data.lengths[:2][best].sum()
+    assert fn(without).sum().item() / 2 == pytest.approx(per_token.item(), rel=1e-12)

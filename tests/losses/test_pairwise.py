@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from trl_dpo_ext import PreferencePairs, get_loss
+from trl_dpo_ext.types import MissingReferenceError
 
 
 def pair(chosen: float, rejected: float, *, reference: float = 0.0, length: int = 1, dtype=torch.float64, **fields):
@@ -95,9 +96,8 @@ def test_discopop_has_no_nan_where_the_exponential_overflows():
 def test_odpo_names_a_pair_whose_scores_are_not_apart():
     zero, one = torch.zeros(3), torch.ones(3)
     for gap in (0.0, -0.5, math.nan):
-        pairs = PreferencePairs(
-            zero, zero, zero, zero, one, one, chosen_scores=torch.tensor([1.0, gap, 2.0]), rejected_scores=zero
-        )
+        scores = torch.tensor([1.0, gap, -9.0])  # the first of two such pairs
+        pairs = PreferencePairs(zero, zero, zero, zero, one, one, chosen_scores=scores, rejected_scores=zero)
         with pytest.raises(ValueError, match=f"pair 1 .* of {gap:g};"):
             get_loss("odpo").fn(pairs)
 
@@ -112,6 +112,12 @@ def test_win_tie_and_loss_have_probability_one_together(name, margin):
         logps, torch.zeros_like(logps), 0 * logps, 0 * logps, one, one, ties=torch.tensor([False, False, True])
     )
     assert (-fn(pairs, beta=1.0, nu=1.7)).exp().sum().item() == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("missing", ["ref_chosen_logps", "ref_rejected_logps"])
+def test_aot_needs_both_references(missing):
+    with pytest.raises(MissingReferenceError, match="aot sorts the reference's log-prob differences"):
+        get_loss("aot").fn(pair(1.0, -1.0).replace(**{missing: None}))
 
 
 @pytest.mark.parametrize("name", ["aot", "aot_unpaired"])

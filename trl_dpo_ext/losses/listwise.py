@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from ..types import RankedResponses
-from .ranking import below
+from .ranking import below, blank
 from .spec import register_loss
 
 
@@ -46,7 +46,7 @@ def pairwise_logistic(rewards: Tensor, ranks: Tensor, mask: Tensor, *, beta: flo
     """Return the sum over all better-worse pairs of log(1 + exp(-beta * (rewards_i - rewards_j))).
 
     Args:
-        rewards: [B, K] float.
+        rewards: [B, K] float, finite also where the mask is False.
         ranks: [B, K] int64, 0 = best, equal = tie, which gives no pair.
         mask: [B, K] bool, False = no such response.
         beta: factor on the rewards.
@@ -54,7 +54,6 @@ def pairwise_logistic(rewards: Tensor, ranks: Tensor, mask: Tensor, *, beta: flo
     Returns:
         [B] float, nats; 0 for a fully masked row.
     """
-    rewards = rewards.masked_fill(~mask, 0)
     lead = beta * (rewards.unsqueeze(2) - rewards.unsqueeze(1))  # [B, i, j]: s_i - s_j
     return -(F.logsigmoid(lead) * below(ranks, mask)).sum(dim=(1, 2))
 
@@ -176,7 +175,7 @@ def rank_net(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 0.05
     Relations:
         `dpo` summed over all pairs of a ranking.
     """
-    return pairwise_logistic(responses.log_ratios, responses.ranks, responses.mask, beta=beta)
+    return pairwise_logistic(blank(responses).log_ratios, responses.ranks, responses.mask, beta=beta)
 
 
 @register_loss("lipo_lambda", paper="2402.01878", f_divergence=True, needs=["scores"])
@@ -218,12 +217,12 @@ def lipo_lambda(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 0
     Relations:
         `dpo` at K = 2, times the weight of the pair.
     """
-    mask = responses.mask
-    rewards = (beta * responses.log_ratios).masked_fill(~mask, 0)
+    mask, responses = responses.mask, blank(responses)
+    rewards = beta * responses.log_ratios
     with torch.no_grad():
         order = rewards.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
         discount = 1 / (order.argsort(dim=1) + 2).to(rewards.dtype).log()
-        gain = responses.required_scores().masked_fill(~mask, 0).exp2()
+        gain = responses.required_scores().exp2()
         weight = (gain.unsqueeze(2) - gain.unsqueeze(1)).abs() * (discount.unsqueeze(2) - discount.unsqueeze(1)).abs()
         weight *= below(responses.ranks, mask)
     return -(weight * F.logsigmoid(rewards.unsqueeze(2) - rewards.unsqueeze(1))).sum(dim=(1, 2))  # [B, i, j]: s_i - s_j

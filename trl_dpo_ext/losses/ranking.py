@@ -3,6 +3,24 @@
 import torch
 from torch import Tensor
 
+from ..types import RankedResponses
+
+
+def blank(responses: RankedResponses) -> RankedResponses:
+    """Return the rankings with zeros where no response is, so that whatever stands there (NaN, too) can't spread.
+
+    A loss that only sums over masked terms would still send 0 * NaN into a gradient.
+
+    >>> nan = torch.tensor([[-1.0, torch.nan]])
+    >>> there = torch.tensor([[True, False]])
+    >>> blank(RankedResponses(nan, None, there.long(), there.long(), there)).logps.tolist()
+    [[-1.0, 0.0]]
+    """
+    values = {name: getattr(responses, name) for name in ("logps", "ref_logps", "scores")}
+    return responses.replace(
+        **{name: value.masked_fill(~responses.mask, 0) for name, value in values.items() if value is not None}
+    )
+
 
 def below(ranks: Tensor, mask: Tensor) -> Tensor:
     """Say which responses stand below which.

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from ..types import PreferencePairs, RankedResponses
-from .ranking import best_share
+from .ranking import best_share, blank
 from .spec import register_loss
 
 # exp of a mean log-prob times alpha is taken up to here: exp(80) = 5.5e34 still fits float32 and bfloat16.
@@ -373,7 +373,6 @@ def sft(responses: RankedResponses) -> Tensor:
         `orpo` at lam = 0, for a batch of one prompt.
     """
     best = best_share(responses.ranks, responses.mask, responses.logps.dtype)
-    logps = (responses.logps.masked_fill(best == 0, 0) * best).sum(dim=1)
-    lengths = (responses.lengths.masked_fill(best == 0, 0) * best).sum(dim=1)
-    usable = (best > 0).any(dim=1)
-    return -logps * usable.sum() / lengths.sum().clamp(min=1)
+    logps = (blank(responses).logps * best).sum(dim=1)
+    tokens = (responses.lengths * best).sum()
+    return -logps * responses.mask.any(dim=1).sum() / tokens.clamp(min=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..types import RankedResponses
 from .listwise import pairwise_logistic, plackett_luce_nll
-from .ranking import below, best_share
+from .ranking import below, best_share, blank
 from .spec import register_loss
 
 
@@ -89,7 +89,7 @@ def reference_free_rank_net(responses: RankedResponses, *, beta: Annotated[float
     Relations:
         `simpo` at gamma_beta_ratio = 0, summed over all pairs of a ranking.
     """
-    return pairwise_logistic(responses.mean_logps, responses.ranks, responses.mask, beta=beta)
+    return pairwise_logistic(blank(responses).mean_logps, responses.ranks, responses.mask, beta=beta)
 
 
 @register_loss("rrhf", paper="2304.05302", reference_free=True, length_normalized=True)
@@ -126,7 +126,7 @@ def rrhf(responses: RankedResponses, *, rank_weight: Annotated[float, Ge(0)] = 1
     Relations:
         `slic` at delta = 0 and lam = 1, for K = 2, rank_weight = 1 and responses of one token.
     """
-    means = responses.mean_logps.masked_fill(~responses.mask, 0)
+    means = blank(responses).mean_logps
     lead = means.unsqueeze(1) - means.unsqueeze(2)  # [B, i, j]: m_j - m_i
     ranking = (F.relu(lead) * below(responses.ranks, responses.mask)).sum(dim=(1, 2))
     best = best_share(responses.ranks, responses.mask, means.dtype)
@@ -171,9 +171,8 @@ def pro(responses: RankedResponses, *, sft_weight: Annotated[float, Ge(0)] = 0.0
     Relations:
         `simpo` at beta = r_w - r_l and gamma_beta_ratio = 0, for K = 2 and sft_weight = 0.
     """
-    mask = responses.mask
-    scores = responses.required_scores().masked_fill(~mask, 0)
-    means = responses.mean_logps.masked_fill(~mask, 0)
+    mask, responses = responses.mask, blank(responses)
+    scores, means = responses.required_scores(), responses.mean_logps
     lower = below(responses.ranks, mask)
     lowest = torch.finfo(means.dtype).min
     gaps = scores.unsqueeze(2) - scores.unsqueeze(1)  # [B, k, i]: r_k - r_i
@@ -182,7 +181,7 @@ def pro(responses: RankedResponses, *, sft_weight: Annotated[float, Ge(0)] = 0.0
     rest = lead.masked_fill(~lower, lowest).logsumexp(dim=2)
     ranking = -F.logsigmoid(-rest).masked_fill(~lower.any(dim=2), 0).sum(dim=1)
     best = best_share(responses.ranks, mask, means.dtype)
-    likelihood = (responses.logps.masked_fill(~mask, 0) * best).sum(dim=1)
+    likelihood = (responses.logps * best).sum(dim=1)
     others = (mask.sum(dim=1) - 1).to(means.dtype)
     return ranking - sft_weight * others**2 * likelihood
 
@@ -219,10 +218,9 @@ def mppo(responses: RankedResponses) -> Tensor:
     Relations:
         `alphapo` at alpha = -1, beta = 1 and gamma = 0, for K = 2.
     """
-    mask = responses.mask
-    probabilities = responses.mean_logps.masked_fill(~mask, 0).exp()
+    mask, probabilities = responses.mask, blank(responses).mean_logps.exp()
     best = best_share(responses.ranks, mask, probabilities.dtype)
-    rejected = mask & (best == 0)
+    rejected = below(responses.ranks, mask).any(dim=1)
     count = rejected.sum(dim=1)
     margins = count * (probabilities * best).sum(dim=1) - (probabilities * rejected).sum(dim=1)
-    return -F.logsigmoid(margins).masked_fill(count == 0, 0)
+    return -F.logsigmoid(margins) * (count > 0)

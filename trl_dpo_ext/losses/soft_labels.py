@@ -8,6 +8,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from ..types import RankedResponses
+from .ranking import blank
 from .spec import register_loss
 
 
@@ -15,12 +16,6 @@ def _log_softmax(values: Tensor, mask: Tensor) -> Tensor:
     """[B, K] log-softmax over the responses that exist; 0 for the others."""
     lowest = torch.finfo(values.dtype).min  # not -inf, which gives NaN for a fully masked row
     return values.masked_fill(~mask, lowest).log_softmax(dim=1).masked_fill(~mask, 0)
-
-
-def _soft_labels(responses: RankedResponses, temperature: float) -> Tensor:
-    """[B, K] softmax of the scores over the responses that exist; 0 for the others."""
-    scores = responses.required_scores() / temperature
-    return _log_softmax(scores, responses.mask).exp().masked_fill(~responses.mask, 0)
 
 
 @register_loss("info_nca", paper="2402.05369", f_divergence=True, needs=["scores"])
@@ -64,8 +59,9 @@ def info_nca(
         `dpo` at K = 2, where the scores put all weight on the chosen response.
         `softmax_dpo` where the scores put all weight on the best response.
     """
-    q = _soft_labels(responses, alpha)
-    return -(q * _log_softmax(beta * responses.log_ratios, responses.mask)).sum(dim=1)
+    mask, responses = responses.mask, blank(responses)
+    q = _log_softmax(responses.required_scores() / alpha, mask).exp()
+    return -(q * _log_softmax(beta * responses.log_ratios, mask)).sum(dim=1)
 
 
 @register_loss("nca", paper="2402.05369", needs=["scores"])
@@ -109,11 +105,10 @@ def nca(
     Relations:
         `nca_pair` at K = 2, where the scores put all weight on the chosen response.
     """
-    mask = responses.mask
-    rewards = (beta * responses.log_ratios).masked_fill(~mask, 0)
-    q = _soft_labels(responses, alpha)
-    count = mask.sum(dim=1, keepdim=True).clamp(min=1)
-    terms = q * F.logsigmoid(rewards) + F.logsigmoid(-rewards) / count
+    mask, responses = responses.mask, blank(responses)
+    rewards = beta * responses.log_ratios
+    q = _log_softmax(responses.required_scores() / alpha, mask).exp()
+    terms = q * F.logsigmoid(rewards) + F.logsigmoid(-rewards) / mask.sum(dim=1, keepdim=True)
     return -terms.masked_fill(~mask, 0).sum(dim=1)
 
 
@@ -158,7 +153,7 @@ def exo(
     Relations:
         `exo_pair` at K = 2, for scores whose softmax is (1 - label_smoothing, label_smoothing).
     """
-    mask = responses.mask
+    mask, responses = responses.mask, blank(responses)
     log_p = _log_softmax(beta * responses.log_ratios, mask)
     log_q = _log_softmax(responses.required_scores() / beta_r, mask)
-    return (log_p.exp().masked_fill(~mask, 0) * (log_p - log_q)).sum(dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
