@@ -19,20 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import DatasetDict, load_dataset
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
-from trl_dpo_ext.data import DataError, format_dataset
+from trl_dpo_ext.data import DataError, format_dataset, load_splits
 from trl_dpo_ext.evaluation import Comparison, Evaluation, RewardError, compare, evaluate_policy, get_reward
 from trl_dpo_ext.evaluation.plots import plot_curves
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.record import hardware, versions, write_json
-from trl_dpo_ext.registry import did_you_mean
 from trl_dpo_ext.trainer import ConfigError, DiskSpaceError
 
 RESULT = "result.json"
-FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 USER_ERRORS = (ConfigError, DataError, ParseError, RewardError, DiskSpaceError, FileExistsError, FileNotFoundError)
 
 
@@ -69,27 +66,6 @@ class RecipeArguments(ScriptArguments):
                 ) from None
         if not self.dataset_name:
             raise ParseError("dataset_name is missing: give a Hub id, a folder, or a file.")
-
-
-def load(recipe: RecipeArguments) -> DatasetDict:
-    """Load the dataset that the recipe names, and check its splits."""
-    name = str(recipe.dataset_name)
-    path = Path(name).expanduser()
-    if path.is_file():
-        kind = next((FILE_KINDS[s] for s in reversed(path.suffixes) if s in FILE_KINDS), None)
-        if kind is None:
-            raise DataError(f"dataset_name={name!r} is not a {', '.join(FILE_KINDS)} file.")
-        dataset = load_dataset(kind, data_files=str(path), streaming=recipe.dataset_streaming)
-    elif path.is_dir() or (name.count("/") == 1 and name[0] not in "./~"):
-        dataset = load_dataset(name, name=recipe.dataset_config, streaming=recipe.dataset_streaming)
-    else:
-        raise FileNotFoundError(f"dataset_name={name!r} is no folder or file here, and no Hub id (owner/name).")
-    if recipe.dataset_train_split not in dataset:
-        raise DataError(
-            f"dataset_name={name!r} has no split {recipe.dataset_train_split!r}."
-            f"{did_you_mean(recipe.dataset_train_split, dataset)} It has: {', '.join(dataset)}."
-        )
-    return dataset
 
 
 def held_out_prompts(dataset: Any, tokenizer: Any, count: int) -> list[str]:
@@ -136,7 +112,12 @@ def main(args: list[str] | None = None) -> None:
     started = time.time()
     recipe, config, model_args, settings = parse(args)
     reward = get_reward(recipe.reward) if recipe.reward else None
-    dataset = load(recipe)
+    dataset = load_splits(
+        str(recipe.dataset_name),
+        config=recipe.dataset_config,
+        streaming=recipe.dataset_streaming,
+        needs=recipe.dataset_train_split,
+    )
     test = dataset.get(recipe.dataset_test_split)
     if reward is not None and test is None:
         raise DataError(f"reward is set, but there is no split {recipe.dataset_test_split!r} to take prompts from.")

@@ -1,46 +1,19 @@
-"""The command line: `trl-dpo-ext COMMAND`. Whatever is heavy is imported inside a command."""
+"""`trl-dpo-ext losses`: list the preference losses, or show one."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from . import __version__
+from ._console import console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from .losses import LossSpec
+    from ..losses import LossSpec
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, or 2 for a mistake on the command line."""
-    arguments = _parser().parse_args(argv)
-    code: int = arguments.run(arguments)
-    return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("trl-dpo-ext", description="Preference losses, trainers and evaluation on TRL.")
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_losses(commands)
-    return parser
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # A pipe or a file has no width of its own; there a row shouldn't break.
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-
-
-# --- losses --------------------------------------------------------------------------------------------------------
-
-
-def _add_losses(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
     command = commands.add_parser("losses", help="list the preference losses, or show one")
     command.add_argument("name", nargs="?", help="show this loss: equation, hyperparameters, requirements, relations")
     reference = command.add_mutually_exclusive_group()
@@ -58,9 +31,9 @@ def _add_losses(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _losses(arguments: argparse.Namespace) -> int:
-    from .losses import get_loss, list_losses
-    from .losses.catalog import built_in, markdown_page
-    from .registry import RegistryError, UnknownNameError, did_you_mean
+    from ..losses import get_loss, list_losses
+    from ..losses.catalog import built_in, markdown_page
+    from ..registry import RegistryError, UnknownNameError, did_you_mean
 
     if arguments.name is not None:
         try:
@@ -82,7 +55,7 @@ def _losses(arguments: argparse.Namespace) -> int:
 
 
 def _wanted(spec: LossSpec, arguments: argparse.Namespace) -> bool:
-    from .losses.catalog import reads
+    from ..losses.catalog import reads
 
     return not (
         (arguments.reference_free and not spec.reference_free)
@@ -98,40 +71,40 @@ def _list(specs: list[LossSpec]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from .losses.catalog import COLUMNS, row
+    from ..losses.catalog import COLUMNS, row
 
     table = Table(*COLUMNS, box=None, pad_edge=False, header_style="bold")
     for spec in specs:
         table.add_row(*(Text(cell) for cell in row(spec)))
-    console = _console()
-    console.print(table)
-    console.print(f"\n{len(specs)} losses. `trl-dpo-ext losses NAME` shows one.", markup=False)
+    out = console()
+    out.print(table)
+    out.print(f"\n{len(specs)} losses. `trl-dpo-ext losses NAME` shows one.", markup=False)
 
 
 def _show(spec: LossSpec) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from .losses.catalog import hyperparameters, requirements
+    from ..losses.catalog import hyperparameters, requirements
 
-    console = _console()
+    out = console()
 
     def part(heading: str, body: str) -> None:
-        console.print(Text(f"\n{heading}", style="bold"))
-        console.print(Text(body))
+        out.print(Text(f"\n{heading}", style="bold"))
+        out.print(Text(body))
 
     aliases = f" (also {', '.join(spec.aliases)})" if spec.aliases else ""
-    console.print(Text(spec.name, style="bold") + Text(aliases))
-    console.print(Text(spec.summary))
+    out.print(Text(spec.name, style="bold") + Text(aliases))
+    out.print(Text(spec.summary))
     part("Equation", spec.sections.get("Equation", "Not given."))
-    console.print(Text("\nHyperparameters", style="bold"))
+    out.print(Text("\nHyperparameters", style="bold"))
     if rows := hyperparameters(spec):
         table = Table("name", "type", "default", "bounds", "meaning", box=None, pad_edge=False)
         for cells in rows:
             table.add_row(*(Text(cell) for cell in cells))
-        console.print(table)
+        out.print(table)
     else:
-        console.print("None.")
+        out.print("None.")
     part("Requirements", "\n".join(requirements(spec)))
     for heading in ("Returns", "Reference", "Departures", "Relations"):
         if heading in spec.sections:
