@@ -24,6 +24,7 @@ from trl import DPOTrainer
 from ..data.collator import PreferenceCollator
 from ..data.format import format_dataset
 from ..data.tokenize import TOKEN_COLUMNS, tokenize_dataset
+from ..modeling.dropout import disable_functional_dropout
 from ..modeling.layout import Group, gather_token_logps, padded_layout
 from ..modeling.logps import add_compact_head
 from ..modeling.masks import model_inputs
@@ -119,6 +120,8 @@ class PreferenceTrainer(DPOTrainer):
                 **kwargs,
             )
         self._formatted = False
+        if args.disable_dropout:
+            disable_functional_dropout(self.model)
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             self.add_callback(_PlanRowsWhenWrapped(self))  # sharded weights can't run before `train` wraps the model
         else:

@@ -1,0 +1,154 @@
+"""Traps around the reference: which weights it is, whether cached values are read, and losses that users register."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+
+from tests import helpers, reference
+from tests.trainer import support
+from tests.traps.support import bugs, fresh, put_back, row_logps
+from trl_dpo_ext import PreferencePairs, register_loss
+from trl_dpo_ext.losses.spec import _registry
+from trl_dpo_ext.trainer import PreferenceTrainer, engine
+
+
+def moved(folder: str) -> Any:
+    """The model with its weights changed in memory; its folder still holds the others."""
+    model = fresh(folder)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=generator)
+    return model
+
+
+def adapted(folder: str) -> Any:
+    """The model with an adapter that isn't zero, as after an earlier training."""
+    torch.manual_seed(5)
+    return get_peft_model(fresh(folder), support.lora(init_lora_weights=False)).eval()
+
+
+def margins(model: Any, ref_model: Any, rows: Any) -> list[float]:
+    """Difference of the log-ratios of the best and the worst response of each row, from plain forwards."""
+    out = []
+    for row in rows:
+        ratios = [pi - ref for pi, ref in zip(row_logps(model, row), row_logps(ref_model, row), strict=True)]
+        out.append(ratios[row["ranks"].index(0)] - ratios[row["ranks"].index(1)])
+    return out
+
+
+# 1. The wrong reference
+
+
+def adapters_stay_on(patch: pytest.MonkeyPatch) -> None:
+    """The trained policy is its own reference: the first loss is ln 2, and so is every other."""
+    patch.setattr(engine, "use_adapter", lambda *_: contextlib.nullcontext())
+
+
+def base_under_every_adapter(patch: pytest.MonkeyPatch) -> None:
+    """A continued adapter is compared with the base model, not with where it started."""
+    use_adapter = engine.use_adapter
+    patch.setattr(engine, "use_adapter", lambda model, _: use_adapter(model, None))
+
+
+def read_the_folder_again(patch: pytest.MonkeyPatch) -> None:
+    """The reference is loaded from the path that the model came from, whatever the weights in memory are."""
+    patch.setattr(PreferenceTrainer, "_frozen_copy", staticmethod(lambda *args, **kwargs: None))
+
+
+@bugs(adapters_stay_on, base_under_every_adapter, read_the_folder_again)
+def test_trap_01_wrong_reference(bug, monkeypatch, tiny_model_dir, tmp_path):
+    """After training, margins are those against the weights that training started from, whatever these were.
+
+    A first loss of ln 2 proves nothing: a policy that is its own reference has it too.
+    """
+    with put_back(bug, monkeypatch):
+        adapted(tiny_model_dir).save_pretrained(tmp_path / "adapter")
+        reopened = PeftModel.from_pretrained(fresh(tiny_model_dir), str(tmp_path / "adapter"), is_trainable=True)
+        for model, settings, start in (
+            (moved(tiny_model_dir), {}, moved),
+            (tiny_model_dir, {"peft_config": support.lora()}, fresh),
+            (moved(tiny_model_dir), {"peft_config": support.lora()}, moved),
+            (adapted(tiny_model_dir), {}, adapted),
+            (reopened, {}, adapted),
+        ):
+            trainer = support.trainer(
+                model,
+                tmp_path / "run",
+                helpers.pair_dataset(4),
+                loss_type="dpo",
+                beta=1.0,
+                max_steps=2,
+                learning_rate=0.03,
+                **settings,
+            )
+            losses = support.train(trainer).losses
+            assert losses[0] == pytest.approx(math.log(2), rel=1e-5)
+            expected = margins(trainer.model.eval(), start(tiny_model_dir), trainer.train_dataset)
+            assert max(map(abs, expected)) > 0.2
+            got = trainer.evaluate(helpers.pair_dataset(4))
+            assert got["eval_rewards/margins"] == pytest.approx(sum(expected) / 4, abs=1e-3)
+            dpo = [-math.log(reference.sigmoid(margin)) for margin in expected]
+            assert got["eval_loss"] == pytest.approx(sum(dpo) / 4, abs=1e-3)
+
+
+# 16. A registered loss works everywhere
+
+
+@pytest.fixture
+def squared_margin(monkeypatch):
+    """A loss such as a user would register; other tests don't see it."""
+    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+
+    @register_loss("squared_margin")
+    def squared_margin(pairs: PreferencePairs, *, beta: float = 1.0) -> torch.Tensor:
+        return (1 - beta * pairs.margins) ** 2
+
+
+def reference_is_the_second_model(patch: pytest.MonkeyPatch) -> None:
+    """As in TRL's example of a custom objective: `self.ref_model(...)`, which is None with adapters."""
+
+    @contextlib.contextmanager
+    def second_model(self: Any) -> Any:
+        with torch.no_grad():
+            yield self.ref_model
+
+    patch.setattr(PreferenceTrainer, "reference", second_model)
+
+
+@bugs(reference_is_the_second_model)
+def test_trap_16_a_registered_loss_works_everywhere(bug, squared_margin, monkeypatch, tiny_model_dir, tmp_path):
+    """Full fine-tuning, a new adapter, a trained adapter, and cached log-probs: one loss, and rewards are logged."""
+    with put_back(bug, monkeypatch):
+        for make, settings in (
+            (fresh, {}),
+            (fresh, {"precompute_ref_log_probs": True}),
+            (fresh, {"peft_config": support.lora()}),
+            (fresh, {"peft_config": support.lora(), "precompute_ref_log_probs": True}),
+            (adapted, {}),
+            (adapted, {"precompute_ref_log_probs": True}),
+        ):
+            data = helpers.pair_dataset(4)
+            trainer = support.trainer(
+                make(tiny_model_dir),
+                tmp_path,
+                data,
+                eval_dataset=data,
+                loss_type="squared_margin",
+                max_steps=2,
+                learning_rate=0.01,
+                **settings,
+            )
+            run = support.train(trainer)
+            assert run.losses[0] == pytest.approx(1.0, rel=1e-4)
+            expected = margins(trainer.model.eval(), make(tiny_model_dir), trainer.train_dataset)
+            assert max(map(abs, expected)) > 0.02
+            log = trainer.evaluate()
+            assert log["eval_loss"] == pytest.approx(sum((1 - margin) ** 2 for margin in expected) / 4, abs=1e-3)
+            assert log["eval_rewards/margins"] == pytest.approx(sum(expected) / 4, abs=1e-3)
