@@ -7,7 +7,8 @@ import pytest
 import trl
 from datasets import Dataset, IterableDataset, Json, List, Value
 
-from trl_dpo_ext.data.format import DataError, format_dataset, to_ranked
+from trl_dpo_ext.data.format import format_dataset
+from trl_dpo_ext.data.rows import DataError, to_ranked
 
 USER = [{"role": "user", "content": "Capital of Peru?"}]
 

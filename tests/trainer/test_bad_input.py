@@ -13,7 +13,7 @@ from trl.trainer import dpo_trainer
 
 from tests import helpers
 from tests.trainer import support
-from trl_dpo_ext.data.format import DataError
+from trl_dpo_ext.data.rows import DataError
 from trl_dpo_ext.trainer import ConfigError, PreferenceTrainer
 
 GOOD = {"prompt": "the film", "completions": [" was slow", " was great"], "ranks": [1, 0]}

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import load_dataset
 
 from ..registry import did_you_mean
-from .format import DataError
+from .rows import DataError
 
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from .format import DataError
+from .rows import DataError
 
 logger = logging.getLogger(__name__)
 

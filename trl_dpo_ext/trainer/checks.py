@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from torch import nn
 
-from ..data.format import DataError
+from ..data.rows import DataError
 from .config import ConfigError, PreferenceConfig
 from .objective import Objective
 
