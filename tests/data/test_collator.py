@@ -47,7 +47,12 @@ def test_a_ragged_batch():
 def test_columns_that_rows_do_not_have_are_not_made_up():
     rows = [{name: row[name] for name in ("prompt_ids", "completion_ids", "ranks")} for row in ROWS]
     batch = PreferenceCollator(padded_layout)(rows)
-    assert not {"scores", "ref_token_logps"} & set(batch)
+    assert not {"rows", "scores", "ref_token_logps"} & set(batch)
+
+
+def test_row_numbers_are_handed_on():
+    batch = PreferenceCollator(padded_layout)([{**ROWS[0], "row": 7}, {**ROWS[1], "row": 2}])
+    assert torch.equal(batch["rows"], torch.tensor([7, 2]))
 
 
 def test_cached_reference_log_probs_stand_where_their_tokens_are():

@@ -101,9 +101,10 @@ FORMS = {
 @pytest.mark.parametrize(("row", "expected"), FORMS.values(), ids=FORMS.keys())
 def test_each_form_gives_the_internal_one(row, expected):
     assert ranked(row) == expected
-    assert list(format_dataset(Dataset.from_list([row, row]), name="train")) == [expected] * 2
-    assert list(format_dataset(stream([row, row]), name="train")) == [expected] * 2
-    assert list(format_dataset(Dataset.from_list([row]).to_iterable_dataset(), name="train")) == [expected]
+    numbered = [{**expected, "row": number} for number in range(2)]
+    assert list(format_dataset(Dataset.from_list([row, row]), name="train")) == numbered
+    assert list(format_dataset(stream([row, row]), name="train")) == numbered
+    assert list(format_dataset(Dataset.from_list([row]).to_iterable_dataset(), name="train")) == numbered[:1]
 
 
 @pytest.mark.parametrize(("row", "expected"), FORMS.values(), ids=FORMS.keys())
@@ -123,21 +124,24 @@ def test_implicit_prompts_are_those_trl_extracts():
 def test_ragged_rows_keep_their_own_length(options):
     rows = [{"prompt": "p", "completions": [f"r{k}" for k in range(n)], "ranks": list(range(n))} for n in (2, 5, 3, 4)]
     formatted = format_dataset(Dataset.from_list(rows), name="train", **options)
-    assert list(formatted) == rows
-    assert formatted.column_names == ["prompt", "completions", "ranks"]
+    assert list(formatted) == [{**row, "row": number} for number, row in enumerate(rows)]
+    assert formatted.column_names == ["prompt", "completions", "ranks", "row"]
 
 
 def test_other_columns_are_left_out():
     rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "source": "x", "score_chosen": 3.0}]
-    assert format_dataset(Dataset.from_list(rows), name="train").column_names == ["prompt", "completions", "ranks"]
+    assert format_dataset(Dataset.from_list(rows), name="train").column_names == [
+        *("prompt", "completions", "ranks", "row")
+    ]
 
 
 def test_features_are_the_same_for_every_form():
     def features(row):
         return format_dataset(Dataset.from_list([row]), name="train").features
 
-    text = {"prompt": Value("string"), "completions": List(Value("string")), "ranks": List(Value("int64"))}
-    messages = {"prompt": List(Json()), "completions": List(List(Json())), "ranks": List(Value("int64"))}
+    numbers = {"ranks": List(Value("int64")), "row": Value("int64")}
+    text = {"prompt": Value("string"), "completions": List(Value("string")), **numbers}
+    messages = {"prompt": List(Json()), "completions": List(List(Json())), **numbers}
     for row, expected in FORMS.values():
         scores = {"scores": List(Value("float64"))} if "scores" in expected else {}
         assert features(row) == {**(messages if isinstance(expected["prompt"], list) else text), **scores}
@@ -145,7 +149,7 @@ def test_features_are_the_same_for_every_form():
 
 def test_a_tensor_format_on_the_dataset_changes_nothing():
     rows = [{"prompt": "p", "completions": ["a", "b"], "scores": [1.0, 2.0]}]
-    expected = [{**rows[0], "ranks": [1, 0]}]
+    expected = [{**rows[0], "ranks": [1, 0], "row": 0}]
     assert list(format_dataset(Dataset.from_list(rows).with_format("numpy"), name="train")) == expected
 
 
@@ -345,7 +349,8 @@ def test_bad_rows_are_dropped_and_counted(num_proc, caplog):
     with caplog.at_level(logging.WARNING, "trl_dpo_ext"):
         kept = format_dataset(Dataset.from_list(MIXED), name="eval", invalid_rows="drop", num_proc=num_proc)
     assert [row["prompt"] for row in kept] == ["a", "e"]
-    assert kept.column_names == ["prompt", "completions", "ranks"]
+    assert kept["row"][:] == [0, 3]
+    assert kept.column_names == ["prompt", "completions", "ranks", "row"]
     assert caplog.messages == [
         "eval dataset: dropped 7 of 9 rows: empty response (5), empty prompt (1), fewer than two responses (1)."
     ]
@@ -361,7 +366,8 @@ def test_bad_rows_of_a_stream_are_dropped_and_counted(caplog):
     with caplog.at_level(logging.WARNING, "trl_dpo_ext"):
         kept = list(format_dataset(stream([*MIXED, *MIXED]), name="eval", invalid_rows="drop"))
     assert [row["prompt"] for row in kept] == ["a", "e", "a", "e"]
-    assert set(kept[0]) == {"prompt", "completions", "ranks"}
+    assert [row["row"] for row in kept] == [0, 3, 9, 12]
+    assert set(kept[0]) == {"prompt", "completions", "ranks", "row"}
     assert caplog.messages == [
         "eval dataset: dropped 1 rows so far: empty prompt (1).",
         "eval dataset: dropped 10 rows so far: empty response (6), empty prompt (2), fewer than two responses (2).",

@@ -87,7 +87,8 @@ def test_rankings_are_whole_texts_with_one_bos_and_an_eos(add_bos, conversationa
     tokenizer = helpers.tiny_tokenizer(add_bos=add_bos)
     rows = helpers.ranked_rows(6, ties=True, conversational=conversational)
     tokens = prepared(rows, tokenizer)
-    assert set(tokens.column_names) == {"prompt_ids", "completion_ids", "ranks"}
+    assert set(tokens.column_names) == {"row", "prompt_ids", "completion_ids", "ranks"}
+    assert tokens["row"][:] == list(range(6))
     assert [row["ranks"] for row in tokens] == [row["ranks"] for row in rows]
     for row, ids in zip(rows, tokens, strict=True):
         for completion, completion_ids in zip(row["completions"], ids["completion_ids"], strict=True):

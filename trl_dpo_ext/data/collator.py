@@ -33,9 +33,9 @@ class PreferenceCollator:
         """Collate B tokenized rows.
 
         Returns:
-            `ranks` int64 [B, K], `lengths` int64 [B, K], `mask` bool [B, K], `scores` float32 [B, K] and
-            `ref_token_logps` float32 [B, K, T] where the rows have them, and what the layout returns. `ranks` comes
-            first because transformers takes the batch size from the first tensor.
+            `ranks` int64 [B, K], `lengths` int64 [B, K], `mask` bool [B, K], `rows` int64 [B] (their numbers in the
+            dataset), `scores` float32 [B, K] and `ref_token_logps` float32 [B, K, T] where the rows have them, and what
+            the layout returns. `ranks` comes first because transformers takes the batch size from the first tensor.
         """
         groups = [Group(row["prompt_ids"], row["completion_ids"]) for row in rows]
         lengths = _padded([[len(c) for c in g.completion_ids] for g in groups], torch.int64)
@@ -44,6 +44,8 @@ class PreferenceCollator:
             "lengths": lengths,
             "mask": lengths > 0,
         }
+        if "row" in rows[0]:
+            batch["rows"] = torch.tensor([row["row"] for row in rows], dtype=torch.int64)
         if "scores" in rows[0]:
             batch["scores"] = _padded([row["scores"] for row in rows], torch.float32)
         if "ref_token_logps" in rows[0]:

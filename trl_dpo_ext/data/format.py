@@ -29,7 +29,9 @@ def format_dataset(
     reads_ties: bool = False,
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
-    """Return the dataset with every row as `to_ranked` gives it, and no other columns.
+    """Return the dataset with every row as `to_ranked` gives it, its number in `row`, and no other columns.
+
+    `row` (int64) is the row's place in `dataset`, whatever is dropped or shuffled afterwards: messages name it.
 
     Messages, tools and template arguments are stored as JSON, so that rows with different keys stay as they are.
 
@@ -100,14 +102,14 @@ def _features(columns: Collection[str], conversational: bool) -> Features:
     if "completions" in columns and "scores" in columns:
         features["scores"] = List(Value("float64"))
     features.update({column: Json() for column in _PASSED_ON if column in columns})
-    return Features(features)
+    return Features({**features, "row": Value("int64")})
 
 
 def _convert(
     row: dict[str, Any], index: int, name: str, reads_ties: bool, conversational: bool, columns: list[str]
 ) -> dict[str, Any]:
     ranked = to_ranked(row, index=index, name=name, reads_ties=reads_ties, conversational=conversational)
-    return {column: ranked.get(column) for column in columns}
+    return {**{column: ranked.get(column) for column in columns}, "row": index}
 
 
 def _convert_or_note(row: dict[str, Any], index: int, convert: partial[dict[str, Any]], columns: list[str]) -> Any:

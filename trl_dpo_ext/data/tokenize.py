@@ -13,7 +13,7 @@ from .rows import DataError
 
 logger = logging.getLogger(__name__)
 
-TOKEN_COLUMNS = ("prompt_ids", "completion_ids", "ranks", "scores")
+TOKEN_COLUMNS = ("row", "prompt_ids", "completion_ids", "ranks", "scores")
 _COUNTS = ["_cut", "_merged"]
 
 
@@ -83,7 +83,7 @@ def tokenize_dataset(
     prompts whose last tokens depend on what follows.
 
     Args:
-        dataset: columns `prompt`, `completions`, `ranks`, optionally `scores`, `tools`, `chat_template_kwargs`.
+        dataset: columns `prompt`, `completions`, `ranks`, optionally `row`, `scores`, `tools`, `chat_template_kwargs`.
         tokenizer: see `tokenize_row`.
         name: what the dataset is called in messages.
         max_length: tokens of prompt and completion together; None for no limit.
@@ -91,7 +91,7 @@ def tokenize_dataset(
         num_proc: processes for `Dataset.map`.
 
     Returns:
-        Columns `prompt_ids`, `completion_ids`, `ranks`, and `scores` where given.
+        Columns `prompt_ids`, `completion_ids`, `ranks`, and `row` and `scores` where given.
 
     Raises:
         DataError: no row is left.
