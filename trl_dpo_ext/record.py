@@ -9,6 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+# Of result.json. Raised when a reader of the former format would misread a file; hub/run.py refuses newer ones.
+RECORD_FORMAT = 1
+
 _PACKAGES = ("trl-dpo-ext", "torch", "trl", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
 
 

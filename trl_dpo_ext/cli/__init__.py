@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import losses
+from . import losses, merge
 
-COMMANDS = (losses,)
+COMMANDS = (losses, merge)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

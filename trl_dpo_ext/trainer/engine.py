@@ -29,6 +29,7 @@ from ..modeling.layout import Group, gather_token_logps, padded_layout
 from ..modeling.logps import add_compact_head
 from ..modeling.masks import model_inputs
 from ..modeling.prefix_sharing import plan_rows
+from ..modeling.quantized import keep_4bit_weights
 from ..types import MissingReferenceError, RankedResponses
 from . import checks
 from ._trl import disable_gradient_checkpointing, plain_dpo_config, use_adapter
@@ -135,7 +136,7 @@ class PreferenceTrainer(DPOTrainer):
         for patched in (self.model, self.ref_model):
             if patched is not None:
                 base = self.accelerator.unwrap_model(patched)
-                _keep_gradients_of_4bit_layers(base)
+                keep_4bit_weights(base)
                 add_compact_head(base.get_base_model() if is_peft_model(base) else base)
         rows = itertools.islice(cast(Any, self.train_dataset), 8)
         layout = plan_rows(
@@ -401,15 +402,6 @@ class _PlanRowsWhenWrapped(TrainerCallback):
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer._plan_rows(self.trainer.model_wrapped, full_precision=False)
-
-
-def _keep_gradients_of_4bit_layers(model: nn.Module) -> None:
-    # On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights at the first forward in evaluation mode, for good,
-    # and packed weights give no gradients: after one evaluation a run would go on without learning anything.
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _is_tokenized(dataset: Any) -> bool:

@@ -1,0 +1,46 @@
+"""What the hub's tests share: adapters that are not tiny, and folders as a run leaves them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from tests import helpers
+
+PROMPTS = [f"{' '.join(helpers.WORDS[i : i + 3 + i % 5])} {i}" for i in range(8)]
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+def randomize(model: Any, scale: float = 0.1, seed: int = 1) -> None:
+    """Give every trainable weight a noise that is not small: what training would have changed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                noise = scale * torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.copy_(parameter * (1 + noise) if "magnitude" in name else parameter + noise)
+
+
+def save_adapter(folder: Path, base: str, *, quantized: bool = True, **lora: Any) -> Path:
+    """Save an adapter on `base`, its tokenizer and its recipe, as recipes/train.py does."""
+    options = {"quantization_config": BitsAndBytesConfig(**NF4)} if quantized else {}
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options)
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora})
+    model = get_peft_model(model, config)
+    randomize(model)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    recipe = {"model_name_or_path": base, "use_peft": True, "loss_type": ["plackett_luce"], "load_in_4bit": quantized}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -1,0 +1,69 @@
+"""Next-token distributions of two models on the same prompts: how far apart they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_BATCH = 16
+
+
+def next_token_logits(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_tokens: int = 32) -> list[Tensor]:
+    """Return the logits after every token of each prompt.
+
+    Args:
+        model: a causal language model, in whatever mode; it is left in evaluation mode.
+        tokenizer: its tokenizer.
+        prompts: N texts, none of which tokenizes to nothing.
+        max_tokens: a longer prompt is cut to its first `max_tokens` tokens.
+
+    Returns:
+        N tensors [tokens of the prompt, vocabulary], float32, on the CPU.
+    """
+    model.eval()
+    found: list[Tensor] = []
+    device = model.get_input_embeddings().weight.device
+    for start in range(0, len(prompts), _BATCH):
+        encoded = tokenizer(
+            list(prompts[start : start + _BATCH]),
+            return_tensors="pt",
+            padding=True,
+            padding_side="right",  # behind the tokens that count, none of which sees it
+            truncation=True,
+            max_length=max_tokens,
+        )
+        ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        found += [row[:length].float().cpu() for row, length in zip(logits, mask.sum(dim=1).tolist(), strict=True)]
+    return found
+
+
+def compare_distributions(trained: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, float]:
+    """Compare two models' next-token distributions, position by position.
+
+    Args:
+        trained: logits of the model that was trained, as from `next_token_logits`.
+        other: those of the other model, on the same tokens.
+
+    Returns:
+        `positions`; `kl_mean`, `kl_max`: KL(trained || other), nats, over positions; `logit_difference_max`: largest
+        absolute difference of two logits; `same_top1`: share of positions with the same most likely token.
+    """
+    kls, differences, same = [], [], []
+    for a, b in zip(trained, other, strict=True):
+        p, q = a.double().log_softmax(dim=-1), b.double().log_softmax(dim=-1)
+        kls.append((p.exp() * (p - q)).sum(dim=-1))
+        differences.append((a - b).abs().max())
+        same.append(a.argmax(dim=-1) == b.argmax(dim=-1))
+    kl, agreement = torch.cat(kls), torch.cat(same)
+    return {
+        "positions": len(kl),
+        "kl_mean": kl.mean().item(),
+        "kl_max": kl.max().item(),
+        "logit_difference_max": torch.stack(differences).max().item(),
+        "same_top1": agreement.double().mean().item(),
+    }

@@ -1,0 +1,246 @@
+"""Merge an adapter into its base model, so that the merged model is the one that was trained.
+
+An adapter that was trained on a 4-bit base has learned on top of that base's rounding errors. Merged into the base
+model's original weights it is another model; merged and rounded to 4 bit again, yet another one. Here each 4-bit weight
+is dequantized to what training saw, the adapter is added in float32, and the sum is stored in 16 bit.
+
+One layer at a time: beside the quantized model and the merged weights, never more than one layer is held twice.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import tqdm
+from peft import PeftConfig, PeftModelForCausalLM
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+
+from ..modeling.quantized import keep_4bit_weights
+from ..record import versions, write_json
+from .distributions import compare_distributions, next_token_logits
+from .run import Run, TrainedBase, read_run
+
+MERGE_RECORD = "merge.json"
+Into = Literal["trained", "original"]
+_DTYPES = ("bfloat16", "float16", "float32")
+_SHARD_SIZE = "2GB"  # safetensors holds a copy of a shard while it writes it
+_PROMPTS = 64
+
+
+class MergeError(ValueError):
+    """An adapter that can't be merged as asked. The message says what can be done."""
+
+
+def merge_adapter(
+    adapter: str | Path,
+    output: str | Path,
+    *,
+    into: Into = "trained",
+    dtype: str = "bfloat16",
+    base_model: str | None = None,
+    prompts: Sequence[str] | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Merge the adapter of a run into its base model, and measure how far that is from the model that was trained.
+
+    The base model is loaded as it was for training (its quantization stands in the run's result.json or recipe.yaml).
+    The merged model gets the tokenizer with its chat template, the generation configuration, and `merge.json` with
+    the measurement, which is made on the files as they were written, in float32.
+
+    Args:
+        adapter: the run's folder. LoRA, DoRA and rsLoRA, with trained biases and `modules_to_save`.
+        output: folder of the merged model; it must not exist, or be empty. It appears only complete.
+        into: "trained" merges into the weights that training saw, dequantized. "original" merges into the base
+            model's un-quantized weights: another model than the one that was trained; `merge.json` says by how much.
+        dtype: of the merged weights.
+        base_model: Hub id or folder of the base model, where adapter_config.json names a path that is elsewhere now.
+        prompts: real prompts to compare the two models on, two at least; by default those of the run's samples. The
+            first 64 are taken.
+        device: "cpu", "cuda", ...; the GPU if there is one, by default.
+        progress: show progress bars.
+
+    Returns:
+        The content of `merge.json`: `into`, `dtype`, `base_model`, `quantization`, `prompts`, `difference` (see
+        `compare_distributions`), `versions`.
+
+    Raises:
+        RunError: a folder that isn't that of an adapter, or doesn't say how its base was loaded.
+        MergeError: anything else that stands against it, before a model is loaded.
+    """
+    run = read_run(adapter)
+    base = run.trained_base()
+    output = Path(output)
+    texts = _check(run, base, output, into, dtype, prompts)
+    source = base_model or base.model
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = _tokenizer(run, source, base)
+
+    model = _load(run, source, base, base.quantization, device, tokenizer)
+    trained_logits = next_token_logits(model, tokenizer, texts)
+    if into == "original" and base.quantization is not None:
+        del model
+        gc.collect()
+        model = _load(run, source, base, None, device, tokenizer)
+    merged = merge_in_place(model, getattr(torch, dtype), progress=progress)
+    del model
+
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    merged.save_pretrained(partial, max_shard_size=_SHARD_SIZE)
+    tokenizer.save_pretrained(partial)
+    del merged
+    gc.collect()
+    written = AutoModelForCausalLM.from_pretrained(partial, dtype=torch.float32).to(device)
+    report = {
+        "into": into,
+        "dtype": dtype,
+        "base_model": base.model,
+        "quantization": None if base.quantization is None else dict(base.quantization),
+        "prompts": len(texts),
+        "difference": compare_distributions(trained_logits, next_token_logits(written, tokenizer, texts)),
+        "versions": versions(),
+    }
+    write_json(partial / MERGE_RECORD, report)
+    if output.exists():
+        output.rmdir()  # empty, as checked
+    partial.rename(output)
+    return report
+
+
+def _check(
+    run: Run, base: TrainedBase, output: Path, into: str, dtype: str, prompts: Sequence[str] | None
+) -> list[str]:
+    """Refuse what can't be merged; return the prompts to compare on."""
+    kind = run.adapter.get("peft_type")
+    if kind != "LORA":
+        raise MergeError(f"{run.folder} holds a {kind} adapter; LoRA, DoRA and rsLoRA can be merged here.")
+    if into not in ("trained", "original"):
+        raise MergeError(f"into={into!r} is unknown. It is 'trained' or 'original'.")
+    if dtype not in _DTYPES:
+        raise MergeError(f"dtype={dtype!r} is unknown. It is one of: {', '.join(_DTYPES)}.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise MergeError(f"{output} exists and is not an empty folder. Give another output folder.")
+    texts = list(prompts if prompts is not None else run.sample_prompts())[:_PROMPTS]
+    if len(texts) < 2:
+        raise MergeError(
+            f"The check needs at least two prompts, and {'there are' if prompts is not None else 'the run recorded'} "
+            f"{len(texts)}. Give some that the model will see: --prompts FILE, one a line."
+        )
+    if empty := [number for number, text in enumerate(texts, 1) if not text.strip()]:
+        raise MergeError(f"Prompt {empty[0]} is empty.")
+    return texts
+
+
+def _tokenizer(run: Run, source: str, base: TrainedBase) -> Any:
+    own = (run.folder / "tokenizer_config.json").exists()
+    tokenizer = AutoTokenizer.from_pretrained(run.folder if own else source, revision=None if own else base.revision)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load(
+    run: Run, source: str, base: TrainedBase, quantization: Any, device: str, tokenizer: Any
+) -> PeftModelForCausalLM:
+    """Load the base model as for training, or with another quantization, and its adapter."""
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        config = BitsAndBytesConfig.from_dict(dict(quantization))
+        # The weights are those of training; only the check's arithmetic is more exact.
+        config.bnb_4bit_compute_dtype = torch.float32
+        options["quantization_config"] = config
+    if device != "cpu":
+        options["device_map"] = {"": device}
+    dtype = base.dtype if base.dtype == "auto" else getattr(torch, base.dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, revision=base.revision, dtype=dtype, **options)
+    except OSError as error:
+        raise MergeError(
+            f"The base model {source!r} can't be loaded ({error}). Say where it is: --base-model ID_OR_FOLDER."
+        ) from error
+    keep_4bit_weights(model)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))  # as peft.AutoPeftModel does for an adapter with new tokens
+    config = PeftConfig.from_pretrained(run.folder)
+    return PeftModelForCausalLM.from_pretrained(model, run.folder, config=config)
+
+
+def merge_in_place(model: PeftModelForCausalLM, dtype: torch.dtype, *, progress: bool = False) -> Any:
+    """Merge the active adapter of a model, quantized or not, and return the plain model on the CPU; `model` is used up.
+
+    Raises:
+        MergeError: a layer whose merged weights are not finite, or of a kind that can't be merged.
+    """
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    for name, layer in tqdm(layers, desc="Merging", disable=not progress):
+        base = layer.get_base_layer()
+        try:
+            if hasattr(base, "quant_state") or hasattr(base, "state"):  # bitsandbytes, 4 or 8 bit
+                layer.base_layer = _dequantized(base)
+                # PEFT's own merge for these layers would round the sum to 4 bit again; that of plain layers doesn't.
+                LoraLinear.merge(layer, safe_merge=True)
+            else:
+                _own_float32_weights(base)
+                layer.merge(safe_merge=True)
+        except ValueError as error:
+            raise MergeError(f"{name}: {error}") from error
+        _cast(layer.get_base_layer(), dtype)
+    plain: Any = model.unload()
+    for name, module in list(plain.named_modules()):
+        if hasattr(module, "quant_state") or hasattr(module, "SCB"):  # quantized, and without an adapter
+            plain.set_submodule(name, _cast(_dequantized(module), dtype))
+    if getattr(plain, "hf_quantizer", None) is not None:
+        plain.hf_quantizer.remove_quantization_config(plain)
+    plain.__dict__.pop("hf_device_map", None)  # everything is on the CPU now
+    _cast(plain, dtype)
+    _untie_if_different(plain)
+    return plain
+
+
+def _dequantized(layer: Any) -> nn.Linear:
+    if issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D):
+        raise MergeError("quantized Conv1D layers (GPT-2's) can't be merged.")
+    with torch.device("meta"):
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    plain.weight = nn.Parameter(dequantize_module_weight(layer).detach().float(), requires_grad=False)
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(layer.bias.detach().float(), requires_grad=False)
+    return plain
+
+
+def _own_float32_weights(layer: nn.Module) -> None:
+    # New parameters: an output embedding that is tied to this layer's weight keeps the unmerged one, as in training.
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        setattr(layer, name, nn.Parameter(parameter.detach().float().clone(), requires_grad=False))
+
+
+def _cast(module: Any, dtype: torch.dtype) -> Any:
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to("cpu", dtype if parameter.is_floating_point() else None)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to("cpu")
+    return module
+
+
+def _untie_if_different(model: Any) -> None:
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    text = model.config.get_text_config()
+    if outputs is None or not getattr(text, "tie_word_embeddings", False):
+        return
+    a: Tensor = inputs.weight
+    if outputs.weight is not a and not (outputs.weight.shape == a.shape and torch.equal(outputs.weight, a)):
+        warnings.warn("The adapter changed one of the two tied embeddings; the merged model has both.", stacklevel=2)
+        model.config.tie_word_embeddings = text.tie_word_embeddings = False

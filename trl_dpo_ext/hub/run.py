@@ -1,0 +1,127 @@
+"""What the folder of a finished run says about itself: the only reader of its files in this part of the package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..record import RECORD_FORMAT
+
+ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
+RECIPE, RESULT = "recipe.yaml", "result.json"
+
+
+class RunError(ValueError):
+    """A folder that can't be used as a run. The message says what is missing or wrong, and what would be right."""
+
+
+@dataclass(frozen=True)
+class TrainedBase:
+    """The base model under an adapter, as it was loaded for training.
+
+    Attributes:
+        model: Hub id or folder.
+        revision: of the Hub repository, or None.
+        dtype: "float32", "bfloat16", "float16" or "auto"; where it was quantized, of what was not.
+        quantization: fields of transformers' `BitsAndBytesConfig`, or None for a base that was not quantized.
+    """
+
+    model: str
+    revision: str | None
+    dtype: str
+    quantization: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run's folder, read and checked; an empty mapping stands for a file that isn't there.
+
+    Attributes:
+        folder: where they are.
+        adapter: adapter_config.json.
+        config: config.json, of a full or merged model.
+        recipe: recipe.yaml, the settings that differ from their defaults.
+        result: result.json.
+    """
+
+    folder: Path
+    adapter: Mapping[str, Any]
+    config: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    def trained_base(self) -> TrainedBase:
+        """Return the base model under the adapter, and how it was loaded.
+
+        Raises:
+            RunError: no adapter, no base model named, or nothing says how the base was loaded.
+        """
+        if not self.adapter:
+            raise RunError(f"{self.folder} has no {ADAPTER_CONFIG}: it is not the folder of an adapter.")
+        model = self.adapter.get("base_model_name_or_path")
+        if not model:
+            raise RunError(f"{self.folder / ADAPTER_CONFIG} names no base_model_name_or_path.")
+        revision = self.adapter.get("revision") or self.recipe.get("model_revision")
+        if (base := self.result.get("base")) is not None:
+            return TrainedBase(model, revision, base["dtype"], base["quantization"])
+        if not self.recipe:
+            raise RunError(
+                f"Nothing in {self.folder} says whether the base model was quantized in training: there is neither "
+                f"{RESULT} nor {RECIPE}. Write a {RECIPE} there with the setting it was trained with, for example "
+                "`load_in_4bit: true` or `load_in_4bit: false`."
+            )
+        dtype, quantization = _of_recipe(self.recipe)
+        return TrainedBase(model, revision, dtype, quantization)
+
+    def sample_prompts(self) -> list[str]:
+        """Return the prompts of the run's samples, each once; empty where the run took none."""
+        samples = ((self.result.get("evaluation") or {}).get("after") or {}).get("samples") or []
+        return list(dict.fromkeys(sample["prompt"] for sample in samples))
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        RunError: no such folder, no model or adapter in it, a damaged file, or one that a newer version wrote.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"The folder {str(folder)!r} does not exist. Give the output folder of a finished run.")
+    adapter, config, result = (_read(folder / name, json.loads) for name in (ADAPTER_CONFIG, MODEL_CONFIG, RESULT))
+    if not adapter and not config:
+        raise RunError(f"{folder} holds neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}: there is no model in it.")
+    written = result.get("format", 1)
+    if not isinstance(written, int) or written > RECORD_FORMAT:
+        by = (result.get("versions") or {}).get("trl-dpo-ext", "a newer version")
+        raise RunError(
+            f"{folder / RESULT} has format {written!r}, written by trl-dpo-ext {by}; this version reads up to format "
+            f"{RECORD_FORMAT}. Upgrade with `pip install -U trl-dpo-ext`."
+        )
+    return Run(folder, adapter, config, _read(folder / RECIPE, yaml.safe_load), result)
+
+
+def _read(path: Path, parse: Any) -> dict[str, Any]:
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{path} can't be read: {error}") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds a {type(content).__name__}, expected a mapping.")
+    return content
+
+
+def _of_recipe(recipe: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    from trl import ModelConfig, get_quantization_config
+
+    known = {field.name for field in fields(ModelConfig)}
+    settings = ModelConfig(**{name: value for name, value in recipe.items() if name in known})
+    quantization = get_quantization_config(settings)
+    return settings.dtype or "auto", None if quantization is None else quantization.to_dict()
