@@ -18,7 +18,7 @@ INTERNAL = {
     "modeling": {"registry", "types"},
     "data": {"registry", "types", "modeling"},
     "evaluation": {"registry", "types", "modeling"},
-    "reference": {"registry", "types", "modeling", "data"},
+    "reference": {"registry", "types", "modeling", "data", "record"},
     "trainer": {"registry", "types", "losses", "modeling", "data", "reference"},
 }
 # Part -> what it may import from outside, beside the standard library. The others are free.
