@@ -105,11 +105,24 @@ def test_any_group_tells_right_from_wrong(group: Group) -> None:
     assert not check_rows(wrong, wrong.config, group).ok
 
 
-def test_bfloat16_is_accepted_and_a_convolution_still_refused() -> None:
-    right, wrong = tiny("llama").bfloat16(), convolved().bfloat16()
+def rounded(model: Any) -> Any:
+    """The model with log-probs that depend on the batch's shape, as rounding makes them; how much varies with torch."""
+    difference = 0.1 * check_rows(model, model.config, GROUP).leak
+
+    def add(module: nn.Module, args: Any, inputs: dict[str, Tensor], outputs: Any) -> None:
+        if inputs["input_ids"].shape[0] == 1:  # the plain path has one row per response
+            outputs.log_probs = outputs.log_probs + difference
+
+    model.register_forward_hook(add, with_kwargs=True)
+    return model
+
+
+def test_bfloat16_may_round_and_a_convolution_is_still_refused() -> None:
+    exact, right, wrong = rounded(tiny("llama")), rounded(tiny("llama").bfloat16()), convolved().bfloat16()
     check = check_rows(right, right.config, GROUP)
     assert check.ok
-    assert check.error > 1e-3 * check.leak  # what is allowed in float32 would refuse it
+    assert check.error == pytest.approx(0.1 * check.leak, rel=0.5)
+    assert not check_rows(exact, exact.config, GROUP).ok
     assert not check_rows(wrong, wrong.config, GROUP).ok
 
 
@@ -124,14 +137,8 @@ def test_nf4_is_accepted(tmp_path) -> None:
 
 
 def test_a_model_that_lowers_the_precision_itself_is_accepted_when_told() -> None:
-    model = tiny("llama")
-    forward = model.forward
-
-    def lowered(*args: Any, **kwargs: Any) -> Any:  # what accelerate's mixed precision does to a model
-        with torch.autocast("cpu", torch.bfloat16):
-            return forward(*args, **kwargs)
-
-    model.forward = lowered
+    """As accelerate's mixed precision does: its weights are float32, its rounding isn't."""
+    model = rounded(tiny("llama"))
     assert not check_rows(model, model.config, GROUP).ok
     assert check_rows(model, model.config, GROUP, full_precision=False).ok
 

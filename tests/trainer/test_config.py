@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from trl import DPOConfig
 
 from tests.trainer import support
 from trl_dpo_ext.losses import HyperparameterError
@@ -43,6 +44,14 @@ def test_trls_fields_reach_every_loss_that_has_them(tmp_path):
         "robust": {"beta": 0.3, "label_smoothing": 0.25},
         "sft": {},
     }
+
+
+def test_trls_own_defaults_mean_nothing_to_losses_without_them(tmp_path):
+    given = {"label_smoothing": 0.0, "discopop_tau": 0.05}
+    assert {name: getattr(DPOConfig(str(tmp_path), bf16=False), name) for name in given} == given
+    assert hyperparameters(tmp_path, loss_type=["sigmoid", "sft"], **given) == {"dpo": {"beta": 0.1}, "sft": {}}
+    # To a loss that has them they do mean something, whatever its own default is.
+    assert hyperparameters(tmp_path, loss_type="robust", **given) == {"robust": {"beta": 0.1, "label_smoothing": 0.0}}
 
 
 def test_loss_kwargs_come_before_trls_fields(tmp_path):
@@ -109,6 +118,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     ),
     "loss_kwargs that is a list": ({"loss_kwargs": [1]}, ConfigError, ["loss_kwargs=[1]", "map"]),
     "beta for a loss without one": ({"loss_type": "sft", "beta": 0.1}, HyperparameterError, ["beta=0.1", "['sft']"]),
+    "label_smoothing for losses without it": (
+        {"loss_type": ["sigmoid", "ipo"], "label_smoothing": 0.1},
+        HyperparameterError,
+        ["label_smoothing=0.1", "['sigmoid', 'ipo']"],
+    ),
+    "discopop_tau for a loss without it": (
+        {"loss_type": "sigmoid", "discopop_tau": 0.1},
+        HyperparameterError,
+        ["discopop_tau=0.1", "['sigmoid']"],
+    ),
     "too few weights": ({"loss_type": ["dpo", "sft"], "loss_weights": [1.0]}, ValueError, ["loss_weights", "2", "1"]),
     "unknown pairing": ({"pairing": "adjacnt"}, ConfigError, ["pairing='adjacnt'", "'adjacent'", "best_vs_rest"]),
     "unknown invalid_rows": ({"invalid_rows": "ignore"}, ConfigError, ["invalid_rows='ignore'", "error, drop"]),

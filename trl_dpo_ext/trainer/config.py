@@ -13,6 +13,9 @@ from ..types import PAIRINGS
 from .axes import F_DIVERGENCES, Axes
 from .objective import Objective, Term
 
+# What TRL has where a loss doesn't read the field: a config of TRL's that spells it out moves over unchanged.
+_MEANS_NOTHING = {"label_smoothing": DPOConfig.label_smoothing, "discopop_tau": DPOConfig.discopop_tau}
+
 
 class ConfigError(ValueError):
     """A setting, or a combination of settings, that can't work. The message says what would."""
@@ -34,7 +37,8 @@ class PreferenceConfig(DPOConfig):
         loss_weights: one weight per loss; 1 each by default.
         loss_kwargs: hyperparameters per loss, for example `{"simpo": {"gamma_beta_ratio": 0.3}}`.
         beta: goes to every loss that has one; None means each loss's own default.
-        label_smoothing, discopop_tau: TRL's fields; they go to every loss that has them, None as above.
+        label_smoothing, discopop_tau: TRL's fields; they go to every loss that has them, None as above. Given for losses
+            of which none has them, each of the three is an error (except at TRL's default of these two).
         pairing: the pairs a ranking of K > 2 gives to pairwise losses: `all`, `best_vs_rest`, `adjacent`,
             `best_vs_worst`.
         prefix_sharing: compute each prompt once for all its responses: `auto` where the model can (checked before
@@ -142,8 +146,9 @@ class PreferenceConfig(DPOConfig):
         for spec in specs:
             shared = {spec.trl_fields[f]: value for f, value in fields.items() if f in spec.trl_fields}
             complete.append(spec.check({**shared, **by_loss.get(spec.name, {})}))
-        if "beta" in fields and not any("beta" in spec.trl_fields for spec in specs):
-            raise HyperparameterError(f"beta={self.beta} is given, but no loss of {self.loss_type} has a beta.")
+        for name, value in fields.items():
+            if value != _MEANS_NOTHING.get(name) and not any(name in spec.trl_fields for spec in specs):
+                raise HyperparameterError(f"{name}={value} is given, but no loss of {self.loss_type} has it.")
         return complete
 
     def _check_combination(self, objective: Objective) -> None:
