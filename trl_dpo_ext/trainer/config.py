@@ -37,8 +37,8 @@ class PreferenceConfig(DPOConfig):
         loss_weights: one weight per loss; 1 each by default.
         loss_kwargs: hyperparameters per loss, for example `{"simpo": {"gamma_beta_ratio": 0.3}}`.
         beta: goes to every loss that has one; None means each loss's own default.
-        label_smoothing, discopop_tau: TRL's fields; they go to every loss that has them, None as above. Given for losses
-            of which none has them, each of the three is an error (except at TRL's default of these two).
+        label_smoothing, discopop_tau: TRL's fields; they go to every loss that has them, None as above. Where no loss
+            has one of the three, giving it is an error, except these two at TRL's defaults.
         pairing: the pairs a ranking of K > 2 gives to pairwise losses: `all`, `best_vs_rest`, `adjacent`,
             `best_vs_worst`.
         prefix_sharing: compute each prompt once for all its responses: `auto` where the model can (checked before
