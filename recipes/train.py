@@ -22,7 +22,7 @@ import yaml
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
-from trl_dpo_ext.data import DataError, format_dataset, load_splits
+from trl_dpo_ext.data import DataError, convert_dataset, format_dataset, get_converter, load_splits
 from trl_dpo_ext.evaluation import Comparison, Evaluation, RewardError, compare, evaluate_policy, get_reward
 from trl_dpo_ext.evaluation.plots import plot_curves
 from trl_dpo_ext.parsing import ParseError, StrictParser
@@ -39,7 +39,9 @@ class RecipeArguments(ScriptArguments):
 
     Args:
         dataset_name: Hub id, folder with train and test files, or one .json, .jsonl(.gz), .csv or .parquet file.
-        import_module: modules imported first, for example one that registers your own losses.
+        dataset_converter: what brings the dataset's columns into an accepted form, for example "nectar"; see
+            trl_dpo_ext.data.converters. None where they are in one already.
+        import_module: modules imported first, for example one that registers your own losses or converters.
         reward: the true reward of samples, "vader" or "package.module:function"; without one nothing is sampled.
         eval_prompts: held-out prompts sampled before and after training.
         eval_max_new_tokens: length of those samples, in tokens.
@@ -47,6 +49,9 @@ class RecipeArguments(ScriptArguments):
         overwrite_output_dir: train into a folder that holds a finished run.
     """
 
+    dataset_converter: str | None = field(
+        default=None, metadata={"help": "Converter of the dataset's columns, for example nectar."}
+    )
     import_module: list[str] = field(default_factory=list, metadata={"help": "Modules to import first."})
     reward: str | None = field(default=None, metadata={"help": "True reward: vader, or package.module:function."})
     eval_prompts: int = field(default=64, metadata={"help": "Held-out prompts sampled before and after training."})
@@ -64,6 +69,8 @@ class RecipeArguments(ScriptArguments):
                 raise ParseError(
                     f"import_module: can't import {name!r} ({error}); looked for it in {Path.cwd()} and on PYTHONPATH."
                 ) from None
+        if self.dataset_converter is not None:
+            get_converter(self.dataset_converter)
         if not self.dataset_name:
             raise ParseError("dataset_name is missing: give a Hub id, a folder, or a file.")
 
@@ -118,13 +125,21 @@ def main(args: list[str] | None = None) -> None:
         streaming=recipe.dataset_streaming,
         needs=recipe.dataset_train_split,
     )
-    test = dataset.get(recipe.dataset_test_split)
+    train, test = dataset[recipe.dataset_train_split], dataset.get(recipe.dataset_test_split)
     if reward is not None and test is None:
         raise DataError(f"reward is set, but there is no split {recipe.dataset_test_split!r} to take prompts from.")
+    if config.eval_strategy != "no" and test is None:
+        raise DataError(f"eval_strategy is set, but there is no split {recipe.dataset_test_split!r} to evaluate on.")
+    if recipe.dataset_converter is not None:
+        options: Any = {"invalid_rows": config.invalid_rows, "num_proc": config.dataset_num_proc}
+        with config.main_process_first(desc="converting the dataset"):
+            train = convert_dataset(train, recipe.dataset_converter, name="train", **options)
+            if test is not None:
+                test = convert_dataset(test, recipe.dataset_converter, name="test", **options)
     trainer = PreferenceTrainer(
         model=model_args.model_name_or_path,
         args=config,
-        train_dataset=dataset[recipe.dataset_train_split],
+        train_dataset=train,
         eval_dataset=test if config.eval_strategy != "no" else None,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
