@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
@@ -27,7 +28,7 @@ from trl_dpo_ext.evaluation import Comparison, Evaluation, RewardError, compare,
 from trl_dpo_ext.evaluation.plots import plot_curves
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.record import hardware, versions, write_json
-from trl_dpo_ext.trainer import ConfigError, DiskSpaceError
+from trl_dpo_ext.trainer import ConfigError, DiskSpaceError, sharding
 
 RESULT = "result.json"
 USER_ERRORS = (ConfigError, DataError, ParseError, RewardError, DiskSpaceError, FileExistsError, FileNotFoundError)
@@ -88,6 +89,9 @@ def held_out_prompts(dataset: Any, tokenizer: Any, count: int) -> list[str]:
 
 def parse(args: list[str] | None = None) -> tuple[RecipeArguments, PreferenceConfig, ModelConfig, dict[str, Any]]:
     """Parse the recipe and the options; the last result is the recipe that gives this run again."""
+    if not torch.accelerator.is_available():
+        # Of several processes, accelerate's launcher doesn't tell that `use_cpu` is set.
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     parser = StrictParser((RecipeArguments, PreferenceConfig, ModelConfig))
     try:
         recipe, config, model_args = parser.parse_args_and_config(args)
@@ -96,7 +100,7 @@ def parse(args: list[str] | None = None) -> tuple[RecipeArguments, PreferenceCon
     if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != config.world_size:
         raise ParseError(
             f"{launched} processes were launched, but each one sees {config.world_size}: they would train apart. "
-            "Without a GPU, set ACCELERATE_USE_CPU=true."
+            "To train on the CPU where there is a GPU, set ACCELERATE_USE_CPU=true."
         )
     if not model_args.model_name_or_path:
         raise ParseError("model_name_or_path is missing: give a Hub id or a folder.")
@@ -119,28 +123,35 @@ def main(args: list[str] | None = None) -> None:
     started = time.time()
     recipe, config, model_args, settings = parse(args)
     reward = get_reward(recipe.reward) if recipe.reward else None
+    if reward is not None and (sharded := sharding(config)):
+        raise ConfigError(f"reward samples from the model, which {sharded} has in parts. Remove reward, or use DDP.")
     dataset = load_splits(
         str(recipe.dataset_name),
         config=recipe.dataset_config,
         streaming=recipe.dataset_streaming,
         needs=recipe.dataset_train_split,
     )
-    train, test = dataset[recipe.dataset_train_split], dataset.get(recipe.dataset_test_split)
-    if reward is not None and test is None:
-        raise DataError(f"reward is set, but there is no split {recipe.dataset_test_split!r} to take prompts from.")
-    if config.eval_strategy != "no" and test is None:
-        raise DataError(f"eval_strategy is set, but there is no split {recipe.dataset_test_split!r} to evaluate on.")
+    splits = {"train": dataset[recipe.dataset_train_split]}
+    for option, used in (("reward", reward is not None), ("eval_strategy", config.eval_strategy != "no")):
+        if used and recipe.dataset_test_split not in dataset:
+            raise DataError(f"{option} is set, but there is no split {recipe.dataset_test_split!r}.")
+        if used:
+            splits["test"] = dataset[recipe.dataset_test_split]
     if recipe.dataset_converter is not None:
-        options: Any = {"invalid_rows": config.invalid_rows, "num_proc": config.dataset_num_proc}
         with config.main_process_first(desc="converting the dataset"):
-            train = convert_dataset(train, recipe.dataset_converter, name="train", **options)
-            if test is not None:
-                test = convert_dataset(test, recipe.dataset_converter, name="test", **options)
+            for name, split in splits.items():
+                splits[name] = convert_dataset(
+                    split,
+                    recipe.dataset_converter,
+                    name=name,
+                    invalid_rows=config.invalid_rows,
+                    num_proc=config.dataset_num_proc,
+                )
     trainer = PreferenceTrainer(
         model=model_args.model_name_or_path,
         args=config,
-        train_dataset=train,
-        eval_dataset=test if config.eval_strategy != "no" else None,
+        train_dataset=splits["train"],
+        eval_dataset=splits["test"] if config.eval_strategy != "no" else None,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
@@ -158,7 +169,7 @@ def main(args: list[str] | None = None) -> None:
         )
 
     if reward is not None:
-        prompts = held_out_prompts(test, trainer.processing_class, recipe.eval_prompts)
+        prompts = held_out_prompts(splits["test"], trainer.processing_class, recipe.eval_prompts)
         before = evaluate()
     result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     comparison = None

@@ -1,6 +1,6 @@
 """Named converters from the schemas of public datasets to the columns that are trained on.
 
-A recipe names one with `dataset_converter: nectar`; `format.py` then checks what came out, as it does any other data.
+A recipe names one with `dataset_converter: nectar`; `rows.py` then checks what came out, as it does any other data.
 Each docstring says which columns and types the converter was written for, and where they were looked up; the public
 files themselves were not at hand.
 """
@@ -46,7 +46,7 @@ _registry: Registry[Converter] = Registry("dataset converter")
 def register_converter(
     name: str, *, columns: Sequence[str], dataset: str = ""
 ) -> Callable[[Callable[[Row], Row]], Callable[[Row], Row]]:
-    """Register a function from a row to a row of an accepted form (see `format.FORMS`).
+    """Register a function from a row to a row of an accepted form (see `rows.FORMS`).
 
     Args:
         name: as recipes name it.

@@ -1,8 +1,9 @@
 """Trainers on top of TRL's `DPOTrainer`."""
 
-from .checks import DiskSpaceError
-from .config import ConfigError, PreferenceConfig
+from .config import PreferenceConfig
 from .engine import PreferenceTrainer
+from .errors import ConfigError, DiskSpaceError
+from .hardware import sharding
 from .trainers import MinorDPOTrainer, PlackettLuceTrainer, ReferenceFreeTrainer
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "PreferenceConfig",
     "PreferenceTrainer",
     "ReferenceFreeTrainer",
+    "sharding",
 ]

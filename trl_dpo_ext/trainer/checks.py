@@ -12,12 +12,11 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 
 from ..data.rows import DataError
-from .config import ConfigError, PreferenceConfig
+from .adapters import check_quantization, check_target_modules
+from .config import PreferenceConfig
+from .errors import ConfigError, DiskSpaceError
+from .hardware import check_sharding
 from .objective import Objective
-
-
-class DiskSpaceError(OSError):
-    """A run whose first checkpoint would not fit the disk."""
 
 
 def check_model_path(model: str) -> None:
@@ -53,6 +52,10 @@ def check_arguments(
     }.items():
         if kwargs.get(name) is not None:
             raise ConfigError(f"{name} is not supported here: {instead}.")
+    quantization_config, peft_config = kwargs.get("quantization_config"), kwargs.get("peft_config")
+    check_sharding(args, quantization_config)
+    check_quantization(model, quantization_config, peft_config, args)
+    check_target_modules(model, peft_config, args)
 
 
 def check_dataset_type(dataset: Any, name: str) -> None:

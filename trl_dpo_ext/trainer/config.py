@@ -11,14 +11,12 @@ from ..losses import HyperparameterError, LossSpec, get_loss
 from ..registry import did_you_mean
 from ..types import PAIRINGS
 from .axes import F_DIVERGENCES, Axes
+from .errors import ConfigError
+from .hardware import check_bf16, check_processes
 from .objective import Objective, Term
 
 # What TRL has where a loss doesn't read the field: a config of TRL's that spells it out moves over unchanged.
 _MEANS_NOTHING = {"label_smoothing": DPOConfig.label_smoothing, "discopop_tau": DPOConfig.discopop_tau}
-
-
-class ConfigError(ValueError):
-    """A setting, or a combination of settings, that can't work. The message says what would."""
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -91,6 +89,8 @@ class PreferenceConfig(DPOConfig):
     )
 
     def __post_init__(self) -> None:
+        check_processes(self.use_cpu)  # before the processes meet, in the next but one line
+        check_bf16(self.bf16, self.fp16, self.use_cpu)
         super().__post_init__()
         _one_of("pairing", self.pairing, PAIRINGS)
         self.prefix_sharing = str(self.prefix_sharing).lower()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from .checks import ConfigError
 from .config import PreferenceConfig
 from .engine import PreferenceTrainer
+from .errors import ConfigError
 
 
 class _DefaultLossTrainer(PreferenceTrainer):
