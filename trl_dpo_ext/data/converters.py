@@ -99,7 +99,8 @@ def convert_dataset(
         dataset: rows as the public dataset has them; may stream.
         converter: the converter's name.
         name: the dataset's name, for messages ("train").
-        invalid_rows: "error" stops at the first row that can't be read; "drop" leaves such rows out, and logs how many.
+        invalid_rows: "error" stops at the first row that can't be read; "drop" leaves such rows out, and logs how many
+            (later messages then number the rows that are left).
         num_proc: processes to map with; a streamed dataset has none.
 
     Raises:
