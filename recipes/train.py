@@ -28,10 +28,19 @@ from trl_dpo_ext.evaluation import Comparison, Evaluation, RewardError, compare,
 from trl_dpo_ext.evaluation.plots import plot_curves
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.record import hardware, versions, write_json
-from trl_dpo_ext.trainer import ConfigError, DiskSpaceError, sharding
+from trl_dpo_ext.trainer import ConfigError, DiskSpaceError, ModelFolderError, sharding
 
 RESULT = "result.json"
-USER_ERRORS = (ConfigError, DataError, ParseError, RewardError, DiskSpaceError, FileExistsError, FileNotFoundError)
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    ParseError,
+    RewardError,
+    DiskSpaceError,
+    ModelFolderError,
+    FileExistsError,
+    FileNotFoundError,
+)
 
 
 @dataclass
@@ -74,6 +83,8 @@ class RecipeArguments(ScriptArguments):
             get_converter(self.dataset_converter)
         if not self.dataset_name:
             raise ParseError("dataset_name is missing: give a Hub id, a folder, or a file.")
+        if self.reward and self.eval_prompts < 2:
+            raise ParseError(f"eval_prompts={self.eval_prompts}, but an interval needs at least 2 prompts.")
 
 
 def held_out_prompts(dataset: Any, tokenizer: Any, count: int) -> list[str]:
@@ -104,6 +115,8 @@ def parse(args: list[str] | None = None) -> tuple[RecipeArguments, PreferenceCon
         )
     if not model_args.model_name_or_path:
         raise ParseError("model_name_or_path is missing: give a Hub id or a folder.")
+    if Path(config.output_dir).is_file():
+        raise FileExistsError(f"output_dir={config.output_dir!r} is a file; name a folder, new or not.")
     if (Path(config.output_dir) / RESULT).exists() and not recipe.overwrite_output_dir:
         raise FileExistsError(
             f"{config.output_dir} holds a finished run ({RESULT}). Choose another output_dir, or set "

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+import yaml
 from trl import TrlParser
 
 from .registry import did_you_mean
@@ -66,6 +67,12 @@ class StrictParser(TrlParser):
             return super().parse_args_and_config(args, *rest, **kwargs)
         except FileNotFoundError as error:
             raise ParseError(f"The config file {error.filename!r} does not exist.") from None
+        except IsADirectoryError as error:
+            raise ParseError(f"The config file {error.filename!r} is a folder; name a YAML file.") from None
+        except yaml.YAMLError as error:
+            raise ParseError(f"The config file is not YAML: {error}") from None
+        except UnicodeDecodeError as error:
+            raise ParseError(f"The config file is not UTF-8 text: {error}") from None
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
         """Take the values of a YAML file, each checked against the option of its name."""

@@ -2,7 +2,7 @@
 
 from .config import PreferenceConfig
 from .engine import PreferenceTrainer
-from .errors import ConfigError, DiskSpaceError
+from .errors import ConfigError, DiskSpaceError, ModelFolderError
 from .hardware import sharding
 from .trainers import MinorDPOTrainer, PlackettLuceTrainer, ReferenceFreeTrainer
 
@@ -10,6 +10,7 @@ __all__ = [
     "ConfigError",
     "DiskSpaceError",
     "MinorDPOTrainer",
+    "ModelFolderError",
     "PlackettLuceTrainer",
     "PreferenceConfig",
     "PreferenceTrainer",

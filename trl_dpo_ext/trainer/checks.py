@@ -16,22 +16,8 @@ from .adapters import check_quantization, check_target_modules
 from .config import PreferenceConfig
 from .errors import ConfigError, DiskSpaceError
 from .hardware import check_sharding
+from .model_folder import check_model
 from .objective import Objective
-
-
-def check_model_path(model: str) -> None:
-    """Raise a sentence, not a Hub traceback, for a folder that isn't there.
-
-    Raises:
-        FileNotFoundError: `model` looks like a path and isn't a model folder.
-    """
-    path = Path(model).expanduser()
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or path.exists()
-    if looks_local and not (path / "config.json").is_file():
-        found = "has no config.json" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"The model folder {model!r} {found}. Give a folder written by save_pretrained, or a Hub id."
-        )
 
 
 def check_arguments(
@@ -40,10 +26,10 @@ def check_arguments(
     """Refuse arguments that can't work together.
 
     Raises:
-        FileNotFoundError, ConfigError.
+        FileNotFoundError, ModelFolderError, ConfigError.
     """
     if isinstance(model, str):
-        check_model_path(model)
+        check_model(model, needs_tokenizer=kwargs.get("processing_class") is None)
     if ref_model is not None and not objective.reads_reference:
         raise ConfigError(f"ref_model is given, but none of {args.loss_type} reads a reference. Remove it.")
     for name, instead in {

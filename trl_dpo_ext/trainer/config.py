@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -102,11 +103,26 @@ class PreferenceConfig(DPOConfig):
                 f"truncation_mode={self.truncation_mode!r} (deprecated in TRL) cuts the prompt differently for each "
                 "response; here all responses share their prompt. Use 'keep_start'."
             )
+        self._check_numbers()
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(f"max_length={self.max_length} leaves no room for a prompt and a response.")
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ConfigError(f"ld_alpha={self.ld_alpha} is out of range, expected >= 0, <= 1.")
         self.objective()
+
+    def _check_numbers(self) -> None:
+        # transformers takes any number here, and fails, or trains nothing, much later.
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is out of range, expected >= 1.")
+        if not 0 <= self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate={self.learning_rate} is out of range, expected >= 0 and finite.")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ConfigError(
+                f"num_train_epochs={self.num_train_epochs} trains nothing; set max_steps, or more epochs."
+            )
+        if unusable := [weight for weight in self.loss_weights or [] if not math.isfinite(weight)]:
+            raise ConfigError(f"loss_weights={self.loss_weights} holds {unusable[0]}, expected finite numbers.")
 
     def objective(self) -> Objective:
         """Build the mix of losses this configuration asks for.

@@ -9,3 +9,7 @@ class ConfigError(ValueError):
 
 class DiskSpaceError(OSError):
     """A run whose first checkpoint would not fit the disk."""
+
+
+class ModelFolderError(ValueError):
+    """A model folder that can't be loaded."""
