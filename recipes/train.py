@@ -147,7 +147,10 @@ def main(args: list[str] | None = None) -> None:
     splits = {"train": dataset[recipe.dataset_train_split]}
     for option, used in (("reward", reward is not None), ("eval_strategy", config.eval_strategy != "no")):
         if used and recipe.dataset_test_split not in dataset:
-            raise DataError(f"{option} is set, but there is no split {recipe.dataset_test_split!r}.")
+            raise DataError(
+                f"{option} is set, but there is no split {recipe.dataset_test_split!r}; the dataset has: "
+                f"{', '.join(dataset)}. Name one in dataset_test_split."
+            )
         if used:
             splits["test"] = dataset[recipe.dataset_test_split]
     if recipe.dataset_converter is not None:

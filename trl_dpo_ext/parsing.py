@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -72,7 +73,9 @@ class StrictParser(TrlParser):
         except yaml.YAMLError as error:
             raise ParseError(f"The config file is not YAML: {error}") from None
         except UnicodeDecodeError as error:
-            raise ParseError(f"The config file is not UTF-8 text: {error}") from None
+            given = list(args) if args is not None else sys.argv[1:]
+            name = given[given.index("--config") + 1]
+            raise ParseError(f"The config file {name!r} is not UTF-8 text: {error}.") from None
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
         """Take the values of a YAML file, each checked against the option of its name."""
@@ -84,8 +87,6 @@ class StrictParser(TrlParser):
 
 
 def _command_line() -> list[str]:
-    import sys
-
     return [argument.partition("=")[0] for argument in sys.argv[1:]]
 
 

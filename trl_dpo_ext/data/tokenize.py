@@ -94,7 +94,7 @@ def tokenize_dataset(
         Columns `prompt_ids`, `completion_ids`, `ranks`, and `row` and `scores` where given.
 
     Raises:
-        DataError: no row is left.
+        DataError: no row is left, or the rows are messages and the tokenizer has no chat template.
     """
 
     def process(row: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +120,13 @@ def tokenize_dataset(
     def keep(row: dict[str, Any]) -> bool:
         return bool(row["prompt_ids"]) and _usable(row["completion_ids"], row["ranks"], reads_ties)
 
-    columns: list[str] = dataset.column_names or list(next(iter(dataset)))
+    first = next(iter(dataset))
+    if not isinstance(first["prompt"], str) and tokenizer.chat_template is None:
+        raise DataError(
+            f"{name} dataset: its prompts are messages, and the tokenizer has no chat template. Set "
+            "tokenizer.chat_template, give text prompts, or take a model that was trained to chat."
+        )
+    columns: list[str] = dataset.column_names or list(first)
     remove = [c for c in columns if c not in TOKEN_COLUMNS]
     if isinstance(dataset, IterableDataset):
         return dataset.map(process, remove_columns=remove).filter(keep).remove_columns(_COUNTS)
