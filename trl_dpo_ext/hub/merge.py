@@ -102,7 +102,8 @@ def merge_adapter(
     tokenizer.save_pretrained(partial)
     del merged
     gc.collect()
-    written = AutoModelForCausalLM.from_pretrained(partial, dtype=torch.float32).to(device)
+    written: Any = AutoModelForCausalLM.from_pretrained(partial, dtype=torch.float32)
+    written.to(device)
     report = {
         "into": into,
         "dtype": dtype,
@@ -165,7 +166,7 @@ def _load(
         options["device_map"] = {"": device}
     dtype = base.dtype if base.dtype == "auto" else getattr(torch, base.dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, revision=base.revision, dtype=dtype, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, revision=base.revision, dtype=dtype, **options)
     except OSError as error:
         raise MergeError(
             f"The base model {source!r} can't be loaded ({error}). Say where it is: --base-model ID_OR_FOLDER."
@@ -173,8 +174,9 @@ def _load(
     keep_4bit_weights(model)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))  # as peft.AutoPeftModel does for an adapter with new tokens
-    config = PeftConfig.from_pretrained(run.folder)
-    return PeftModelForCausalLM.from_pretrained(model, run.folder, config=config)
+    config = PeftConfig.from_pretrained(str(run.folder))
+    adapted: Any = PeftModelForCausalLM.from_pretrained(model, str(run.folder), config=config)
+    return adapted
 
 
 def merge_in_place(model: PeftModelForCausalLM, dtype: torch.dtype, *, progress: bool = False) -> Any:

@@ -222,4 +222,5 @@ def _digest(name: str, tensor: Tensor) -> str:
         what = "isn't loaded" if tensor.is_meta else f"is a {type(tensor).__name__}, which has no plain bytes"
         raise FingerprintError(f"{name}: this weight {what}.")
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return xxhash.xxh3_128(flat.numpy()).hexdigest()
+    content: Any = flat.numpy()
+    return xxhash.xxh3_128(content).hexdigest()
