@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..modeling.layout import Group
 
 Layout = Callable[[Sequence[Group], int], dict[str, Tensor]]
+Lookup = Callable[[Group], Sequence[np.ndarray] | None]
 
 
 def _padded(values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
@@ -24,18 +26,22 @@ class PreferenceCollator:
     Args:
         layout: turns B groups (and K, the width of the ranking) into model inputs and the `index` that says where each
             scored position belongs.
+        reference: gives the stored reference log-probs of a group, for each of its responses a value per token, or None
+            where they aren't stored.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, reference: Lookup | None = None) -> None:
         self.layout = layout
+        self.reference = reference
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Collate B tokenized rows.
 
         Returns:
             `ranks` int64 [B, K], `lengths` int64 [B, K], `mask` bool [B, K], `rows` int64 [B] (their numbers in the
-            dataset), `scores` float32 [B, K] and `ref_token_logps` float32 [B, K, T] where the rows have them, and what
-            the layout returns. `ranks` comes first because transformers takes the batch size from the first tensor.
+            dataset) and `scores` float32 [B, K] where the rows have them, `ref_token_logps` float32 [B, K, T] where all
+            are stored, and what the layout returns. `ranks` comes first because transformers takes the batch size from
+            the first tensor.
         """
         groups = [Group(row["prompt_ids"], row["completion_ids"]) for row in rows]
         lengths = _padded([[len(c) for c in g.completion_ids] for g in groups], torch.int64)
@@ -48,11 +54,18 @@ class PreferenceCollator:
             batch["rows"] = torch.tensor([row["row"] for row in rows], dtype=torch.int64)
         if "scores" in rows[0]:
             batch["scores"] = _padded([row["scores"] for row in rows], torch.float32)
-        if "ref_token_logps" in rows[0]:
-            ref = torch.zeros(*lengths.shape, int(lengths.max()))
-            for b, row in enumerate(rows):
-                for k, values in enumerate(row["ref_token_logps"]):
-                    ref[b, k, : len(values)] = torch.tensor(values)
-            batch["ref_token_logps"] = ref
+        if (ref_token_logps := self._stored(groups, lengths)) is not None:
+            batch["ref_token_logps"] = ref_token_logps
         batch.update(self.layout(groups, lengths.shape[1]))
         return batch
+
+    def _stored(self, groups: Sequence[Group], lengths: Tensor) -> Tensor | None:
+        if self.reference is None:
+            return None
+        stored = np.zeros((*lengths.shape, int(lengths.max())), np.float32)
+        for b, group in enumerate(groups):
+            if (values := self.reference(group)) is None:
+                return None
+            for k, ids in enumerate(group.completion_ids):
+                stored[b, k, : len(ids)] = values[k]
+        return torch.from_numpy(stored)

@@ -22,10 +22,16 @@ _LOSS_FIELDS: dict[str, Any] = {
 
 
 @contextmanager
-def plain_dpo_config(args: Any) -> Iterator[None]:
-    """While open, `args` asks for plain DPO, so that `DPOTrainer.__init__` finds nothing of ours to refuse."""
-    saved = {name: getattr(args, name) for name in _LOSS_FIELDS}
-    for name, value in _LOSS_FIELDS.items():
+def plain_dpo_config(args: Any, **changes: Any) -> Iterator[None]:
+    """While open, `args` asks for plain DPO, so that `DPOTrainer.__init__` finds nothing of ours to refuse.
+
+    Args:
+        args: the config.
+        **changes: other fields, and the values they have meanwhile.
+    """
+    meanwhile = {**_LOSS_FIELDS, **changes}
+    saved = {name: getattr(args, name) for name in meanwhile}
+    for name, value in meanwhile.items():
         setattr(args, name, value)
     try:
         yield

@@ -1,0 +1,242 @@
+"""Reference log-probs on disk: Arrow files, written once, named after their contents, read by every run that can use them.
+
+One folder holds what one reference gives in one precision, and one entry belongs to one response: its key is a hash of the
+prompt's token ids, of where the response begins, and of the response's token ids; its value is a log-prob per token of the
+response. Nothing else is part of a key, so another loss, learning rate, order, subset or pairing of the same responses finds
+all of them, and other tokens or weights find none.
+
+A file's name is the checksum of its contents, and it appears whole or not at all. So nothing is ever rewritten, processes
+can't get into each other's way, and a file that has been damaged no longer has its own name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from huggingface_hub.constants import HF_HOME
+
+from ..modeling.layout import Group
+
+logger = logging.getLogger(__name__)
+
+_KEY_BYTES = 16
+_KEY_TYPE = f"S{_KEY_BYTES}"
+_FORMAT = "1"  # of keys and values; part of the folder's name would be too much, part of each file is enough
+
+
+class CacheError(OSError):
+    """A cache folder that can't be written, or has no room."""
+
+
+def default_folder() -> Path:
+    """Return where caches lie unless told otherwise: below the Hugging Face cache home (`HF_HOME`)."""
+    return Path(HF_HOME) / "trl_dpo_ext" / "reference"
+
+
+def response_keys(group: Group) -> list[bytes]:
+    """Return the key of each response: a 128-bit hash of the prompt's length, its ids, and the response's ids.
+
+    >>> a, b = response_keys(Group([5, 6], [[7, 8], [9]]))
+    >>> len(a), a == b, a == response_keys(Group([5, 6], [[7, 8]]))[0], a == response_keys(Group([5, 6, 7], [[8]]))[0]
+    (16, False, True, False)
+    """
+    prompt = np.array([len(group.prompt_ids), *group.prompt_ids], "<i4")
+    start = hashlib.blake2b(prompt.tobytes(), digest_size=_KEY_BYTES)
+    keys = []
+    for ids in group.completion_ids:
+        whole = start.copy()
+        whole.update(np.array(ids, "<i4").tobytes())
+        keys.append(whole.digest())
+    return keys
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One file, memory-mapped: keys [N], and values[offsets[i] : offsets[i + 1]] of the i-th."""
+
+    keys: np.ndarray
+    offsets: np.ndarray
+    values: np.ndarray
+
+
+class ReferenceCache:
+    """The stored log-probs of one reference in one precision.
+
+    Values stay on disk (memory-mapped); in memory are 24 bytes a response. Pickled, as for the workers of a
+    dataloader, it takes the names of its files along and maps them again.
+
+    Args:
+        root: folder of all caches.
+        fingerprint: says which weights the reference is.
+        dtype: says in which precision it computes, see `compute_dtype`.
+    """
+
+    def __init__(self, root: str | Path, fingerprint: str, dtype: str) -> None:
+        self.folder = Path(root).expanduser() / f"{fingerprint}-{dtype}"
+        self._metadata = {"format": _FORMAT, "fingerprint": fingerprint, "dtype": dtype}
+        self._shards: dict[str, _Shard] = {}
+        self._refused: dict[str, tuple[int, ...]] = {}
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "_metadata": self._metadata, "_refused": self._refused, "_shards": [*self._shards]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # Each file was checked when it was first opened.
+        self._shards = {name: _open(self.folder / name, self._metadata, check=False) for name in state["_shards"]}
+        self._build_index()
+
+    def refresh(self) -> None:
+        """Take in files that have appeared since, and warn of those that can't be used; they count as not there."""
+        # What was there first stays in use, so that a run that is resumed reads what it read before.
+        for path, stamp in sorted(_files(self.folder).items(), key=lambda item: (item[1], item[0])):
+            if path.name in self._shards or self._refused.get(path.name) == stamp:
+                continue
+            try:
+                self._shards[path.name] = _open(path, self._metadata)
+            except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
+                self._refused[path.name] = stamp
+                logger.warning(
+                    "%s in the reference cache can't be used (%s). What it held is computed again; delete the file.",
+                    path,
+                    error,
+                )
+        self._build_index()
+
+    def _build_index(self) -> None:
+        keys = [shard.keys for shard in self._shards.values()] or [np.empty(0, _KEY_TYPE)]
+        self._starts = np.cumsum([0, *map(len, keys)])
+        together = np.concatenate(keys)
+        self._order = np.argsort(together, kind="stable")  # of equal keys, that of the earliest file comes first
+        self._keys = together[self._order]
+        self._opened = list(self._shards.values())
+
+    def _find(self, keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Return, for each key, whether it is there and where it stands in the index."""
+        wanted = np.array(keys, _KEY_TYPE)
+        if not len(self._keys):
+            return np.zeros(len(wanted), bool), np.zeros(len(wanted), np.int64)
+        places = np.searchsorted(self._keys, wanted).clip(max=len(self._keys) - 1)
+        return self._keys[places] == wanted, places
+
+    def found(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Return a bool for each key: whether its log-probs are there."""
+        return self._find(keys)[0]
+
+    def lookup(self, group: Group) -> list[np.ndarray] | None:
+        """Return the log-probs of a group's responses, K float32 arrays of a value per token; None unless all are there."""
+        found, places = self._find(response_keys(group))
+        if not found.all():
+            return None
+        values = []
+        for entry in self._order[places]:
+            number = int(np.searchsorted(self._starts, entry, side="right")) - 1
+            shard, i = self._opened[number], entry - self._starts[number]
+            values.append(shard.values[shard.offsets[i] : shard.offsets[i + 1]])
+        return values
+
+    def check_room(self, tokens: int, responses: int) -> None:
+        """Make the folder, and find out whether so much can be written there.
+
+        Raises:
+            CacheError: it can't be.
+        """
+        size = 4 * tokens + 2 * _KEY_BYTES * responses
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if free < size:
+            raise CacheError(
+                f"The reference log-probs take about {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on the disk of "
+                f"{self.folder}. Free some, or set ref_cache_dir to a folder on another disk."
+            )
+
+    def add(self, keys: Sequence[bytes], values: Sequence[np.ndarray]) -> None:
+        """Write a file with these entries. They can be read after the next `refresh`.
+
+        Args:
+            keys: N keys of `response_keys`.
+            values: N arrays, a float32 log-prob for each token of the response.
+
+        Raises:
+            CacheError: the disk is full, or the folder is gone.
+        """
+        offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        columns = [
+            pa.array(keys, pa.binary()),
+            pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(values), pa.float32())),
+        ]
+        table = pa.table(columns, names=["key", "logps"], metadata=self._metadata)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        contents = sink.getvalue()
+        temporary = self.folder / f"{uuid.uuid4().hex}.tmp"
+        try:
+            temporary.write_bytes(contents)
+            os.replace(temporary, self.folder / f"{_checksum(contents)}.arrow")
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> CacheError:
+        return CacheError(
+            f"The reference cache can't be written: {error}. Free room on its disk, or set ref_cache_dir to a folder that "
+            f"can be written (now: {self.folder})."
+        )
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """Return the folder's Arrow files, each with what tells whether it has been replaced."""
+    found = {}
+    for path in folder.glob("*.arrow"):
+        try:
+            stat = path.lstat()
+        except FileNotFoundError:  # deleted in this moment
+            continue
+        found[path] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    return found
+
+
+def _checksum(contents: Any) -> str:
+    return hashlib.blake2b(contents, digest_size=16).hexdigest()
+
+
+def _open(path: Path, metadata: dict[str, str], *, check: bool = True) -> _Shard:
+    """Map a file.
+
+    Raises:
+        OSError, ValueError: it is damaged, unreadable, no file of a cache, or of another reference's.
+    """
+    with pa.memory_map(str(path)) as source:
+        buffer = source.read_buffer()  # keeps the mapping, without an open file for each
+    if check and _checksum(buffer) != path.stem:
+        raise ValueError("its name isn't the checksum of its contents: it is damaged, or not from here")
+    table = pa.ipc.open_stream(buffer).read_all()
+    found = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+    if found != metadata:
+        raise ValueError(f"it belongs to {found}, not to {metadata}")
+    (keys,), (logps,) = table["key"].chunks, table["logps"].chunks
+    return _Shard(
+        keys=np.frombuffer(keys.buffers()[2], _KEY_TYPE, count=len(keys)),
+        offsets=logps.offsets.to_numpy(),
+        values=logps.values.to_numpy(),
+    )
