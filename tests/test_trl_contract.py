@@ -32,6 +32,7 @@ OVERRIDDEN: dict[str, tuple[type, list[str]]] = {
     "_set_signature_columns_if_needed": (DPOTrainer, ["self"]),
     "_precompute_ref_logps": (DPOTrainer, ["self", "dataset", "name", "batch_size"]),
     "compute_loss": (DPOTrainer, ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+    "evaluate": (DPOTrainer, ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
     "prediction_step": (DPOTrainer, ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
     "_save_checkpoint": (DPOTrainer, ["self", "model", "trial"]),
     "get_batch_samples": (Trainer, ["self", "epoch_iterator", "num_batches", "device"]),
@@ -50,6 +51,7 @@ ATTRIBUTES: dict[str, Any] = {
     "router_aux_loss_coef": 0.0,
     "use_weighting": False,
     "is_fsdp_enabled": False,
+    "precompute_ref_logps": False,
 }
 
 
@@ -112,6 +114,8 @@ def calls(tiny_model_dir, tmp_path_factory):
             precompute_ref_log_probs=True,
             save_strategy="steps",
             save_steps=1,
+            eval_strategy="steps",
+            eval_steps=1,
             max_steps=2,
         )
         trainer.train(resume_from_checkpoint=str(folder / "checkpoint-1") if resume else None)

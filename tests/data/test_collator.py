@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.trainer_pt_utils import find_batch_size
 
@@ -55,15 +56,27 @@ def test_row_numbers_are_handed_on():
     assert torch.equal(batch["rows"], torch.tensor([7, 2]))
 
 
-def test_cached_reference_log_probs_stand_where_their_tokens_are():
-    cached = [[[-1.0], [-2.0, -3.0, -4.0]], [[-5.0, -6.0], [-7.0], [-8.0, -9.0]]]
-    rows = [{**row, "ref_token_logps": values} for row, values in zip(ROWS, cached, strict=True)]
-    batch = PreferenceCollator(padded_layout)(rows)
+def test_stored_reference_log_probs_stand_where_their_tokens_are():
+    stored = [[[-1.0], [-2.0, -3.0, -4.0]], [[-5.0, -6.0], [-7.0], [-8.0, -9.0]]]
+    by_prompt = {tuple(row["prompt_ids"]): values for row, values in zip(ROWS, stored, strict=True)}
+
+    def lookup(group: Group) -> Any:
+        return [np.array(values) for values in by_prompt[tuple(group.prompt_ids)]]
+
+    batch = PreferenceCollator(padded_layout, lookup)(ROWS)
     assert batch["ref_token_logps"].tolist() == [
         [[-1, 0, 0], [-2, -3, -4], [0, 0, 0]],
         [[-5, -6, 0], [-7, 0, 0], [-8, -9, 0]],
     ]
     assert batch["ref_token_logps"].dtype == torch.float32
+
+
+def test_a_batch_of_which_one_prompt_is_not_stored_has_no_reference_log_probs():
+    def lookup(group: Group) -> Any:
+        return [np.zeros(len(ids)) for ids in group.completion_ids] if group.prompt_ids == [4] else None
+
+    assert "ref_token_logps" not in PreferenceCollator(padded_layout, lookup)(ROWS)
+    assert "ref_token_logps" in PreferenceCollator(padded_layout, lookup)(ROWS[1:])
 
 
 def test_the_layout_gets_the_groups_and_the_width():

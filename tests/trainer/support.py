@@ -37,7 +37,8 @@ def lora(**changes: Any) -> LoraConfig:
 
 def config(folder: str | Path, **changes: Any) -> PreferenceConfig:
     """A short, quiet run with padded rows and gradients that nothing clips."""
-    return PreferenceConfig(**helpers.training_args(folder, max_grad_norm=1e9, **{**PADDED, **changes}))
+    own = {"max_grad_norm": 1e9, "ref_cache_dir": str(Path(folder) / "reference_cache"), **PADDED}
+    return PreferenceConfig(**helpers.training_args(folder, **{**own, **changes}))
 
 
 def set_losses(trainer: Any, **settings: Any) -> None:

@@ -1,12 +1,12 @@
-"""Reference log-probs on disk: Arrow files, written once, named after their contents, read by every run that can use them.
+"""Reference log-probs on disk: Arrow files, written once, named after their contents, read by all runs that can.
 
-One folder holds what one reference gives in one precision, and one entry belongs to one response: its key is a hash of the
-prompt's token ids, of where the response begins, and of the response's token ids; its value is a log-prob per token of the
-response. Nothing else is part of a key, so another loss, learning rate, order, subset or pairing of the same responses finds
-all of them, and other tokens or weights find none.
+One folder holds what one reference gives in one precision, and one entry belongs to one response: its key is a hash of
+the prompt's token ids, of where the response begins, and of the response's token ids; its value is a log-prob per token
+of the response. Nothing else is part of a key, so another loss, learning rate, order, subset or pairing of the same
+responses finds all of them, and other tokens or weights find none.
 
-A file's name is the checksum of its contents, and it appears whole or not at all. So nothing is ever rewritten, processes
-can't get into each other's way, and a file that has been damaged no longer has its own name.
+A file's name is the checksum of its contents, and it appears whole or not at all. So nothing is ever rewritten,
+processes can't get into each other's way, and a file that has been damaged no longer has its own name.
 """
 
 from __future__ import annotations
@@ -93,7 +93,12 @@ class ReferenceCache:
         return len(self._keys)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_metadata": self._metadata, "_refused": self._refused, "_shards": [*self._shards]}
+        return {
+            "folder": self.folder,
+            "_metadata": self._metadata,
+            "_refused": self._refused,
+            "_shards": [*self._shards],
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -139,7 +144,7 @@ class ReferenceCache:
         return self._find(keys)[0]
 
     def lookup(self, group: Group) -> list[np.ndarray] | None:
-        """Return the log-probs of a group's responses, K float32 arrays of a value per token; None unless all are there."""
+        """Return for each of a group's K responses its log-probs, a float32 array; None unless all are there."""
         found, places = self._find(response_keys(group))
         if not found.all():
             return None
@@ -165,8 +170,8 @@ class ReferenceCache:
             raise self._unwritable(error) from error
         if free < size:
             raise CacheError(
-                f"The reference log-probs take about {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on the disk of "
-                f"{self.folder}. Free some, or set ref_cache_dir to a folder on another disk."
+                f"The reference log-probs take about {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on the disk "
+                f"of {self.folder}. Free some, or set ref_cache_dir to a folder on another disk."
             )
 
     def add(self, keys: Sequence[bytes], values: Sequence[np.ndarray]) -> None:
@@ -199,14 +204,14 @@ class ReferenceCache:
 
     def _unwritable(self, error: OSError) -> CacheError:
         return CacheError(
-            f"The reference cache can't be written: {error}. Free room on its disk, or set ref_cache_dir to a folder that "
-            f"can be written (now: {self.folder})."
+            f"The reference cache can't be written: {error}. Free room on its disk, or set ref_cache_dir to a folder "
+            f"that can be written (now: {self.folder})."
         )
 
 
 def _files(folder: Path) -> dict[Path, tuple[int, ...]]:
     """Return the folder's Arrow files, each with what tells whether it has been replaced."""
-    found = {}
+    found: dict[Path, tuple[int, ...]] = {}
     for path in folder.glob("*.arrow"):
         try:
             stat = path.lstat()

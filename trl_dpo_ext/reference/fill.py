@@ -1,4 +1,4 @@
-"""The pass that fills the reference cache: each response once, in batches of similar lengths, shared by all processes."""
+"""The pass that fills the reference cache: each response once, in batches of like lengths, shared by all processes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Part:
         """Tokens of its responses, each with the prompt."""
         return len(self.responses) * self.prompt_tokens + sum(self.response_tokens)
 
-    def only(self, chosen: Sequence[bool]) -> _Part:
+    def only(self, chosen: Iterable[Any]) -> _Part:
         """Return the part with the chosen responses."""
         picked = [i for i, yes in enumerate(chosen) if yes]
         return _Part(
@@ -101,9 +101,9 @@ def fill_cache(
 ) -> int:
     """Compute the log-probs of all responses that the cache doesn't hold, and store them.
 
-    Longest first, so that a batch that doesn't fit the memory is the first one. A batch holds `batch_size` prompts of the
-    greatest length, and more of shorter ones, up to as many tokens. How the rows are divided into batches depends on all
-    of them and not on what is found, so that a pass that was interrupted goes on with the batches it would have computed.
+    Longest first, so that a batch that doesn't fit the memory is the first one. A batch holds `batch_size` prompts of
+    the greatest length, and more of shorter ones, up to as many tokens. How the rows are divided into batches depends
+    on all of them and not on what is found, so that an interrupted pass goes on with the batches it would have had.
 
     Args:
         cache: where they are stored, and looked up.
@@ -117,7 +117,8 @@ def fill_cache(
         How many responses were missing.
 
     Raises:
-        CacheError: the folder can't be written or has no room; nothing has been computed then, unless it filled up since.
+        CacheError: the folder can't be written or has no room. Nothing has been computed then, unless it was filled
+            meanwhile by others.
         ValueError: the reference gives a log-prob that isn't finite. What was computed before is stored.
     """
     processes = processes or Processes()
@@ -164,7 +165,7 @@ def all_cached(cache: ReferenceCache, rows: Iterable[Any]) -> bool:
     return all(cache.lookup(Group(row["prompt_ids"], row["completion_ids"])) is not None for row in rows)
 
 
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -204,7 +205,7 @@ def _batches(parts: list[_Part], budget: int) -> list[list[_Part]]:
 
 
 def _missing(cache: ReferenceCache, parts: list[_Part], budget: int) -> list[list[_Part]]:
-    """Return the batches to compute: those of which nothing is there as they are, and new ones of what else is missing."""
+    """Return the batches to compute: those of which nothing is there, and new ones of whatever else is missing."""
     whole, left = [], []
     for batch in _batches(parts, budget):
         missing = [part.only(~cache.found(part.keys)) for part in batch]

@@ -44,8 +44,8 @@ class PreferenceConfig(DPOConfig):
             training) and a batch becomes cheaper by it, `true` insists, `false` doesn't.
         packing: put several prompts with their responses in a row, as far as that fills padding.
         invalid_rows: `error` stops at unusable rows and names them; `drop` leaves them out and counts them.
-        ref_cache_dir: folder of the reference log-probs that `precompute_ref_log_probs` stores, for all runs; by default
-            below the Hugging Face cache home. See docs/reference_cache.md.
+        ref_cache_dir: folder of the reference log-probs that `precompute_ref_log_probs` stores, for all runs; by
+            default below the Hugging Face cache home. See docs/reference_cache.md.
 
     Raises:
         ConfigError, UnknownNameError, HyperparameterError: whatever can't work, before a model is loaded.

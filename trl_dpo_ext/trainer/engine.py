@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import json
 import logging
@@ -13,10 +14,9 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from accelerate.utils import is_peft_model, tqdm
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
@@ -36,6 +36,7 @@ from ._trl import disable_gradient_checkpointing, plain_dpo_config, use_adapter
 from .config import PreferenceConfig
 from .metrics import Totals, response_metrics, token_metrics
 from .objective import Objective, RunningMean
+from .precompute import StoredReference, computes_online
 
 logger = logging.getLogger(__name__)
 
@@ -103,14 +104,15 @@ class PreferenceTrainer(DPOTrainer):
         elif eval_dataset is not None:
             eval_dataset = self._format(eval_dataset, args, "eval")
 
+        precompute = args.precompute_ref_log_probs and not computes_online(train_dataset, eval_dataset)
         if not self.objective.reads_reference:
             ref_model = _NO_REFERENCE
-        elif ref_model is None and isinstance(model, nn.Module) and not args.precompute_ref_log_probs:
+        elif ref_model is None and isinstance(model, nn.Module) and not precompute:
             ref_model = self._frozen_copy(model, peft_config=kwargs.get("peft_config"))
 
         self._formatted = True
         self._rows_planned = False
-        with plain_dpo_config(args):
+        with plain_dpo_config(args, precompute_ref_log_probs=precompute):
             super().__init__(
                 model=model,
                 ref_model=ref_model,
@@ -201,6 +203,19 @@ class PreferenceTrainer(DPOTrainer):
                 stack.enter_context(use_adapter(model, "ref" if "ref" in model.peft_config else None))
             yield self.ref_model if self.ref_model is not None else self.model
 
+    def reference_fingerprint(self) -> str:
+        """Stand-in."""
+        import hashlib
+
+        model = self.ref_model if self.ref_model is not None else self.model
+        used = hashlib.sha256()
+        for key, value in sorted(model.state_dict().items()):
+            if ("lora_" not in key or ".ref." in key) and value is not None:
+                used.update(
+                    str(value.dtype).encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                )
+        return used.hexdigest()[:32]
+
     # Data
 
     def _format(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:
@@ -234,23 +249,35 @@ class PreferenceTrainer(DPOTrainer):
             )
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns: Any = [*TOKEN_COLUMNS, "ref_token_logps"]
+        self._signature_columns: Any = [*TOKEN_COLUMNS]
+
+    @functools.cached_property
+    def _stored_reference(self) -> StoredReference:
+        return StoredReference(self)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        if isinstance(dataset, IterableDataset):
-            raise ValueError("precompute_ref_log_probs=True needs a map-style dataset; this one streams. Set it False.")
-        self._plan_rows(self.model)
-        # Every process computes the whole dataset's values for itself: no gathering of ragged rows.
-        loader = DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
-        rows: list[list[list[float]]] = []
-        for batch in tqdm(loader, desc=f"Computing reference log-probs for {name} dataset"):
-            batch = self._prepare_inputs(batch)
-            with self.reference() as reference, self.accelerator.autocast():
-                values = self._token_logps(self._forward(reference, self._model_inputs(batch)), batch)
-            lengths = batch["lengths"].tolist()
-            for row, row_lengths in zip(values.tolist(), lengths, strict=True):
-                rows.append([v[:n] for v, n in zip(row, row_lengths, strict=True) if n])
-        return dataset.add_column("ref_token_logps", rows)
+        if not computes_online(dataset):
+            stored = self._stored_reference
+            self._plan_rows(self.model)
+            stored.fill(dataset, name, batch_size)
+        return dataset
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate. A dataset given here, all of whose reference log-probs are stored, needs no reference in memory."""
+        late = self.precompute_ref_logps and not self.has_reference and self.state.global_step > 0
+        if late and eval_dataset is not None and not isinstance(eval_dataset, str):
+            prepare = functools.partial(self._prepare_dataset, processing_class=self.processing_class, args=self.args)
+            splits = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+            prepared = {name: prepare(dataset, dataset_name=name) for name, dataset in splits.items()}
+            if self._stored_reference.holds(*prepared.values()):
+                eval_dataset = prepared if isinstance(eval_dataset, dict) else prepared["eval"]
+                self.precompute_ref_logps = False  # nothing is left to compute, which is all that TRL would refuse
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self.precompute_ref_logps |= late
 
     # Loss
 
