@@ -150,7 +150,7 @@ def test_an_interrupted_pass_keeps_what_it_has(batches, tmp_path):
 
 
 def test_files_are_written_as_the_pass_goes_on(tmp_path, monkeypatch):
-    data, sizes = rows(30), []
+    data, sizes = rows(120), []
     stored, reference = cache(tmp_path), Reference()
 
     def compute(groups: Sequence[Group]) -> list[list[np.ndarray]]:
@@ -163,7 +163,7 @@ def test_files_are_written_as_the_pass_goes_on(tmp_path, monkeypatch):
     monkeypatch.undo()
 
     sizes.clear()
-    monkeypatch.setattr(fill, "_FLUSH_TOKENS", 300)
+    monkeypatch.setattr(fill, "_FLUSH_TOKENS", 500)
     stored = cache(tmp_path / "by size")
     fill_cache(stored, data, compute, name="train", batch_size=4)
     assert 2 < sizes[-1] < len(sizes) - 2

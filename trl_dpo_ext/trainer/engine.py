@@ -203,19 +203,6 @@ class PreferenceTrainer(DPOTrainer):
                 stack.enter_context(use_adapter(model, "ref" if "ref" in model.peft_config else None))
             yield self.ref_model if self.ref_model is not None else self.model
 
-    def reference_fingerprint(self) -> str:
-        """Stand-in."""
-        import hashlib
-
-        model = self.ref_model if self.ref_model is not None else self.model
-        used = hashlib.sha256()
-        for key, value in sorted(model.state_dict().items()):
-            if ("lora_" not in key or ".ref." in key) and value is not None:
-                used.update(
-                    str(value.dtype).encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                )
-        return used.hexdigest()[:32]
-
     # Data
 
     def _format(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:

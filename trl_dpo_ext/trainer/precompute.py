@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from datasets import IterableDataset
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..data.collator import PreferenceCollator
 from ..modeling.layout import Group
 from ..reference.cache import ReferenceCache, default_folder
 from ..reference.fill import Processes, all_cached, batch_difference, compute_dtype, fill_cache
-from .config import ConfigError
+from ..reference.identity import fingerprint
 
 if TYPE_CHECKING:
     from .engine import PreferenceTrainer
@@ -42,22 +41,14 @@ class StoredReference:
 
     Args:
         trainer: whose reference can be run now.
-
-    Raises:
-        ConfigError: the model is sharded over processes.
     """
 
     def __init__(self, trainer: PreferenceTrainer) -> None:
-        if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            raise ConfigError(
-                "precompute_ref_log_probs=True runs the reference before training, when FSDP and DeepSpeed ZeRO-3 "
-                "don't have its weights in place. Set it False: the log-probs are then computed online."
-            )
         self.trainer = trainer
         with trainer.reference() as reference, trainer.accelerator.autocast():
             self.dtype = compute_dtype(reference)
-        root = trainer.args.ref_cache_dir or default_folder()
-        self.cache = ReferenceCache(root, trainer.reference_fingerprint(), self.dtype)
+            weights = fingerprint(reference)
+        self.cache = ReferenceCache(trainer.args.ref_cache_dir or default_folder(), weights, self.dtype)
         cast(PreferenceCollator, trainer.data_collator).reference = self.cache.lookup
 
     def fill(self, dataset: Any, name: str, batch_size: int) -> None:
@@ -70,7 +61,7 @@ class StoredReference:
                 accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone, progress
             )
         missing = fill_cache(self.cache, dataset, self.compute, name=name, batch_size=batch_size, processes=processes)
-        if missing and self.dtype != "float32" and self.trainer.is_world_process_zero():
+        if missing and self.dtype not in ("float32", "float64") and self.trainer.is_world_process_zero():
             logger.warning(
                 "%s dataset: the stored reference log-probs are computed in %s, where they depend on the shape of the "
                 "batch, and training batches have other shapes: computed alone, the responses of the first prompt "
