@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 Bug = Callable[[pytest.MonkeyPatch], None]
 
+_NOTICED = (ArithmeticError, AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
+
 
 def bugs(*known: Bug) -> Any:
     """Parametrize a test over `bug`: None, then each way to break the code."""
@@ -29,7 +31,7 @@ def put_back(bug: Bug | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         yield
         return
     bug(monkeypatch)
-    with pytest.raises((AssertionError, ArithmeticError, RuntimeError, TypeError, ValueError)) as noticed:
+    with pytest.raises(_NOTICED) as noticed:
         yield
     print(f"{bug.__name__} is noticed: {noticed.exconly()[:300]}")  # `pytest -s` shows whether for the right reason
 
