@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint
+.PHONY: help demo test traps lint
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -26,6 +26,9 @@ demo: $(VENV)/.installed-demo  ## Train a small language model on ranked prefere
 
 test: lint  ## Check style and types, run all tests and the examples in docstrings
 	$(BIN)/python -m pytest -n 2
+
+traps: $(VENV)/.installed-test  ## Run the trap suite: sixteen silent bugs, each put back by hand and noticed
+	$(BIN)/python -m pytest tests/traps
 
 lint: $(VENV)/.installed-test  ## Check style and types only
 	$(BIN)/ruff check .

@@ -300,6 +300,25 @@ def memory_in_a_fresh_process(name: str, shape: str) -> float:
     return float(done.stdout.split()[-1])
 
 
+def markdown(content: dict[str, Any]) -> str:
+    """Return the table of a results file, as docs/performance.md shows it."""
+    lines = [
+        "| shape | step, against TRL's | least to most | in processor time | token bound | peak memory | TRL's |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, shape in SHAPES.items():
+        if (result := content["shapes"].get(name)) is None:
+            lines.append(f"| {shape.about} | not measured | | | {token_bound(shape):.2f} | | |")
+            continue
+        low, high = min(result["ratios"]), max(result["ratios"])
+        ours, trl = result["ours"]["peak_gib"], result["trl"]["peak_gib"]
+        lines.append(
+            f"| {shape.about} | {result['ratio']:.2f} | {low:.2f} to {high:.2f} | {result['cpu_ratio']:.2f} "
+            f"| {result['token_bound']:.2f} | {ours:.2f} GiB | {trl:.2f} GiB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help=f"Hub id, folder, or random weights: {', '.join(RANDOM_MODELS)}")
@@ -354,6 +373,7 @@ def main() -> None:
             "hardware": hardware(),
         }
         write_json(path, content)
+    print(markdown(content))
 
 
 if __name__ == "__main__":
