@@ -24,6 +24,7 @@ from trl_dpo_ext.evaluation import apply_reward, get_reward, sample
 PREFIX_TOKENS = (2, 8)
 COMPLETIONS = 4
 NEW_TOKENS = 48
+DEFAULT_OUTPUT = Path("outputs/gpt2-large-imdb-data")
 
 
 def draw_prefixes(texts: list[str], tokenizer: Any, count: int, seed: int) -> list[str]:
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="outputs/gpt2-large-imdb-sft", help="the model of sft.yaml")
     parser.add_argument("--reviews", default="stanfordnlp/imdb", help="dataset with a column text, train and test")
     parser.add_argument("--reward", default="recipes.sentiment:positive", help="vader, or package.module:function")
-    parser.add_argument("--output", type=Path, default=Path("outputs/gpt2-large-imdb-data"))
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     parser.add_argument("--train", type=int, default=25_000, help="prefixes (the paper: 25,000)")
     parser.add_argument("--test", type=int, default=1_000, help="prefixes of the test reviews")
     parser.add_argument("--seed", type=int, default=0)
