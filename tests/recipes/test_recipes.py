@@ -133,7 +133,7 @@ def test_the_papers_settings(folder, beta):
 
 @pytest.mark.parametrize("path", [path for path in OURS if path.parent.name != "quickstart"], ids=name_of)
 def test_two_steps(path, train, model, tmp_path, monkeypatch):
-    """As the recipe says, but: a tiny model, few rows, `use_cpu`, plain AdamW for bitsandbytes' paged one (CUDA only)."""
+    """As the recipe says, but a tiny model, few rows, `use_cpu`, plain AdamW for the paged one, which needs CUDA."""
     given = settings_of(path)
     rows = FILES / f"{given.get('dataset_converter') or PLAIN[given['dataset_name']]}.jsonl"
     if given.get("dataset_converter") == "hh_rlhf_text":
