@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shlex
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,47 @@ def hardware() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": gpus,
     }
+
+
+def peak_memory() -> dict[str, float | None]:
+    """Return the most memory this process has used so far, in GiB: `process` (None where it isn't known) and `gpu`."""
+    import torch
+
+    try:
+        with open("/proc/self/status") as file:  # ru_maxrss would be inherited from the parent process
+            (kib,) = (int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+        process = round(kib / 2**20, 2)
+    except (OSError, ValueError):
+        process = None
+    gpu = round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else 0.0
+    return {"process": process, "gpu": gpu}
+
+
+def launch_command() -> str:
+    """Return the command line that started this run, `accelerate launch` included, without access tokens."""
+    try:
+        with open(f"/proc/{os.getppid()}/cmdline") as file:
+            parent = file.read().rstrip("\0").split("\0")
+    except OSError:
+        parent = []
+    launcher = next((i for i, part in enumerate(parent) if Path(part).name in ("accelerate", "torchrun")), None)
+    if launcher is None:
+        parts = ["python", *sys.argv]
+    else:
+        parts = [Path(parent[launcher]).name, *parent[launcher + 1 :]]
+    for option in ("--hub_token", "--token"):
+        if option in parts[:-1]:
+            parts[parts.index(option) + 1] = "***"
+    return scrub(shlex.join(parts))
+
+
+def scrub(text: str, token: str | None = None) -> str:
+    """Return a text without access tokens of the Hub: those that look like one, and `token`.
+
+    >>> scrub("HF_TOKEN=hf_" + 20 * "x" + " train")
+    'HF_TOKEN=hf_*** train'
+    """
+    return re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", text.replace(token, "***") if token else text)
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -99,7 +99,7 @@ def test_what_the_merged_folder_holds(adapter, base, tmp_path):
     support.edit_json(adapter / "tokenizer_config.json", chat_template="{{ messages[0].content }}")
     report = merge_adapter(adapter, tmp_path / "merged", prompts=support.PROMPTS[:2], progress=False)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert merged.dtype == torch.bfloat16
+    assert merged.dtype == torch.float16
     assert not hasattr(merged.config, "quantization_config")
     assert merged.config.tie_word_embeddings
     assert (tmp_path / "merged" / "generation_config.json").exists()

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import losses, merge
+from . import losses, merge, push
 
-COMMANDS = (losses, merge)
+COMMANDS = (losses, merge, push)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

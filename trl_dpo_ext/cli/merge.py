@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from ._console import console
 
@@ -22,7 +21,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="the weights that training saw, dequantized (default), or the base model's un-quantized ones",
     )
     command.add_argument(
-        "--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="of the merged weights"
+        "--dtype", choices=["float16", "bfloat16", "float32"], default="float16", help="of the merged weights"
     )
     command.add_argument("--base-model", help="where the base model is, if not where adapter_config.json says")
     command.add_argument("--prompts", type=Path, help="text file, one prompt a line, to compare the two models on")
@@ -32,6 +31,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _merge(arguments: argparse.Namespace) -> int:
     from ..hub import MergeError, RunError, merge_adapter
+    from ..hub.usage import describe_merge
 
     try:
         prompts = arguments.prompts and arguments.prompts.read_text(encoding="utf-8").splitlines()
@@ -47,23 +47,6 @@ def _merge(arguments: argparse.Namespace) -> int:
     except (MergeError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    console().print(describe(report), markup=False)
+    console().print(describe_merge(report), markup=False)
     console().print(f"Saved to {arguments.output}, with this measurement in merge.json.", markup=False)
     return 0
-
-
-def describe(report: dict[str, Any]) -> str:
-    """Return what a merge did to the model, in sentences."""
-    found = report["difference"]
-    lines = [
-        f"Compared with the model that was trained, over {found['positions']} next tokens of {report['prompts']} "
-        f"prompts: KL {found['kl_mean']:.2e} nats (largest {found['kl_max']:.2e}), largest difference of a logit "
-        f"{found['logit_difference_max']:.3g}, the same most likely token in {found['same_top1']:.1%}."
-    ]
-    if report["into"] == "original" and report["quantization"] is not None:
-        lines.insert(
-            0,
-            "Merged into un-quantized weights: this is not the model that was trained. The rounding errors of the "
-            "quantized base, on top of which the adapter has learned, are gone.",
-        )
-    return "\n".join(lines)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import tqdm
-from peft import PeftConfig, PeftModelForCausalLM
+from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
@@ -33,7 +33,8 @@ from .run import Run, TrainedBase, read_run
 
 MERGE_RECORD = "merge.json"
 Into = Literal["trained", "original"]
-_DTYPES = ("bfloat16", "float16", "float32")
+# float16 has three more bits for the mantissa than bfloat16, so the merged model is nearer to the trained one.
+_DTYPES = ("float16", "bfloat16", "float32")
 _SHARD_SIZE = "2GB"  # safetensors holds a copy of a shard while it writes it
 _PROMPTS = 64
 
@@ -47,7 +48,7 @@ def merge_adapter(
     output: str | Path,
     *,
     into: Into = "trained",
-    dtype: str = "bfloat16",
+    dtype: str = "float16",
     base_model: str | None = None,
     prompts: Sequence[str] | None = None,
     device: str | None = None,
@@ -64,7 +65,8 @@ def merge_adapter(
         output: folder of the merged model; it must not exist, or be empty. It appears only complete.
         into: "trained" merges into the weights that training saw, dequantized. "original" merges into the base
             model's un-quantized weights: another model than the one that was trained; `merge.json` says by how much.
-        dtype: of the merged weights.
+        dtype: of the merged weights: "float16" (nearest to the trained model), "bfloat16" (for models whose
+            activations overflow in float16), "float32".
         base_model: Hub id or folder of the base model, where adapter_config.json names a path that is elsewhere now.
         prompts: real prompts to compare the two models on, two at least; by default those of the run's samples. The
             first 64 are taken.
@@ -152,9 +154,7 @@ def _tokenizer(run: Run, source: str, base: TrainedBase) -> Any:
     return tokenizer
 
 
-def _load(
-    run: Run, source: str, base: TrainedBase, quantization: Any, device: str, tokenizer: Any
-) -> PeftModelForCausalLM:
+def _load(run: Run, source: str, base: TrainedBase, quantization: Any, device: str, tokenizer: Any) -> PeftModel:
     """Load the base model as for training, or with another quantization, and its adapter."""
     options: dict[str, Any] = {}
     if quantization is not None:
@@ -174,12 +174,10 @@ def _load(
     keep_4bit_weights(model)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))  # as peft.AutoPeftModel does for an adapter with new tokens
-    config = PeftConfig.from_pretrained(str(run.folder))
-    adapted: Any = PeftModelForCausalLM.from_pretrained(model, str(run.folder), config=config)
-    return adapted
+    return PeftModel.from_pretrained(model, run.folder)
 
 
-def merge_in_place(model: PeftModelForCausalLM, dtype: torch.dtype, *, progress: bool = False) -> Any:
+def merge_in_place(model: PeftModel, dtype: torch.dtype, *, progress: bool = False) -> Any:
     """Merge the active adapter of a model, quantized or not, and return the plain model on the CPU; `model` is used up.
 
     Raises:
@@ -232,6 +230,8 @@ def _cast(module: Any, dtype: torch.dtype) -> Any:
     for parameter in module.parameters():
         parameter.requires_grad_(False)
         parameter.data = parameter.data.to("cpu", dtype if parameter.is_floating_point() else None)
+        if dtype is torch.float16 and not torch.isfinite(parameter.data).all():
+            raise MergeError("weights too large for float16. Use --dtype bfloat16.")
     for buffer in module.buffers():
         buffer.data = buffer.data.to("cpu")
     return module

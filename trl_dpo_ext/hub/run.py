@@ -13,7 +13,7 @@ import yaml
 from ..record import RECORD_FORMAT
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
-RECIPE, RESULT = "recipe.yaml", "result.json"
+RECIPE, RESULT, MERGE, REFERENCE = "recipe.yaml", "result.json", "merge.json", "reference.json"
 
 
 class RunError(ValueError):
@@ -47,6 +47,8 @@ class Run:
         config: config.json, of a full or merged model.
         recipe: recipe.yaml, the settings that differ from their defaults.
         result: result.json.
+        merge: merge.json, of a merged model.
+        reference: reference.json, the reference's identity.
     """
 
     folder: Path
@@ -54,6 +56,8 @@ class Run:
     config: Mapping[str, Any]
     recipe: Mapping[str, Any]
     result: Mapping[str, Any]
+    merge: Mapping[str, Any]
+    reference: Mapping[str, Any]
 
     def trained_base(self) -> TrainedBase:
         """Return the base model under the adapter, and how it was loaded.
@@ -93,7 +97,8 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"The folder {str(folder)!r} does not exist. Give the output folder of a finished run.")
-    adapter, config, result = (_read(folder / name, json.loads) for name in (ADAPTER_CONFIG, MODEL_CONFIG, RESULT))
+    names = (ADAPTER_CONFIG, MODEL_CONFIG, RESULT, MERGE, REFERENCE)
+    adapter, config, result, merge, reference = (_read(folder / name, json.loads) for name in names)
     if not adapter and not config:
         raise RunError(f"{folder} holds neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}: there is no model in it.")
     written = result.get("format", 1)
@@ -103,7 +108,7 @@ def read_run(folder: str | Path) -> Run:
             f"{folder / RESULT} has format {written!r}, written by trl-dpo-ext {by}; this version reads up to format "
             f"{RECORD_FORMAT}. Upgrade with `pip install -U trl-dpo-ext`."
         )
-    return Run(folder, adapter, config, _read(folder / RECIPE, yaml.safe_load), result)
+    return Run(folder, adapter, config, _read(folder / RECIPE, yaml.safe_load), result, merge, reference)
 
 
 def _read(path: Path, parse: Any) -> dict[str, Any]:
