@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +46,45 @@ def save_adapter(folder: Path, base: str, *, quantized: bool = True, **lora: Any
 def edit_json(path: Path, **changes: Any) -> None:
     """Change keys of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def copy(source: Path, target: Path) -> Path:
+    """Copy a folder."""
+    return Path(shutil.copytree(source, target))
+
+
+def sha256(path: Path) -> str:
+    """Return the name of a file's content in LFS."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def add_record(folder: Path) -> None:
+    """Add what recipes/train.py leaves beside the adapter."""
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe |= {"dataset_name": "recipes/quickstart/data", "reward": "vader"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    interval = {"mean": 0.25, "low": 0.1, "high": 0.4, "level": 0.95}
+    side = {
+        "reward": interval,
+        "kl": {"mean": 3.5, "standard_error": 0.25},
+        "prompts": 2,
+        "max_new_tokens": 4,
+        "temperature": 1.0,
+        "seed": 0,
+        "samples": [{"prompt": p, "completion": "a | b", "reward": 0.5} for p in ("the film", "a story")],
+    }
+    result = {
+        "format": 1,
+        "evaluation": {"before": {**side, "kl": None}, "after": side, "difference": interval},
+        "recipe": recipe,
+        "metrics": {"train_loss": 0.5, "step": 3},
+        "seconds": 61.2,
+        "versions": {"trl": "1.16.0"},
+        "hardware": {"processor": "a processor", "gpus": []},
+        "launch": "accelerate launch recipes/train.py --config recipe.yaml",
+        "base": {"dtype": "float32", "quantization": NF4},
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    identity = {"kind": "adapters_off", "description": "the base model with its adapters off", "fingerprint": "ab" * 16}
+    (folder / "reference.json").write_text(json.dumps(identity))
+    (folder / "curves.png").write_bytes(b"\x89PNG" + bytes(range(256)) * 40)

@@ -1,0 +1,29 @@
+"""A Hub stand-in that huggingface_hub talks to instead of the real one."""
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+
+from tests.hub import standin
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with standin.running() as served:
+        # What HF_ENDPOINT, HF_HUB_OFFLINE=0, HF_HUB_DISABLE_XET=1, HF_TOKEN and HF_HUB_CACHE would have set at import.
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+        monkeypatch.setenv("HF_TOKEN", standin.WRITER)
+        close_session()
+        yield served
+        close_session()
+
+
+@pytest.fixture
+def sleeps(monkeypatch):
+    """Make waiting instant; the seconds asked for, in order."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    return waited
