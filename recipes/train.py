@@ -4,8 +4,8 @@
         recipes/train.py --config recipes/quickstart/plackett_luce.yaml
 
 Any field of RecipeArguments, trl_dpo_ext.PreferenceConfig and trl.ModelConfig is a key of the YAML file and an option
-here; options win. The output folder receives the adapter (or model), the tokenizer, recipe.yaml, result.json and
-curves.png.
+here; options win. The output folder receives the adapter (or model), the tokenizer, recipe.yaml, result.json,
+curves.png and a model card, README.md.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
 from trl_dpo_ext.data import DataError, convert_dataset, format_dataset, get_converter, load_splits
 from trl_dpo_ext.evaluation import Comparison, Evaluation, RewardError, compare, evaluate_policy, get_reward
 from trl_dpo_ext.evaluation.plots import plot_curves
+from trl_dpo_ext.hub import training_record, write_card
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.record import hardware, versions, write_json
 from trl_dpo_ext.trainer import ConfigError, DiskSpaceError, ModelFolderError, sharding
@@ -213,11 +214,13 @@ def save_record(
         "metrics": {**next((entry for entry in reversed(history) if "loss" in entry), {}), **metrics},
         "evaluation": comparison and comparison.as_dict(),
         "recipe": settings,
+        **training_record(trainer),
         "seconds": round(seconds, 1),
         "versions": versions(),
         "hardware": hardware(),
     }
     write_json(output / RESULT, record)
+    write_card(output)
     if comparison is not None:
         comparison.print()
     print(f"\nSaved to {output}: the model or adapter, tokenizer, recipe.yaml, curves.png, {RESULT}.")

@@ -90,6 +90,15 @@ def test_kinds_of_adapters(base, tmp_path, lora, quantized):
     assert compare_distributions(expected, logits(merged, tokenizer))["logit_difference_max"] < 1e-4
 
 
+def test_logits_are_computed_in_float32_whatever_the_weights_are_stored_in(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    half = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16)
+    widened = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16).float()
+    found = compare_distributions(logits(widened, tokenizer), logits(half, tokenizer))
+    assert found["logit_difference_max"] < 1e-6
+    assert half.dtype == torch.float16
+
+
 @pytest.fixture
 def adapter(base, tmp_path):
     return support.save_adapter(tmp_path / "adapter", base)

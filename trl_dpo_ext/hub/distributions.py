@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _BATCH = 16
 
 
 def next_token_logits(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_tokens: int = 32) -> list[Tensor]:
-    """Return the logits after every token of each prompt.
+    """Return the logits after every token of each prompt, computed in float32 whatever the weights are stored in.
 
     Args:
         model: a causal language model, in whatever mode; it is left in evaluation mode.
@@ -36,10 +37,40 @@ def next_token_logits(model: Any, tokenizer: Any, prompts: Sequence[str], *, max
             max_length=max_tokens,
         )
         ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
-        with torch.inference_mode():
+        with torch.no_grad(), _computing_in_float32(model):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         found += [row[:length].float().cpu() for row, length in zip(logits, mask.sum(dim=1).tolist(), strict=True)]
     return found
+
+
+@contextlib.contextmanager
+def _computing_in_float32(model: nn.Module) -> Iterator[None]:
+    # Each module's weights are float32 while it runs and as stored otherwise: never more than one layer twice.
+    def wrap(module: nn.Module) -> None:
+        own = [p for p in module.parameters(recurse=False) if p.dtype in (torch.float16, torch.bfloat16)]
+        stored: list[Tensor] = []
+
+        def widen(*_: Any) -> None:
+            stored[:] = [p.data for p in own]
+            for parameter in own:
+                parameter.data = parameter.data.float()
+
+        def restore(*_: Any) -> None:
+            for parameter, data in zip(own, stored, strict=True):
+                parameter.data = data
+
+        if own:
+            handles.append(module.register_forward_pre_hook(widen))
+            handles.append(module.register_forward_hook(restore, always_call=True))
+
+    handles: list[Any] = []
+    for module in model.modules():
+        wrap(module)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def compare_distributions(trained: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, float]:

@@ -104,7 +104,7 @@ def merge_adapter(
     tokenizer.save_pretrained(partial)
     del merged
     gc.collect()
-    written: Any = AutoModelForCausalLM.from_pretrained(partial, dtype=torch.float32)
+    written: Any = AutoModelForCausalLM.from_pretrained(partial, dtype=getattr(torch, dtype))
     written.to(device)
     report = {
         "into": into,
