@@ -29,7 +29,7 @@ from trl_dpo_ext.evaluation.plots import plot_curves
 from trl_dpo_ext.hub import training_record, write_card
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.record import hardware, versions, write_json
-from trl_dpo_ext.trainer import ConfigError, DiskSpaceError, ModelFolderError, sharding
+from trl_dpo_ext.trainer import CheckpointError, ConfigError, DiskSpaceError, ModelFolderError, TrainingError, sharding
 
 RESULT = "result.json"
 USER_ERRORS = (
@@ -41,6 +41,8 @@ USER_ERRORS = (
     ModelFolderError,
     FileExistsError,
     FileNotFoundError,
+    CheckpointError,
+    TrainingError,
 )
 
 

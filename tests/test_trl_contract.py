@@ -17,7 +17,7 @@ import torch
 import transformers
 import trl
 from peft import get_peft_model
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from tests import helpers
@@ -36,7 +36,7 @@ OVERRIDDEN: dict[str, tuple[type, list[str]]] = {
     "prediction_step": (DPOTrainer, ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
     "_save_checkpoint": (DPOTrainer, ["self", "model", "trial"]),
     "get_batch_samples": (Trainer, ["self", "epoch_iterator", "num_batches", "device"]),
-    "_load_optimizer_and_scheduler": (Trainer, ["self", "checkpoint"]),
+    "_get_grad_norm": (Trainer, ["self", "model", "grad_norm"]),
 }
 # Public, called by the user: no signature of its own, everything is passed on.
 PASSED_ON = {"__init__", "train"}
@@ -147,6 +147,30 @@ def test_attributes(name, theirs):
     assert found == ATTRIBUTES[name], (
         f"{VERSIONS}: DPOTrainer.{name} is {found!r} in a plain run; PreferenceTrainer expects {ATTRIBUTES[name]!r}."
     )
+
+
+def test_what_a_resumed_run_sets(tiny_model_dir, tmp_path):
+    """`RunState` sets them again when training begins, after transformers has set them to 0."""
+    args = DPOConfig(**helpers.training_args(tmp_path, max_steps=1))
+    theirs = DPOTrainer(tiny_model_dir, args=args, train_dataset=helpers.pair_dataset(4))
+    assert not hasattr(theirs, "_tr_loss"), f"{VERSIONS}: Trainer sets _tr_loss before train()."
+    theirs.train()
+    for name in ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged"):
+        assert hasattr(theirs, name), f"{VERSIONS}: Trainer.train no longer sets {name}."
+    seen = []
+
+    class Watching(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            seen.append((theirs._tr_loss.item(), theirs._total_loss_scalar, theirs._globalstep_last_logged))
+
+    theirs.add_callback(Watching())
+    theirs.train()
+    assert seen == [(0.0, 0.0, 0)], f"{VERSIONS}: Trainer sets its counters after on_train_begin: {seen}."
+
+
+def test_pushing_a_checkpoint(theirs):
+    found = list(inspect.signature(theirs._push_from_checkpoint).parameters)
+    assert found == ["checkpoint_folder"], f"{VERSIONS}: Trainer._push_from_checkpoint takes {found}."
 
 
 def test_the_tokenizer(theirs):

@@ -90,8 +90,9 @@ def test_an_evaluation_leaves_them(whole):
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(whole, tiny_model_dir, tmp_path):
     one, run, kept, _ = whole
     checkpoint = f"{one.args.output_dir}/checkpoint-2"
-    with open(f"{checkpoint}/loss_state.json") as file:
-        saved = json.load(file)
+    with open(f"{checkpoint}/run_state.json") as file:
+        state = json.load(file)
+    saved = state["running_means"]
     assert set(saved) == {"bco", "beta_dpo"}
     assert saved["bco"]["batches"] == 2
 
@@ -107,11 +108,8 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(whole, tiny_model_dir, t
     support.assert_same_tensors(rest.weights, run.weights)
 
     # Without them it would have gone another way.
-    for mean in saved.values():
-        mean["value"] = 0.0
-    with open(f"{checkpoint}/loss_state.json", "w") as file:
-        json.dump(saved, file)
     forgetful = trainer(tiny_model_dir, tmp_path)
+    forgetful.run_state.on_train_begin = lambda *args, **kwargs: None
     other = support.train(forgetful, resume_from_checkpoint=checkpoint)
     assert not math.isclose(other.losses[2], run.losses[2], rel_tol=1e-4)
 
@@ -123,4 +121,5 @@ def test_losses_without_a_running_mean_write_nothing(tiny_model_dir, tmp_path):
     support.train(one)
     files = {path.name for path in (tmp_path / "checkpoint-1").iterdir()}
     assert {"model.safetensors", "trainer_state.json", "training_args.bin"} <= files
-    assert "loss_state.json" not in files
+    with open(tmp_path / "checkpoint-1" / "run_state.json") as file:
+        assert json.load(file)["running_means"] == {}

@@ -52,6 +52,8 @@ def requirements(spec: LossSpec) -> list[str]:
         found.append("Ties give pairs of their own.")
     if "token_logps" in spec.needs:
         found.append("Log-probs per token.")
+    if spec.counters_displacement:
+        found.append("Made against likelihood displacement: chosen responses that fall along with the rejected ones.")
     if spec.couples_batch:
         found.append("Couples the pairs of a batch, so gradient accumulation and batch size change it.")
     if spec.statistic is not None:

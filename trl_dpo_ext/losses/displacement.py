@@ -15,7 +15,7 @@ from ..types import PreferencePairs
 from .spec import register_loss
 
 
-@register_loss("bounded_dpo", paper="2506.12725", aliases=["bdpo"])
+@register_loss("bounded_dpo", paper="2506.12725", aliases=["bdpo"], counters_displacement=True)
 def bounded_dpo(
     pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, lam: Annotated[float, Gt(0), Lt(1)] = 0.5
 ) -> Tensor:
@@ -59,7 +59,7 @@ def bounded_dpo(
     return -F.logsigmoid(beta * (pairs.chosen_log_ratios - mixture))
 
 
-@register_loss("dpop", paper="2402.13228")
+@register_loss("dpop", paper="2402.13228", counters_displacement=True)
 def dpop(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, lam: Annotated[float, Ge(0)] = 50.0) -> Tensor:
     """DPO-Positive: a penalty inside the sigmoid for a chosen response that is less likely than under the reference.
 
@@ -101,7 +101,7 @@ def dpop(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, lam: An
     return -F.logsigmoid(beta * (pairs.margins - lam * penalty))
 
 
-@register_loss("dpo_shift", paper="2502.07599")
+@register_loss("dpo_shift", paper="2502.07599", counters_displacement=True)
 def dpo_shift(
     pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, lam: Annotated[float, Gt(0), Le(1)] = 0.7
 ) -> Tensor:
@@ -142,7 +142,7 @@ def dpo_shift(
     return -F.logsigmoid(beta * (pairs.chosen_log_ratios - lam * pairs.rejected_log_ratios))
 
 
-@register_loss("balanced_po", paper="2506.03557")
+@register_loss("balanced_po", paper="2506.03557", counters_displacement=True)
 def balanced_po(
     pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, alpha: Annotated[float, Gt(0), Le(1)] = 0.3
 ) -> Tensor:
@@ -184,7 +184,7 @@ def balanced_po(
     return -F.logsigmoid(beta * torch.minimum(pairs.chosen_log_ratios, -alpha * pairs.rejected_log_ratios))
 
 
-@register_loss("cal_dpo", paper="2412.14516")
+@register_loss("cal_dpo", paper="2412.14516", counters_displacement=True)
 def cal_dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.002) -> Tensor:
     """Calibrated DPO: the logistic loss, and a regression of each log-ratio on the reward it should stand for.
 

@@ -15,7 +15,7 @@ def _clipped(pairs: PreferencePairs, *, beta: float) -> dict[str, Tensor]:
     return {"clipped": (pairs.rejected_log_ratios < 0).float()}
 
 
-@register_loss("minor_dpo", paper="2408.09834", metrics=_clipped)
+@register_loss("minor_dpo", paper="2408.09834", counters_displacement=True, metrics=_clipped)
 def minor_dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
     """MinorDPO: push the rejected response down only while it is more likely than under the reference.
 

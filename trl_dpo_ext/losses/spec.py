@@ -121,6 +121,7 @@ class LossSpec:
         f_divergence: built on the difference of the two rewards, so that another f-divergence may stand in.
         trl_fields: from a field of TRL's config to the hyperparameter it sets: {"beta": "beta"}, IPO's
             {"beta": "tau"}, {"label_smoothing": "label_smoothing"}, DiscoPOP's {"discopop_tau": "tau"}.
+        counters_displacement: made to keep the chosen response from becoming less likely along with the rejected one.
         couples_batch: the loss of one pair depends on the others of the batch, so gradient accumulation changes it.
         statistic: `statistic(data, **hyperparameters) -> [N]`; the engine passes its mean over batch and ranks as
             `batch_mean` and a moving average as `running_mean`, which is saved with checkpoints.
@@ -142,6 +143,7 @@ class LossSpec:
     length_normalized: bool
     f_divergence: bool
     trl_fields: Mapping[str, str]
+    counters_displacement: bool
     couples_batch: bool
     statistic: Callable[..., Tensor] | None
     momentum: float | None
@@ -208,6 +210,7 @@ def register_loss(
     length_normalized: bool = False,
     f_divergence: bool = False,
     trl_fields: Mapping[str, str] | None = None,
+    counters_displacement: bool = False,
     couples_batch: bool = False,
     statistic: Callable[..., Tensor] | None = None,
     momentum: float | None = None,
@@ -264,6 +267,7 @@ def register_loss(
             length_normalized=length_normalized,
             f_divergence=f_divergence,
             trl_fields=MappingProxyType({**same_name, **(trl_fields or {})}),
+            counters_displacement=counters_displacement,
             couples_batch=couples_batch,
             statistic=statistic,
             momentum=momentum,

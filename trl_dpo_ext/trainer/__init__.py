@@ -2,11 +2,12 @@
 
 from .config import PreferenceConfig
 from .engine import PreferenceTrainer
-from .errors import ConfigError, DiskSpaceError, ModelFolderError
+from .errors import CheckpointError, ConfigError, DiskSpaceError, ModelFolderError, TrainingError
 from .hardware import sharding
 from .trainers import MinorDPOTrainer, PlackettLuceTrainer, ReferenceFreeTrainer
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "DiskSpaceError",
     "MinorDPOTrainer",
@@ -15,5 +16,6 @@ __all__ = [
     "PreferenceConfig",
     "PreferenceTrainer",
     "ReferenceFreeTrainer",
+    "TrainingError",
     "sharding",
 ]

@@ -18,6 +18,7 @@ _LOSS_FIELDS: dict[str, Any] = {
     "beta": 0.1,
     "label_smoothing": 0.0,
     "f_divergence_type": "reverse_kl",
+    "enable_jit_checkpoint": False,  # the trainer does it itself, see StopOnSigterm
 }
 
 

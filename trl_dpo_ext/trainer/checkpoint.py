@@ -17,16 +17,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from ..record import write_json
+from .errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 MARKER = "complete.json"
 _NEWEST = ("true", "latest", "last")
 _NONE = ("", "false", "none", "no")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that a run can't go on from. The message names it, what is wrong with it, and what would be right."""
 
 
 def checkpoints(run_folder: str | Path) -> dict[int, Path]:

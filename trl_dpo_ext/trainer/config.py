@@ -46,6 +46,8 @@ class PreferenceConfig(DPOConfig):
         invalid_rows: `error` stops at unusable rows and names them; `drop` leaves them out and counts them.
         ref_cache_dir: folder of the reference log-probs that `precompute_ref_log_probs` stores, for all runs; by
             default below the Hugging Face cache home. See docs/reference_cache.md.
+        enable_jit_checkpoint: on SIGTERM, finish the step, write a checkpoint (unless `save_strategy` is "no"), and end
+            with code 143.
 
     Raises:
         ConfigError, UnknownNameError, HyperparameterError: whatever can't work, before a model is loaded.
@@ -95,6 +97,12 @@ class PreferenceConfig(DPOConfig):
         metadata={
             "help": "Folder of the reference log-probs that precompute_ref_log_probs stores, for all runs. By default "
             "below the Hugging Face cache home."
+        },
+    )
+    enable_jit_checkpoint: bool = field(
+        default=True,
+        metadata={
+            "help": "On SIGTERM, finish the step, write a checkpoint (unless save_strategy is 'no'), end with code 143."
         },
     )
 

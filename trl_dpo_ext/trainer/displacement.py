@@ -58,7 +58,8 @@ def displaced(history: Sequence[Mapping[str, Any]], reward_scale: float) -> tupl
             pair = [[entry[f"{prefix}/{side}"] / scale for entry in logs[-span:]] for side in ("chosen", "rejected")]
             if all(map(falls, pair)):
                 n = span // 3
-                return (span, *(fmean(values[:n]) - fmean(values[-n:]) for values in pair))
+                chosen, rejected = (fmean(values[:n]) - fmean(values[-n:]) for values in pair)
+                return span, chosen, rejected
         span *= 2
     return None
 
@@ -70,6 +71,6 @@ def warning(found: tuple[int, float, float]) -> str:
     return (
         f"Over the last {span} logs the log-probs of chosen and of rejected responses have both fallen steadily, by "
         f"{chosen:.1f} and {rejected:.1f} nats: likelihood displacement (arXiv 2410.08847). The probability goes to "
-        f"responses that aren't in the data. Losses that counter it, alone or mixed in: {losses}. A lower learning rate "
-        "or a larger beta slows it."
+        f"responses that aren't in the data. Losses that counter it, alone or mixed in: {losses}. A lower learning "
+        "rate or a larger beta slows it."
     )

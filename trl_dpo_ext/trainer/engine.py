@@ -6,11 +6,9 @@ import contextlib
 import copy
 import functools
 import itertools
-import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -33,15 +31,17 @@ from ..modeling.quantized import keep_4bit_weights
 from ..types import MissingReferenceError, RankedResponses
 from . import checks
 from ._trl import disable_gradient_checkpointing, plain_dpo_config, use_adapter
+from .checkpoint import find_checkpoint, written_whole
 from .config import PreferenceConfig
 from .metrics import Totals, response_metrics, token_metrics
-from .objective import Objective, RunningMean
+from .objective import Objective
 from .precompute import StoredReference, computes_online
+from .resume import RunState, StopOnSigterm
+from .watch import Watch
 
 logger = logging.getLogger(__name__)
 
 _NO_REFERENCE: Any = object()
-_LOSS_STATE = "loss_state.json"
 _SHARING: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 
 
@@ -123,6 +123,9 @@ class PreferenceTrainer(DPOTrainer):
                 **kwargs,
             )
         self._formatted = False
+        self.watch, self.run_state, self.sigterm = Watch(self), RunState(self), StopOnSigterm(self)
+        for callback in (self.watch, self.run_state, self.sigterm):
+            self.add_callback(callback)
         if args.disable_dropout:
             disable_functional_dropout(self.model)
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
@@ -271,6 +274,7 @@ class PreferenceTrainer(DPOTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Collect the micro-batches of a step, and count their prompts over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.watch.begin_step(batches)
         prompts = torch.tensor(sum(len(batch["ranks"]) for batch in batches), device=device)
         return batches, self.accelerator.reduce(prompts, reduction="sum")
 
@@ -293,7 +297,9 @@ class PreferenceTrainer(DPOTrainer):
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         with torch.no_grad():
-            self._record("train" if training else "eval", outputs, inputs, responses, loss_metrics)
+            broken, size = self._record("train" if training else "eval", loss, outputs, inputs, responses, loss_metrics)
+        if training:
+            self.watch.check_loss(per_prompt, inputs, broken, size)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -352,11 +358,13 @@ class PreferenceTrainer(DPOTrainer):
     def _record(
         self,
         mode: str,
+        loss: Tensor,
         outputs: Any,
         inputs: dict[str, Tensor],
         responses: RankedResponses,
         loss_metrics: dict[str, Tensor],
-    ) -> None:
+    ) -> tuple[float, float]:
+        """Keep a batch's metrics; return on how many processes its loss isn't finite, and the sum of its size."""
         objective = self.objective
         ends = objective.axes.length_weighted(responses.pairs("best_vs_worst"))
         normalized = all(term.spec.length_normalized for term in objective.terms)
@@ -376,38 +384,43 @@ class PreferenceTrainer(DPOTrainer):
         tokens = inputs["attention_mask" if "attention_mask" in inputs else "token_mask"].sum()
 
         device = responses.logps.device
-        flat = torch.stack(
-            [part.to(device).double() for total in totals.values() for part in total] + [tokens.double()]
-        )
-        # One sum over all processes for all metrics.
-        *sums, tokens_seen = self.accelerator.reduce(flat, reduction="sum").tolist()
+        numbers = [part for total in totals.values() for part in total]
+        numbers += [tokens, ~torch.isfinite(loss), loss.abs(), torch.tensor(self.sigterm.asked)]
+        flat = torch.stack([number.to(device).double() for number in numbers])
+        # One sum over all processes for everything.
+        *sums, tokens_seen, broken, size, asked = self.accelerator.reduce(flat, reduction="sum").tolist()
         metrics = self._metrics[mode]
         for name, numerator, denominator in zip(totals, sums[::2], sums[1::2], strict=True):
             metrics[name].append(numerator / denominator if denominator else 0.0)
         if mode == "train":
             self._total_train_tokens += int(tokens_seen) // self._tp_size
         metrics["num_tokens"] = [self._total_train_tokens]
+        self.sigterm.agreed |= asked > 0
+        return broken, size
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return self.watch.check_gradients(model, super()._get_grad_norm(model, grad_norm))
 
     # Checkpoints
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, after checking that a checkpoint fits the disk."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from the start or from a checkpoint; see `find_checkpoint` for what can be given.
+
+        Raises:
+            DiskSpaceError, CheckpointError: before anything is trained.
+            TrainingError: no weight moves, or NaN or infinity appear.
+            SystemExit: a checkpoint was written because of SIGTERM.
+        """
         checks.check_disk(self.model, self.args)
-        return super().train(*args, **kwargs)
+        self.run_state.checkpoint = checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+        with self.sigterm.listening():
+            return super().train(checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.objective.running_means and self.args.should_save:
-            folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-            with open(os.path.join(folder, _LOSS_STATE), "w") as file:
-                json.dump({name: asdict(mean) for name, mean in self.objective.running_means.items()}, file)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        # The one method that every resumed run calls, DeepSpeed's too.
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and os.path.exists(path := os.path.join(checkpoint, _LOSS_STATE)):
-            with open(path) as file:
-                self.objective.running_means = {k: RunningMean(**v) for k, v in json.load(file).items()}
+        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        with written_whole(self, folder):
+            super()._save_checkpoint(model, trial)
+            self.run_state.save(folder)
 
 
 class _PlanRowsWhenWrapped(TrainerCallback):

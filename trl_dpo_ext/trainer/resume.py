@@ -23,7 +23,7 @@ RUN_STATE = "run_state.json"
 
 
 class RunState(TrainerCallback):
-    """Keeps the losses' running means, the metrics and the loss since the last log, and the tokens seen, in checkpoints.
+    """Keeps in checkpoints the losses' running means, metrics and loss since the last log, and the tokens seen.
 
     The `train_loss` at a run's end stays what it is in transformers: the mean over the steps of this call of `train`.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,24 +13,13 @@ from transformers import TrainerCallback
 
 from .checkpoint import newest
 from .displacement import displaced, warning
+from .errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 24  # elements looked at together, so that a large weight isn't copied whole
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SHOWN = 50
-
-
-class TrainingError(RuntimeError):
-    """A run that has to stop. The message says what was found, in which rows, what to look at, and what is kept.
-
-    Attributes:
-        rows: the rows of the training dataset that the message is about, of all processes.
-    """
-
-    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
-        super().__init__(message)
-        self.rows = list(rows)
 
 
 class Watch(TrainerCallback):
@@ -120,8 +108,8 @@ class Watch(TrainerCallback):
         self._before = {name: _checksum(p) for name, p in _trainable(model)}
         if not self._before:
             raise TrainingError(
-                "No weight is trainable: requires_grad is False for all. Look at peft_config, at layers you froze, and, "
-                "for an adapter that is trained further, at PeftModel.from_pretrained(..., is_trainable=True)."
+                "No weight is trainable: requires_grad is False for all. Look at peft_config, at layers you froze, and "
+                "(where an adapter is trained further) at PeftModel.from_pretrained(..., is_trainable=True)."
             )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
@@ -170,17 +158,17 @@ class Watch(TrainerCallback):
         elif no_gradient:
             found = "all their gradients are 0, though the loss isn't"
             look = (
-                "Look at fp16 gradients that underflow (use bf16, or a larger loss scale), at a loss that is flat where "
-                "it starts, and at responses that are the same."
+                "Look at fp16 gradients that underflow (use bf16, or a larger loss scale), at a loss that is flat "
+                "where it starts, and at responses that are the same."
             )
         else:
             found = f"they had gradients (norm {self._norm:.3g})"
             look = (
-                "Look at weights in 16 bits, which are too coarse for a small learning rate (train in float32 with bf16 "
-                "autocast), and at an optimizer that was given other weights than the model's."
+                "Look at weights in 16 bits, which are too coarse for a small learning rate (train in float32 with "
+                "bf16 autocast), and at an optimizer that was given other weights than the model's."
             )
         self._stop(
-            f"none of the {len(self._before)} trainable tensors has moved with a learning rate of {self._rate:g}; {found}",
+            f"none of the {len(self._before)} trainable tensors has moved at learning rate {self._rate:g}; {found}",
             self._batches,
             look,
             ended=True,
@@ -197,14 +185,18 @@ class Watch(TrainerCallback):
     def _stop(self, found: str, batches: list[dict[str, Tensor]], look: str, ended: bool = False) -> None:
         """Raise with the rows of all processes; all of them come here."""
         trainer = self.trainer
-        mine = [row for batch in batches for row in batch.get("rows", torch.empty(0)).tolist()]
-        rows = sorted(set(gather_object(mine)))
+        rows = _rows(batches) or _rows(self._batches)
         where = f"Rows of the training dataset: {', '.join(map(str, rows[:_SHOWN]))}" if rows else "Rows unknown"
         more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
         saved = newest(trainer.args.output_dir)
         kept = f"The last whole checkpoint is {saved}." if saved else "No checkpoint had been written yet."
         step = trainer.state.global_step + (not ended)
         raise TrainingError(f"Step {step}: {found}. {where}{more}. {kept} {look}", rows)
+
+
+def _rows(batches: list[dict[str, Tensor]]) -> list[int]:
+    """The numbers of the rows in the batches of all processes; empty where the dataset has none."""
+    return sorted(set(gather_object([row for batch in batches if "rows" in batch for row in batch["rows"].tolist()])))
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, Tensor]]:
