@@ -129,6 +129,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
         ["discopop_tau=0.1", "['sigmoid']"],
     ),
     "too few weights": ({"loss_type": ["dpo", "sft"], "loss_weights": [1.0]}, ValueError, ["loss_weights", "2", "1"]),
+    "batches handed out by the main process": (
+        {"accelerator_config": {"dispatch_batches": True}},
+        ConfigError,
+        ["dispatch_batches=True", "unset"],
+    ),
     "unknown pairing": ({"pairing": "adjacnt"}, ConfigError, ["pairing='adjacnt'", "'adjacent'", "best_vs_rest"]),
     "unknown invalid_rows": ({"invalid_rows": "ignore"}, ConfigError, ["invalid_rows='ignore'", "error, drop"]),
     "unknown prefix_sharing": ({"prefix_sharing": "on"}, ConfigError, ["prefix_sharing='on'", "auto, true, false"]),

@@ -322,3 +322,15 @@ def test_weights_of_rankings(any_layout):
         )
 
     any_layout.check_value(loss, loss_type=["dpo"], use_weighting=True)
+
+
+@pytest.mark.parametrize("layout", support.LAYOUTS)
+def test_a_streamed_evaluation_counts_every_response(layout, tiny_model_dir, tmp_path):
+    """Accelerate, unless told otherwise, cuts each tensor of a streamed batch at the number of prompts."""
+    data = helpers.ranked_dataset(6)
+    trainer = support.trainer(tiny_model_dir, tmp_path, data, loss_type="plackett_luce", **support.LAYOUTS[layout])
+    with torch.no_grad():
+        trainer.model.lm_head.weight[:, 5:50] *= 1.1  # so that policy and reference differ
+    expected, streamed = trainer.evaluate(data), trainer.evaluate(data.to_iterable_dataset())
+    for name in ("eval_loss", "eval_rewards/margins", "eval_logps/chosen"):
+        assert streamed[name] == pytest.approx(expected[name], rel=1e-6), name

@@ -110,6 +110,13 @@ class PreferenceConfig(DPOConfig):
         check_processes(self.use_cpu)  # before the processes meet, in the next but one line
         check_bf16(self.bf16, self.fp16, self.use_cpu)
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches:  # type: ignore[union-attr]
+            raise ConfigError(
+                "accelerator_config: dispatch_batches=True cuts every tensor of a streamed batch at the number of "
+                "prompts, but a batch has more rows than prompts. Leave it unset."
+            )
+        # Unset means True for a streamed evaluation dataset; TRL sees to the training dataset only.
+        self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
         _one_of("pairing", self.pairing, PAIRINGS)
         self.prefix_sharing = str(self.prefix_sharing).lower()
         _one_of("prefix_sharing", self.prefix_sharing, ("auto", "true", "false"))

@@ -27,8 +27,8 @@ def computes_online(*datasets: Any) -> bool:
     if not any(isinstance(dataset, IterableDataset) for dataset in flat):
         return False
     logger.warning(
-        "precompute_ref_log_probs=True: a dataset is streamed and can't be computed ahead, so the reference stays in "
-        "memory and its log-probs are computed online."
+        "precompute_ref_log_probs=True: a streamed dataset can't be computed ahead, so its reference log-probs, and "
+        "those of the run's other datasets, are computed online."
     )
     return True
 
