@@ -10,7 +10,6 @@ The prompts are the first 64 of the quickstart's test split.
 import argparse
 import gzip
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -19,8 +18,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from trl_dpo_ext.hub import merge_adapter, read_run
+from trl_dpo_ext.hub import read_run
 from trl_dpo_ext.hub.distributions import compare_distributions, next_token_logits
+from trl_dpo_ext.hub.merge import merge_adapter
 from trl_dpo_ext.modeling.quantized import keep_4bit_weights
 from trl_dpo_ext.record import hardware, versions, write_json
 
@@ -70,7 +70,6 @@ def main() -> None:
         {
             "prompts": len(prompts),
             "differences": found,
-            "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
             "versions": versions(),
             "hardware": hardware(),
         },

@@ -81,7 +81,7 @@ def add_record(folder: Path) -> None:
         "seconds": 61.2,
         "versions": {"trl": "1.16.0"},
         "hardware": {"processor": "a processor", "gpus": []},
-        "launch": "accelerate launch recipes/train.py --config recipe.yaml",
+        "launch": f"accelerate launch recipes/train.py --model_name_or_path {recipe['model_name_or_path']}",
         "base": {"dtype": "float32", "quantization": NF4},
     }
     (folder / "result.json").write_text(json.dumps(result))

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from tests import helpers
 from tests.hub import support
 from trl_dpo_ext.cli import main
-from trl_dpo_ext.hub import MergeError, RunError, merge_adapter, read_run
+from trl_dpo_ext.hub import RunError, read_run
 from trl_dpo_ext.hub.distributions import compare_distributions, next_token_logits
+from trl_dpo_ext.hub.merge import MergeError, merge_adapter
 from trl_dpo_ext.modeling.quantized import keep_4bit_weights
 
 

@@ -30,7 +30,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from ..hub import MergeError, RunError, merge_adapter
+    from ..hub import RunError
+    from ..hub.merge import MergeError, merge_adapter
     from ..hub.usage import describe_merge
 
     try:

@@ -40,8 +40,10 @@ def make_card(
     # A path says nothing to others; its last part usually names the model.
     base_name = base_model or (Path(recorded).name if recorded else "an unknown base model")
     name = repo.split("/")[-1] if repo else run.folder.resolve().name
-    recipe = {**run.recipe, **({"model_name_or_path": base_model} if base_model else {})}
-    result = run.result
+    recipe, result = dict(run.recipe), dict(run.result)
+    if base_model is not None:
+        recipe = run.recipe_on(base_model, base_revision)
+        result = run.result_on(base_model, recipe)
     plots = sorted(path.name for path in run.folder.glob("*.png"))
     card = ModelCard.from_template(
         _metadata(run, name, base_model),

@@ -96,19 +96,14 @@ def files_to_push(run: Run, base_model: str, base_revision: str | None, card: st
     if run.adapter:
         config = {**run.adapter, "base_model_name_or_path": base_model, "revision": base_revision}
         files[ADAPTER_CONFIG] = _json(config)
-    recipe = _with_base(run.recipe, base_model, base_revision)
+    recipe = run.recipe_on(base_model, base_revision)
     if run.recipe:
         files[RECIPE] = yaml.safe_dump(recipe, allow_unicode=True).encode()
     if run.result:
-        files[RESULT] = _json({**run.result, "recipe": recipe} if "recipe" in run.result else dict(run.result))
+        files[RESULT] = _json(run.result_on(base_model, recipe))
     files[CARD] = card.encode()
     _refuse_secrets(files, token)
     return files
-
-
-def _with_base(recipe: Any, base_model: str, base_revision: str | None) -> dict[str, Any]:
-    named = {"model_name_or_path": base_model, "model_revision": base_revision}
-    return {**recipe, **{k: v for k, v in named.items() if v is not None}}
 
 
 def _json(content: Any) -> bytes:

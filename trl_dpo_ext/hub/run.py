@@ -82,6 +82,19 @@ class Run:
         dtype, quantization = _of_recipe(self.recipe)
         return TrainedBase(model, revision, dtype, quantization)
 
+    def recipe_on(self, base_model: str, base_revision: str | None) -> dict[str, Any]:
+        """Return the recipe with the base model by its Hub id, for another machine."""
+        named = {"model_name_or_path": base_model, "model_revision": base_revision}
+        return {**self.recipe, **{key: value for key, value in named.items() if value is not None}}
+
+    def result_on(self, base_model: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result with `recipe`, and the base model by its Hub id in the launch command."""
+        trained_from = str(self.recipe.get("model_name_or_path", base_model))
+        changes: dict[str, Any] = {"recipe": recipe} if "recipe" in self.result else {}
+        if "launch" in self.result:
+            changes["launch"] = str(self.result["launch"]).replace(trained_from, base_model)
+        return {**self.result, **changes}
+
     def sample_prompts(self) -> list[str]:
         """Return the prompts of the run's samples, each once; empty where the run took none."""
         samples = ((self.result.get("evaluation") or {}).get("after") or {}).get("samples") or []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
-
-import torch
 
 from ..record import RECORD_FORMAT, launch_command, peak_memory
 
@@ -47,7 +46,7 @@ def training_record(trainer: Any) -> dict[str, Any]:
         "parameters": {
             "trainable": sum(n for n, trainable, _ in counts if trainable),
             # Of a 4-bit weight, the tensor holds two values a byte; its state knows the shape.
-            "all": sum(n if state is None else torch.Size(state.shape).numel() for n, _, state in counts),
+            "all": sum(n if state is None else math.prod(state.shape) for n, _, state in counts),
         },
         "base": {
             "dtype": str(getattr(model.config, "dtype", None) or "float32").removeprefix("torch."),
