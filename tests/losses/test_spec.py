@@ -1,5 +1,6 @@
 """What the decorator reads from a function, and what it refuses."""
 
+from dataclasses import FrozenInstanceError
 from typing import Annotated
 
 import annotated_types as at
@@ -55,9 +56,12 @@ def test_facts_are_read_from_the_function():
         Equation:
             a
               b
+            where:
+              c
 
         Relations:
             None.
+        Returns?
         """
 
     spec = get_loss("mine")
@@ -75,7 +79,8 @@ def test_facts_are_read_from_the_function():
     assert dict(spec.trl_fields) == {"beta": "beta", "discopop_tau": "count"}
     assert spec.beta == "beta"
     assert spec.summary == "One line."
-    assert spec.sections == {"Equation": "a\n  b", "Relations": "None."}
+    # A heading is a whole line: a section's name and a colon.
+    assert spec.sections == {"Equation": "a\n  b\nwhere:\n  c", "Relations": "None.\nReturns?"}
     assert spec.origin.rpartition(":")[0].endswith("test_spec.py")
     beta, count, mode = spec.hyperparameters.values()
     assert (beta.name, beta.type, beta.optional, beta.default) == ("beta", float, False, 0.5)
@@ -90,6 +95,17 @@ def test_facts_are_read_from_the_function():
     )
     assert (mode.type, mode.bounds_text) == (str, "")
     assert spec.check({"count": 3}) == {"beta": 0.5, "count": 3, "mode": "a"}
+
+
+def test_facts_can_t_be_changed():
+    spec = get_loss("dpo")
+    with pytest.raises(FrozenInstanceError):
+        spec.reference_free = True
+    with pytest.raises(FrozenInstanceError):
+        spec.hyperparameters["beta"].default = 0.2
+    for table in (spec.hyperparameters, spec.trl_fields):
+        with pytest.raises(TypeError, match="item assignment"):
+            table["beta"] = None
 
 
 def test_the_default_is_that_nothing_is_declared():
@@ -181,6 +197,9 @@ def test_what_the_decorator_refuses():
     def odd_type(pairs: PreferencePairs, *, beta: list = []) -> Tensor: ...  # noqa: B006
     def untyped(pairs: PreferencePairs, *, beta=0.1) -> Tensor: ...
     def union(pairs: PreferencePairs, *, beta: float | str = 0.1) -> Tensor: ...
+    def optional_union(pairs: PreferencePairs, *, beta: float | str | None = 0.1) -> Tensor: ...
+    def one_kind_of_list(pairs: PreferencePairs, *, beta: list[float] = []) -> Tensor: ...  # noqa: B006
+    def anything(pairs: PreferencePairs, **hyperparameters: float) -> Tensor: ...
     def fine(pairs: PreferencePairs, *, beta: float = 0.1) -> Tensor: ...
 
     with pytest.raises(TypeError, match="positional"):
@@ -192,7 +211,9 @@ def test_what_the_decorator_refuses():
         register_loss("bad")(positional)
     with refused(r"the hyperparameter 'beta' has no default\."):
         register_loss("bad")(no_default)
-    for fn in (odd_type, untyped, union):
+    with refused(r"'hyperparameters' must be keyword-only"):
+        register_loss("bad")(anything)
+    for fn in (odd_type, untyped, union, optional_union, one_kind_of_list):
         with refused("the hyperparameter 'beta' is annotated .*; use float, int, bool or str"):
             register_loss("bad")(fn)
     with refused(r"unknown needs \['score'\]; known: scores, ties, token_logps\."):
@@ -201,7 +222,7 @@ def test_what_the_decorator_refuses():
         register_loss("bad", trl_fields={"beta": "tau"})(fine)
     with refused(r"momentum=0.9 needs a statistic and a value in \[0, 1\)\."):
         register_loss("bad", momentum=0.9)(fine)
-    for momentum in (1.0, -0.1):
+    for momentum in (1.0, 1.5, -0.1):
         with refused(f"momentum={momentum} needs"):
             register_loss("bad", momentum=momentum, statistic=fine)(fine)
     assert "bad" not in [spec.name for spec in list_losses()]
@@ -233,7 +254,7 @@ def {name}(pairs: PreferencePairs, *, beta: float = {beta}):
     for beta in (0.1, 0.2):
         exec(cell.format(name="mine", beta=beta), {"__name__": "__main__"})
     assert get_loss("notebook").check({}) == {"beta": 0.2}
-    for name, module in (("other", "__main__"), ("mine", "elsewhere"), ("mine", "Elsewhere")):
+    for name, module in (("other", "__main__"), ("an", "__main__"), ("mine", "elsewhere"), ("mine", "Elsewhere")):
         with pytest.raises(NameCollisionError):
             exec(cell.format(name=name, beta=0.3), {"__name__": module})
 

@@ -85,10 +85,9 @@ def _hyperparameter(parameter: inspect.Parameter, hint: Any, where: str) -> Hype
         raise RegistryError(f"{where}: the hyperparameter {parameter.name!r} has no default.")
     metadata = getattr(hint, "__metadata__", ())
     base = typing.get_args(hint)[0] if metadata else hint
-    options = [a for a in typing.get_args(base) if a is not type(None)]
     optional = type(None) in typing.get_args(base)
-    kind = options[0] if options and optional else base
-    if kind not in (float, int, bool, str):
+    kind, *others = set(typing.get_args(base)) - {type(None)} if optional else [base]
+    if others or kind not in (float, int, bool, str):
         raise RegistryError(
             f"{where}: the hyperparameter {parameter.name!r} is annotated {hint!r}; use float, int, bool or str, "
             "with bounds as typing.Annotated[float, annotated_types.Gt(0)]."
