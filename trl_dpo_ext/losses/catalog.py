@@ -110,7 +110,7 @@ def _paper(spec: LossSpec) -> str:
 
 def markdown_table(specs: Iterable[LossSpec]) -> str:
     """Return the table of the docs: one row a loss, each linked to its section below."""
-    header = [column.capitalize() if column != "K" else column for column in COLUMNS]
+    header = [column.capitalize() for column in COLUMNS]
     rows = []
     for spec in specs:
         name, _, *middle, _, summary = row(spec)
