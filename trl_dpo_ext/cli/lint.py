@@ -1,0 +1,173 @@
+"""`trl-dpo-ext lint`: check a preference dataset before training on it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._console import console
+
+if TYPE_CHECKING:
+    from ..data.lint import Report
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser(
+        "lint",
+        help="check a preference dataset before training on it",
+        epilog="Exit code: 0 if nothing is found that --fail-on names, 1 if something is, 2 for a mistake on the "
+        "command line. Row numbers count from 0.",
+    )
+    command.add_argument("dataset", help="Hub id, folder, or .json, .jsonl(.gz), .csv or .parquet file")
+    command.add_argument("--config", help="the dataset's configuration (subset)")
+    command.add_argument(
+        "--split", action="append", metavar="NAME", help="check only this split; may be given several times"
+    )
+    command.add_argument("--model", help="Hub id or folder whose tokenizer and chat template are checked too")
+    command.add_argument(
+        "--max-length", type=_positive, metavar="TOKENS", help="say what training with this max_length cuts off"
+    )
+    command.add_argument("--json", metavar="FILE", help="write all findings as JSON; - prints them and nothing else")
+    command.add_argument("--plot", metavar="FILE", help="draw the lengths of best, worst and all responses")
+    command.add_argument(
+        "--fail-on",
+        choices=["error", "warning", "never"],
+        default="error",
+        help="the least severity that ends with exit code 1 (default: error)",
+    )
+    command.set_defaults(run=_lint)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _lint(arguments: argparse.Namespace) -> int:
+    try:
+        _check_arguments(arguments)
+        report = _report(arguments)
+        if arguments.json == "-":
+            print(json.dumps(_as_dict(report, arguments), indent=2, ensure_ascii=False))
+        else:
+            _show(report)
+        _write(report, arguments)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return int(arguments.fail_on != "never" and bool(report.at_least(arguments.fail_on)))
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    if arguments.max_length is not None and arguments.model is None:
+        raise ValueError("--max-length counts tokens; say whose with --model.")
+    for option in ("json", "plot"):
+        path = getattr(arguments, option)
+        if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"--{option} {path}: the folder {Path(path).absolute().parent} does not exist.")
+    if arguments.plot is not None:
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("--plot needs matplotlib: pip install 'trl-dpo-ext[docs]'.") from error
+        known = Figure().canvas.get_supported_filetypes()
+        kind = Path(arguments.plot).suffix.lstrip(".")
+        if kind not in known:
+            raise ValueError(f"--plot {arguments.plot}: {kind!r} is no kind of picture. Known: {', '.join(known)}.")
+
+
+def _report(arguments: argparse.Namespace) -> Report:
+    from ..data import DataError, load_splits
+    from ..data.lint import Finding, Report, lint_splits
+    from ..data.load import UNREADABLE
+    from ..registry import did_you_mean
+
+    tokenizer, generation_config = _load_tokenizer(arguments.model) if arguments.model else (None, None)
+    try:
+        splits = load_splits(arguments.dataset, config=arguments.config)
+    except DataError as error:
+        if error.reason != UNREADABLE:
+            raise
+        return Report({}, [Finding("unreadable-file", "", 0, [], str(error))])
+    for name in arguments.split or ():
+        if name not in splits:
+            raise ValueError(
+                f"{arguments.dataset} has no split {name!r}.{did_you_mean(name, splits)} It has: {', '.join(splits)}."
+            )
+    return lint_splits(
+        {name: splits[name] for name in arguments.split or splits},
+        tokenizer=tokenizer,
+        generation_config=generation_config,
+        max_length=arguments.max_length,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def _load_tokenizer(model: str) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer, GenerationConfig
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model {model}: no tokenizer can be loaded from there. {error}") from error
+    try:
+        return tokenizer, GenerationConfig.from_pretrained(model)
+    except (OSError, ValueError):  # many folders have none
+        return tokenizer, None
+
+
+def _as_dict(report: Report, arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "dataset": arguments.dataset,
+        "model": arguments.model,
+        "max_length": arguments.max_length,
+        **report.as_dict(),
+    }
+
+
+def _write(report: Report, arguments: argparse.Namespace) -> None:
+    from ..data.lint import plot_lengths
+    from ..record import write_json
+
+    if arguments.json not in (None, "-"):
+        write_json(arguments.json, _as_dict(report, arguments))
+    if arguments.plot is not None:
+        plot_lengths(report, arguments.plot, title=arguments.dataset)
+
+
+def _show(report: Report) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..data.lint.lengths import sentence
+
+    out = console()
+    for name, rows in report.rows.items():
+        lengths = (
+            f"; {sentence(report.tables[name].lengths, report.tables[name].unit)}" if name in report.tables else ""
+        )
+        out.print(Text(f"{name}: {rows:,} rows{lengths}."))
+    if not report.findings:
+        out.print("No findings.")
+        return
+    colors = {"error": "red", "warning": "yellow", "info": "cyan"}
+    table = Table(
+        "severity", "finding", "split", "count", "rows", "what", box=None, pad_edge=False, header_style="bold"
+    )
+    for finding in report.findings:
+        severity = Text(finding.severity, style=colors[finding.severity])
+        cells = (finding.id, finding.split, f"{finding.count:,}", finding.first_rows, finding.note)
+        table.add_row(severity, *(Text(cell) for cell in cells))
+    out.print()
+    out.print(table)
+    out.print(Text("\nWhat to do", style="bold"))
+    advice = Table(box=None, pad_edge=False, show_header=False)
+    for id, what_to_do in {finding.id: finding.advice for finding in report.findings}.items():
+        advice.add_row(Text(id), Text(what_to_do))
+    out.print(advice)
