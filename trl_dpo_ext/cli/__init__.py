@@ -12,7 +12,7 @@ COMMANDS = (losses, lint, merge, push)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, or 2 for a mistake on the command line."""
+    """Run a command and return the exit code: 0, 2 for a mistake on the command line, or what the command says."""
     arguments = _parser().parse_args(argv)
     code: int = arguments.run(arguments)
     return code

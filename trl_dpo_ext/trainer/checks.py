@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from torch import nn
 
+from ..data.lint import log_findings
 from ..data.rows import DataError
 from .adapters import check_quantization, check_target_modules
 from .config import PreferenceConfig
@@ -70,6 +71,22 @@ def check_needs(dataset: Any, objective: Objective, name: str) -> None:
             f"{name} dataset: {', '.join(losses)} reads scores, and there are none. Give the columns prompt, "
             "completions and scores, or choose a loss that reads ranks only."
         )
+
+
+def log_data_findings(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
+    """Log in short what the linter finds in a new trainer's data, which are given here as text."""
+
+    def named(train: Any, evaluation: Any) -> dict[str, Any]:
+        others = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
+        return {"train": train, **{name: dataset for name, dataset in others.items() if dataset is not None}}
+
+    log_findings(
+        named(train_dataset, eval_dataset),
+        named(trainer.train_dataset, trainer.eval_dataset),
+        trainer._tokenizer,
+        generation_config=getattr(trainer.model, "generation_config", None),
+        max_length=trainer.args.max_length,
+    )
 
 
 def check_disk(model: nn.Module, args: PreferenceConfig) -> None:

@@ -126,6 +126,8 @@ class PreferenceTrainer(DPOTrainer):
         self.watch, self.run_state, self.sigterm = Watch(self), RunState(self), StopOnSigterm(self)
         for callback in (self.watch, self.run_state, self.sigterm):
             self.add_callback(callback)
+        if self.is_world_process_zero():
+            checks.log_data_findings(self, train_dataset, eval_dataset)
         if args.disable_dropout:
             disable_functional_dropout(self.model)
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():

@@ -1,0 +1,561 @@
+"""Each finding: data that have it once and nothing else, with its row numbers; data without any finding."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import logging
+import math
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from transformers import GenerationConfig
+
+from tests import helpers
+from tests.trainer import support
+from trl_dpo_ext.data.lint import CHECKS, Finding, Report, lint_splits
+from trl_dpo_ext.data.lint.checks import _FAULTS, fault_id
+from trl_dpo_ext.data.lint.columns import content_hash
+from trl_dpo_ext.data.lint.lengths import ordinary_range
+
+TOKENIZER = helpers.tiny_tokenizer()
+BOS_TOKENIZER = helpers.tiny_tokenizer(add_bos=True)
+
+
+# Best and worst take turns with the words, so that none of them is longer on average.
+
+
+def pair(number: int, **changes: Any) -> dict[str, Any]:
+    chosen, rejected = ("great", "slow") if number % 2 else ("slow", "great")
+    row = {"prompt": f"the film {number}", "chosen": f" was {chosen} {number}", "rejected": f" was {rejected} {number}"}
+    return {**row, **changes}
+
+
+def ranked(number: int, **changes: Any) -> dict[str, Any]:
+    words = ("great", "slow", "awful") if number % 2 else ("awful", "slow", "great")
+    row = {"prompt": f"the film {number}", "completions": [f" {word} {number}" for word in words], "ranks": [0, 1, 2]}
+    return {**row, **changes}
+
+
+def scored(number: int, **changes: Any) -> dict[str, Any]:
+    row = ranked(number)
+    return {"prompt": row["prompt"], "completions": row["completions"], "scores": [3.0, 2.0, 1.0], **changes}
+
+
+def chat(number: int, **changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"prompt": [{"role": "user", "content": f"the film {number}"}]}
+    row |= {column: says(pair(number)[column].strip()) for column in ("chosen", "rejected")}
+    return {**row, **changes}
+
+
+def says(text: str, role: str = "assistant") -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+def lint(rows: list[dict[str, Any]] | dict[str, list[dict[str, Any]]], **options: Any) -> Report:
+    splits = rows if isinstance(rows, dict) else {"train": rows}
+    datasets = {
+        name: Dataset.from_list(some, on_mixed_types="use_json") if some else Dataset.from_dict({"prompt": []})
+        for name, some in splits.items()
+    }
+    return lint_splits(datasets, **options)
+
+
+def found(report: Report) -> dict[str, tuple[str, list[int]]]:
+    assert len({f.id for f in report.findings}) == len(report.findings)
+    return {finding.id: (finding.split, finding.rows) for finding in report.findings}
+
+
+def only(report: Report) -> Finding:
+    assert len(report.findings) == 1, report.lines()
+    return report.findings[0]
+
+
+@pytest.mark.parametrize("make", [pair, ranked, scored, chat])
+@pytest.mark.parametrize("options", [{}, {"tokenizer": TOKENIZER, "max_length": 64}, {"tokenizer": BOS_TOKENIZER}])
+def test_clean_data(make, options):
+    report = lint({"train": [make(i) for i in range(40)], "test": [make(i) for i in range(40, 50)]}, **options)
+    assert report.findings == []
+    assert report.rows == {"train": 40, "test": 10}
+    assert report.lines() == []
+
+
+# ----------------------------------------------------------------------------------------- single rows and whole splits
+
+# Row 2 of four is changed: rows are made by a function, a change, and what the note must say.
+ROWS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "images": (
+        chat,
+        {"prompt": [{"role": "user", "content": [{"type": "image", "text": "x"}]}]},
+        "column 'prompt': the prompt holds the content block",
+    ),
+    "wrong-type": (pair, {"rejected": None}, "column 'rejected': found None"),
+    "mixed-types": (pair, {"prompt": says("x", "user")}, "column 'chosen': the response is a string"),
+    "fewer-than-two-responses": (ranked, {"completions": [" a"], "ranks": [0]}, "column 'completions': found 1"),
+    "empty-prompt": (pair, {"prompt": " "}, "column 'prompt': the prompt is ' '"),
+    "empty-response": (pair, {"chosen": "\n"}, "column 'chosen': the response is '\\n'"),
+    "wrong-role": (chat, {"chosen": says("x", "user")}, "column 'chosen': the response begins with the role 'user'"),
+    "identical-responses": (pair, {"chosen": " x", "rejected": " x"}, "column 'rejected': responses 0 and 1 are"),
+    "length-mismatch": (ranked, {"ranks": [0, 1]}, "column 'ranks': found 2 for 3 responses"),
+    "nan-or-infinity": (scored, {"scores": [1.0, math.inf, 0.0]}, "column 'scores': number 1 is inf"),
+    "rank-not-an-integer": (ranked, {"ranks": [0, 1.5, 2]}, "column 'ranks': number 1 is 1.5"),
+    "negative-rank": (ranked, {"ranks": [0, -1, 2]}, "column 'ranks': number 1 is -1"),
+    "ranks-and-scores-disagree": (
+        lambda number, **changes: {**scored(number), "ranks": [0, 1, 2], **changes},
+        {"scores": [1.0, 2.0, 0.0]},
+        "column 'ranks': response 0 is ranked above response 1",
+    ),
+    "all-tied": (ranked, {"ranks": [1, 1, 1]}, "all 3 responses are equally good"),
+    "replacement-character": (pair, {"chosen": " caf\ufffd"}, "response 0 holds U+FFFD at character 4"),
+    "lone-surrogate": (chat, {"prompt": says("a\ud83d", "user")}, "the prompt holds U+D83D at character 1"),
+    "control-character": (pair, {"rejected": " a\x00b"}, "response 1 holds U+0000 at character 2"),
+    "unknown-role": (chat, {"prompt": says("x", "human")}, "the prompt has the role 'human'"),
+    "prompt-ends-with-assistant": (
+        chat,
+        {"prompt": [*says("x", "user"), *says("y")]},
+        "the prompt's last message is the assistant's",
+    ),
+    "foreign-turn": (
+        chat,
+        {"rejected": [*says("x"), *says("y", "user"), *says("z")]},
+        "response 1 has a message by 'user'",
+    ),
+    "repeated-response": (
+        ranked,
+        {"completions": [" a", " b", " b"], "ranks": [0, 1, 1]},
+        "responses 1 and 2 are the same",
+    ),
+}
+
+
+@pytest.mark.parametrize("id", ROWS)
+def test_a_row(id):
+    make, change, note = ROWS[id]
+    rows = [make(i) for i in range(4)]
+    rows[2].update(change)
+    # Half a character can't be stored as text, so this one comes from a list, as a JSON column would give it.
+    report = lint_splits({"train": _Rows(rows)}) if id == "lone-surrogate" else lint(rows)
+    finding = only(report)
+    assert (finding.id, finding.split, finding.count, finding.rows, finding.twins) == (id, "train", 1, [2], [])
+    assert finding.note.startswith(f"row 2: {note}"), finding.note
+    assert finding.severity == ("warning" if finding.id in _WARNINGS else "error")
+
+
+class _Rows(list):
+    """What the linter uses of a Dataset."""
+
+    column_names = ("prompt", "chosen", "rejected")
+
+    def with_format(self, form: None) -> _Rows:
+        return self
+
+
+_WARNINGS = (
+    *("all-tied", "replacement-character", "control-character", "unknown-role"),
+    *("prompt-ends-with-assistant", "foreign-turn", "repeated-response"),
+)
+
+COLUMNS: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "missing-columns": ([{"prompt": "a", "chosn": "b", "rejected": "c"}], "missing: chosen. Did you mean 'chosn'"),
+    "two-forms": ([{**pair(0), "completions": ["a", "b"]}], "found both 'completions' and 'chosen'"),
+    "images": ([{**pair(0), "image": "x.png"}], "images aren't supported"),
+    "no-rows": ([], "it has no rows"),
+}
+
+
+@pytest.mark.parametrize("id", COLUMNS)
+def test_columns_of_a_split(id):
+    rows, note = COLUMNS[id]
+    report = lint({"train": [pair(0)], "test": rows})
+    finding = only(report)
+    assert (finding.id, finding.split, finding.count, finding.rows) == (id, "test", len(rows), [])
+    assert finding.severity == "error"
+    assert note in finding.note
+    assert report.rows == {"train": 1, "test": len(rows)}
+
+
+def test_text_that_only_looks_strange():
+    rows = [
+        pair(0, prompt="tab\tline\r\nbreak"),
+        pair(1, chosen=" caf\u00e9 \U0001f600\u200d"),
+        pair(2, rejected=" a\u2028b"),
+    ]
+    assert lint(rows).findings == []
+    tool = [*says("call"), *says("result", "tool"), *says("done")]
+    assert lint([chat(0, chosen=tool), chat(1, prompt=[*says("x", "system"), *says("y", "user")])]).findings == []
+
+
+# ---------------------------------------------------------------------------------------------- across rows and splits
+
+
+def test_duplicates():
+    rows = [pair(0), pair(1), pair(0), pair(2), pair(0)]
+    finding = only(lint(rows))
+    assert (finding.id, finding.rows, finding.twins) == ("duplicate-row", [2, 4], [("train", 0), ("train", 0)])
+    # The order of the responses doesn't matter, their order of merit does; another response makes another row.
+    shuffled = ranked(0)
+    shuffled["completions"], shuffled["ranks"] = shuffled["completions"][::-1], shuffled["ranks"][::-1]
+    assert only(lint([ranked(0), shuffled])).rows == [1]
+    assert lint([ranked(0), ranked(0, completions=[*ranked(0)["completions"][:2], " other"])]).findings == []
+    # In two splits it isn't a copy, but a prompt in train and test.
+    assert only(lint({"test": [pair(0)], "train": [pair(0)]})).id == "prompt-in-train-and-test"
+
+
+def test_prompts_in_train_and_test():
+    splits = {
+        "train_a": [pair(0), pair(1)],
+        "validation": [pair(7), pair(1, chosen=" other", rejected=" words")],
+        "train_b": [pair(0, chosen=" x"), pair(3), pair(2)],
+        "test": [pair(4), pair(5), pair(2, chosen=" y")],
+    }
+    report = lint(splits)
+    assert [(f.id, f.split, f.rows, f.twins) for f in report.findings] == [
+        ("prompt-in-train-and-test", "validation", [1], [("train_a", 1)]),
+        ("prompt-in-train-and-test", "test", [2], [("train_b", 2)]),
+    ]
+    assert report.findings[0].severity == "error"
+    # Two training splits, or two others, may share prompts.
+    assert lint({"train_a": [pair(0)], "train_b": [pair(0, chosen=" z")]}).findings == []
+    assert lint({"test": [pair(0)], "validation": [pair(0, chosen=" z")]}).findings == []
+    # Messages are compared too.
+    assert found(lint({"train": [chat(0)], "test": [chat(1), chat(0)]})) == {"prompt-in-train-and-test": ("test", [1])}
+
+
+def test_contradictory_labels():
+    turned = pair(1, chosen=pair(1)["rejected"], rejected=pair(1)["chosen"])
+    finding = only(lint([pair(0), pair(1), pair(2), turned]))
+    assert (finding.id, finding.severity, finding.rows) == ("contradictory-labels", "warning", [1, 3])
+    assert finding.twins == [("train", 3), ("train", 1)]
+    # The same responses to another prompt contradict nothing.
+    assert lint([pair(1), {**turned, "prompt": "another film"}]).findings == []
+    # A pair within longer rankings, of different lengths; ties say nothing.
+    rows = [
+        ranked(0, completions=[" a", " b", " c"], ranks=[0, 1, 2]),
+        ranked(0, completions=[" d", " c", " x", " a"], ranks=[0, 1, 2, 3]),
+        ranked(0, completions=[" b", " c"], ranks=[0, 0]) | {"completions": [" b", " c", " e"], "ranks": [0, 0, 1]},
+    ]
+    assert only(lint(rows)).rows == [0, 1]
+    # Between splits, beside the shared prompt.
+    report = lint({"train": [pair(0), pair(1)], "test": [turned]})
+    assert [(f.id, f.split, f.rows, f.twins) for f in report.findings] == [
+        ("prompt-in-train-and-test", "test", [0], [("train", 1)]),
+        ("contradictory-labels", "train", [1], [("test", 0)]),
+        ("contradictory-labels", "test", [0], [("train", 1)]),
+    ]
+
+
+def test_hashes_find_what_comparing_all_rows_finds():
+    rng = random.Random(0)
+    rows = []
+    for _ in range(60):
+        k = rng.randint(2, 4)
+        ranks = rng.choices(range(3), k=k)
+        ranks[0] = 3  # never all tied
+        rows.append({"prompt": rng.choice("pqrs"), "completions": rng.sample("abcdef", k), "ranks": ranks})
+
+    def orders(row):
+        return {
+            (row["prompt"], a, b)
+            for (a, i), (b, j) in itertools.permutations(zip(row["completions"], row["ranks"], strict=True), 2)
+            if i < j
+        }
+
+    def whole(row):
+        places = sorted(set(row["ranks"]))
+        return row["prompt"], frozenset(zip(row["completions"], map(places.index, row["ranks"]), strict=True))
+
+    copies = [i for i, row in enumerate(rows) if any(whole(row) == whole(other) for other in rows[:i])]
+    against = [
+        i for i, row in enumerate(rows) if any((p, b, a) in orders(other) for p, a, b in orders(row) for other in rows)
+    ]
+    rows += [rows[3], rows[5]]
+    assert 0 < len(against) < len(rows)
+    report = found(lint(rows))
+    assert report["duplicate-row"] == ("train", [*copies, 60, 61])
+    assert report["contradictory-labels"] == ("train", against + [60 + i for i, r in enumerate((3, 5)) if r in against])
+    for finding in lint(rows).findings:
+        for row, (_, twin) in zip(finding.rows, finding.twins, strict=True):
+            if finding.id == "duplicate-row":
+                assert whole(rows[row]) == whole(rows[twin])
+                assert twin < row
+            elif finding.id == "contradictory-labels":
+                assert orders(rows[row]) & {(p, b, a) for p, a, b in orders(rows[twin])}
+
+
+def test_text_that_looks_like_messages_has_another_hash():
+    assert content_hash("[]") != content_hash([])
+    assert content_hash([{"role": "user", "content": "x"}]) == content_hash([{"content": "x", "role": "user"}])
+    assert len({content_hash(f"{i}") for i in range(10_000)}) == 10_000
+
+
+def test_length_bias():
+    rng = random.Random(1)
+    extra = [rng.choice([-3, 2, 4, 9, 12]) for _ in range(60)]
+    rows = [pair(i, chosen=" " + "x" * (20 + n), rejected=" " + "y" * 20) for i, n in enumerate(extra)]
+    finding = only(lint(rows))
+    assert (finding.id, finding.severity, finding.rows, finding.count) == ("length-bias", "warning", [], 60)
+    mean, half = statistics.mean(extra), 1.96 * statistics.stdev(extra) / math.sqrt(60)
+    longer = sum(n > 0 for n in extra) / 60
+    assert finding.note == (
+        f"the best response is longer than the worst in {longer:.0%} and shorter in {1 - longer:.0%} of 60 prompts; "
+        f"best - worst is {mean:+.1f} characters on average (95 % interval {mean - half:+.1f} to {mean + half:+.1f})"
+    )
+    numbers = lint(rows).as_dict()["splits"]["train"]["lengths"]["best_minus_worst"]
+    assert numbers == pytest.approx(
+        {
+            "prompts": 60,
+            "difference": mean,
+            "low": mean - half,
+            "high": mean + half,
+            "longer": longer,
+            "shorter": 1 - longer,
+        }
+    )
+    # Shorter is a bias too; fewer prompts, or as many longer as shorter ones, are none.
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    assert only(lint(turned)).id == "length-bias"
+    assert lint(rows[:29]).findings == []
+    even = [pair(i, chosen=" " + "x" * (20 + (-4, 5)[i % 2]), rejected=" " + "y" * 20) for i in range(60)]
+    assert lint(even).findings == []
+
+
+def test_length_bias_of_rankings_with_ties():
+    rows = [
+        ranked(i, completions=[" " + "a" * 3, " " + "b" * 9, " " + "c" * 5, " " + "d" * 29], ranks=[4, 1, 1, 2])
+        for i in range(40)
+    ]
+    for i, row in enumerate(rows):
+        row["completions"] = [f"{c}{i:02}" for c in row["completions"]]
+    note = only(lint(rows)).note
+    assert "best - worst is +4.0 characters on average (95 % interval +4.0 to +4.0)" in note  # (9 + 5) / 2 - 3
+
+
+def test_extreme_lengths():
+    rows = [pair(i, chosen=" " + "x" * (39 + i % 3), rejected=" " + "y" * (40 - i % 3)) for i in range(20)]
+    assert lint(rows).findings == []
+    rows[4]["chosen"] = " " + "x" * 400
+    rows[7]["rejected"] = "y"
+    rows[9]["prompt"] = "p" * 1000
+    finding = only(lint(rows))
+    assert (finding.id, finding.severity, finding.rows) == ("extreme-length", "info", [4, 7, 9])
+    assert "1 prompts of 1,000 to 1,000 characters" in finding.note
+    assert "2 responses of 1 to 401 characters, where 5 to 328 is ordinary" in finding.note
+
+
+def test_the_rule_for_extreme_lengths():
+    values = np.array([100] * 30 + [200] * 40 + [400] * 30)
+    assert ordinary_range(values) == (100 / 4**3, 400 * 4**3)
+    assert ordinary_range(np.full(9, 100)) == (100 / 8, 800)
+    assert ordinary_range(np.array([])) == (0, math.inf)
+
+
+def test_row_numbers_count_the_rows_that_cannot_be_read():
+    rows = [pair(0, chosen=""), pair(1), pair(2, chosen=""), pair(3), pair(1)]
+    assert found(lint(rows)) == {"empty-response": ("train", [0, 2]), "duplicate-row": ("train", [4])}
+    twins = next(f.twins for f in lint(rows).findings if f.id == "duplicate-row")
+    assert twins == [("train", 1)]
+
+
+# --------------------------------------------------------------------------------------------------------------- tokens
+
+
+def with_template(tokenizer: Any, change: Any) -> Any:
+    tokenizer = helpers.tiny_tokenizer(add_bos=tokenizer is BOS_TOKENIZER)
+    tokenizer.chat_template = change(tokenizer.chat_template)
+    return tokenizer
+
+
+def test_missing_eos():
+    no_eos = with_template(TOKENIZER, lambda t: t.replace("<|im_end|>", "<|end|>"))
+    finding = only(lint([chat(0), chat(1)], tokenizer=no_eos))
+    assert (finding.id, finding.severity, finding.rows) == ("missing-eos", "error", [0, 1])
+    assert "response 0 ends with" in finding.note
+    # Text after EOS, unless it is white space, as in ChatML.
+    late = with_template(TOKENIZER, lambda t: t.replace("<|im_end|>\n", "<|im_end|> over"))
+    assert only(lint([chat(0)], tokenizer=late)).id == "missing-eos"
+    # The model stops at another token, as its generation config says.
+    stops = GenerationConfig(eos_token_id=[TOKENIZER.pad_token_id, 2])
+    pads = with_template(TOKENIZER, lambda t: t.replace("<|im_end|>", "<pad>"))
+    assert only(lint([chat(0)], tokenizer=pads)).id == "missing-eos"
+    assert lint([chat(0)], tokenizer=pads, generation_config=stops).findings == []
+    # Of what is cut off, only the cut is reported.
+    prompt = TOKENIZER.apply_chat_template(chat(0)["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+    finding = only(lint([chat(0)], tokenizer=TOKENIZER, max_length=len(prompt) + 6))
+    assert finding.id == "truncated-response"
+
+
+def test_bos():
+    rows = [pair(0), pair(1, prompt="<s>the film 1"), pair(2)]
+    finding = only(lint(rows, tokenizer=BOS_TOKENIZER))
+    assert (finding.id, finding.severity, finding.rows) == ("doubled-bos", "error", [1])
+    assert lint(rows, tokenizer=TOKENIZER).findings == []
+    no_bos = with_template(BOS_TOKENIZER, lambda t: t.replace("{% if true %}", "{% if false %}"))
+    finding = only(lint([chat(0), chat(1)], tokenizer=no_bos))
+    assert (finding.id, finding.severity, finding.rows) == ("missing-bos", "warning", [0, 1])
+    assert "the tokens begin with '<|im_start|>" in finding.note
+
+
+def test_boundary_merges():
+    rows = [pair(0), pair(1, prompt="the act", chosen="ors forget", rejected=" was slow")]
+    finding = only(lint(rows, tokenizer=TOKENIZER))
+    assert (finding.id, finding.severity, finding.rows) == ("boundary-merge", "warning", [1])
+    assert finding.note == "row 1: the last tokens of the prompt (2) change when a response follows"
+
+
+def test_truncation():
+    texts = [("the sea", " a", " b"), ("the film", " was slow and tender", " was"), ("the way", " a", " b")]
+    texts.append(("the film was a slow and tender", " story", " film"))
+    rows = [dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in texts]
+    tokens = [
+        [len(TOKENIZER(row["prompt"])["input_ids"])]
+        + [len(TOKENIZER(row["prompt"] + row[c] + helpers.EOS)["input_ids"]) for c in ("chosen", "rejected")]
+        for row in rows
+    ]
+    limit = tokens[1][1] - 3
+    assert tokens[3][0] == limit + 3
+    assert max(tokens[0] + tokens[2]) <= limit
+    report = lint(rows, tokenizer=TOKENIZER, max_length=limit)
+    assert found(report) == {"prompt-too-long": ("train", [3]), "truncated-response": ("train", [1])}
+    responses = sum(length - prompt for prompt, *lengths in tokens[:3] for length in lengths)
+    notes = {f.id: f.note for f in report.findings}
+    assert notes["truncated-response"] == (
+        f"1 of 6 responses lose 3 of {responses} tokens ({3 / responses:.1%}) to max_length={limit}"
+    )
+    assert notes["prompt-too-long"] == (
+        f"1 of 4 prompts fill max_length={limit}; the longest has {tokens[3][0]} tokens"
+    )
+    assert lint(rows, tokenizer=TOKENIZER, max_length=max(itertools.chain(*tokens))).findings == []
+    with pytest.raises(ValueError, match="give the tokenizer"):
+        lint(rows, max_length=9)
+
+
+def test_identical_after_truncation():
+    rows = [pair(0), pair(1, chosen=" was slow and great", rejected=" was slow and awful")]
+    prompt = len(TOKENIZER(rows[1]["prompt"])["input_ids"])
+    same = len(TOKENIZER(" was slow and")["input_ids"])
+    assert found(lint(rows, tokenizer=TOKENIZER, max_length=prompt + same))["identical-tokens"] == ("train", [1])
+    assert "identical-tokens" not in found(lint(rows, tokenizer=TOKENIZER, max_length=prompt + same + 1))
+    # Without a limit: the tokenizer ends the one with the EOS that the other has in its text.
+    rows[1].update(chosen=" great", rejected=f" great{helpers.EOS}")
+    assert only(lint(rows, tokenizer=TOKENIZER)).rows == [1]
+
+
+def test_rows_that_cannot_be_tokenized():
+    alternating = with_template(
+        TOKENIZER, lambda t: "{% if messages[0]['role'] != 'user' %}{{ raise_exception('User first.') }}{% endif %}" + t
+    )
+    rows = [chat(0), chat(1, prompt=[*says("x", "system"), *says("y", "user")]), chat(2)]
+    finding = only(lint(rows, tokenizer=alternating))
+    assert (finding.id, finding.severity, finding.rows) == ("cannot-tokenize", "error", [1])
+    assert finding.note == "row 1: TemplateError: User first"
+    none = with_template(TOKENIZER, lambda t: None)
+    assert only(lint(rows, tokenizer=none)).rows == [0, 1, 2]
+    assert lint(rows, tokenizer=none).as_dict()["splits"]["train"]["lengths"]["best_minus_worst"] is None
+
+
+def test_lengths_are_tokens_where_there_is_a_tokenizer():
+    rows = [pair(i) for i in range(3)]
+    lengths = lint(rows, tokenizer=TOKENIZER).as_dict()["splits"]["train"]["lengths"]
+    ids = [TOKENIZER(rows[0]["prompt"] + rows[0][c] + helpers.EOS)["input_ids"] for c in ("chosen", "rejected")]
+    assert lengths["unit"] == "tokens"
+    assert lengths["prompts"]["median"] == len(TOKENIZER(rows[0]["prompt"])["input_ids"])
+    assert lengths["best_responses"]["mean"] == len(ids[0]) - lengths["prompts"]["median"]
+    assert lengths["worst_responses"]["max"] == len(ids[1]) - lengths["prompts"]["median"]
+    assert lint(rows).as_dict()["splits"]["train"]["lengths"]["best_responses"]["min"] == len(rows[0]["chosen"])
+
+
+# --------------------------------------------------------------------------------------------------------- completeness
+
+
+def test_every_reason_that_a_row_is_refused_for_has_an_id():
+    reasons = set()
+    for file in ("rows.py", "format.py"):
+        for node in ast.walk(ast.parse((helpers.ROOT / "trl_dpo_ext" / "data" / file).read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("_Fault", "DataError"):
+                reasons |= {a.value for a in node.args[1:2] if isinstance(a, ast.Constant)}
+    assert reasons - {"all tied"} == set(_FAULTS)
+    assert fault_id("all tied") in CHECKS
+
+
+def test_the_docs_explain_every_finding_and_no_other():
+    page = Path(helpers.ROOT / "docs" / "lint.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `") and "`--" not in line]
+    assert sorted((id.strip().strip("`"), severity.strip()) for id, severity in rows) == sorted(
+        (id, check.severity) for id, check in CHECKS.items()
+    )
+
+
+def test_every_finding_is_tested():
+    """Its id stands somewhere in the tests of the linter or of its command."""
+    text = Path(__file__).read_text() + (helpers.ROOT / "tests" / "test_cli_lint.py").read_text()
+    assert [id for id in CHECKS if f'"{id}"' not in text] == []
+
+
+def test_findings_are_sorted_and_counted():
+    report = Report({}, [Finding("extreme-length", "a", 1, [0], ""), Finding("no-rows", "b", 0, [], "")])
+    assert [finding.severity for finding in report.findings] == ["error", "info"]
+    assert [len(report.at_least(s)) for s in ("error", "warning", "info")] == [1, 1, 2]
+    assert report.as_dict()["counts"] == {"error": 1, "warning": 0, "info": 1}
+    assert report.lines() == ["error no-rows in b: 0 rows, ."]
+
+
+# ---------------------------------------------------------------------------------------------------------- at training
+
+
+def log_of(model: str, folder: Any, caplog: Any, data: Any, **options: Any) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "trl_dpo_ext.data.lint"):
+        support.trainer(model, folder, data, **options)
+    records = [r.getMessage() for r in caplog.records if r.name.startswith("trl_dpo_ext.data.lint")]
+    assert len(records) <= 1
+    return records[0].splitlines() if records else []
+
+
+def test_a_training_run_says_the_findings_in_short(tiny_model_dir, tmp_path, caplog):
+    rows = [pair(0), pair(1, chosen=" "), pair(2, prompt="the\x07film"), pair(3), pair(0), pair(5)]
+    lines = log_of(
+        *(tiny_model_dir, tmp_path, caplog, Dataset.from_list(rows)),
+        eval_dataset={"other": Dataset.from_list([pair(8)]), "held_out": Dataset.from_list([pair(9), pair(3)])},
+        invalid_rows="drop",
+    )
+    assert lines[0] == "The data have findings; `trl-dpo-ext lint` says what to do about them."
+    # Numbers of the user's rows, though row 1 was dropped.
+    assert lines[1:] == [
+        "  error prompt-in-train-and-test in held_out: 1 row (1), the prompt is in train too.",
+        "  warning control-character in train: 1 row (2), row 2: the prompt holds U+0007 at character 3.",
+        "  warning duplicate-row in train: 1 row (4), the same prompt, responses and ranks as an earlier row.",
+    ]
+    assert log_of(tiny_model_dir, tmp_path, caplog, Dataset.from_list([pair(0), pair(1)])) == []
+
+
+def test_a_training_run_says_what_is_wrong_with_tokens(tiny_model_dir, tmp_path, caplog):
+    rows = [
+        pair(0),
+        pair(1, chosen=" was slow and great", rejected=" was slow and awful"),
+        pair(2, prompt="<s>the film"),
+    ]
+    limit = len(TOKENIZER(rows[1]["prompt"] + " was slow and")["input_ids"])
+    tokenizer = helpers.tiny_tokenizer(add_bos=True)
+    data = Dataset.from_list(rows)
+    lines = log_of(tiny_model_dir, tmp_path, caplog, data, max_length=limit + 1, processing_class=tokenizer)
+    assert [line.split(",")[0] for line in lines[1:]] == [
+        "  error doubled-bos in train: 1 row (2)",
+        "  warning identical-tokens in train: 1 row (1)",
+    ]
+    no_eos = with_template(TOKENIZER, lambda t: t.replace("<|im_end|>", "<|end|>"))
+    data = Dataset.from_list([chat(0), chat(1)])
+    (_, line) = log_of(tiny_model_dir, tmp_path, caplog, data, processing_class=no_eos)
+    assert line.startswith("  error missing-eos in train: 2 rows (0, 1), row 0: response 0 ends with")
+
+
+def test_a_tokenized_dataset_is_looked_at_and_a_streamed_one_is_not(tiny_model_dir, tmp_path, caplog):
+    tokens = [{"prompt_ids": [5, 6], "completion_ids": [[7, 2], [8, i, 2]], "ranks": [0, 1]} for i in (9, 10, 9)]
+    lines = log_of(tiny_model_dir, tmp_path, caplog, Dataset.from_list(tokens))
+    assert [line.split(",")[0] for line in lines[1:]] == ["  warning duplicate-row in train: 1 row (2)"]
+    stream = Dataset.from_list([pair(0), pair(0)]).to_iterable_dataset()
+    assert log_of(tiny_model_dir, tmp_path, caplog, stream) == []
