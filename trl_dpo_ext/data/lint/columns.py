@@ -45,7 +45,7 @@ class Groups:
         self._rows, self._widths, self._ranks = array("q"), array("q"), array("q")
 
     def add(self, row: int, prompt: int, responses: Sequence[int], ranks: Sequence[int]) -> None:
-        """Add a row: its number in the user's dataset, and the numbers of its prompt and its responses (one or more)."""
+        """Add a row: its number in the user's dataset, the number of its prompt, and those of its responses."""
         if not responses:
             return  # nothing to compare, and the sums below need one
         self._rows.append(row)
