@@ -154,6 +154,8 @@ def test_two_steps(path, train, model, tmp_path, monkeypatch):
     }
     if given["optim"] == "paged_adamw_8bit":
         changes["optim"] = "adamw_torch"
+    if given.get("precompute_ref_log_probs"):
+        changes["ref_cache_dir"] = tmp_path / "cache"
     if "reward" in given:
         changes |= {"reward": "vader", "eval_prompts": 2, "eval_max_new_tokens": 2}
     train.main(["--config", str(path), *(part for key, value in changes.items() for part in (f"--{key}", str(value)))])

@@ -1,17 +1,15 @@
-"""Every prompt of a step weighs the same, however the step is cut into micro-batches and processes.
+"""Every prompt of a step weighs the same, however the step is cut into micro-batches.
 
-All with ragged K: a mean of means over micro-batches, or over ranks, would be another number.
+All with ragged K: a mean of means over micro-batches would be another number.
 """
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import torch
 
 from tests import helpers
-from tests.trainer import support, two_ranks
+from tests.trainer import support
 
 # A listwise loss, a pairwise one over the pairs of each prompt, and one without a reference.
 LOSSES = {"loss_type": ["plackett_luce", "dpo", "simpo"], "loss_weights": [1.0, 2.0, 0.5]}
@@ -63,31 +61,3 @@ def test_the_mean_of_micro_batch_means_is_another_number(tiny_model_dir, tmp_pat
         )
     assert (4 * four + one) / 5 == pytest.approx(whole, rel=1e-5)
     assert abs((four + one) / 2 - whole) > 0.1
-
-
-@pytest.fixture(scope="module")
-def two_rank_runs(tiny_model_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two_ranks")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    helpers.run_python(*launcher, "tests/trainer/two_ranks.py", tiny_model_dir, str(folder))
-    return folder
-
-
-@pytest.mark.parametrize("name", two_ranks.RUNS)
-def test_two_processes_are_one(name, two_rank_runs, tiny_model_dir, tmp_path):
-    one, trainer = two_ranks.run(name, tiny_model_dir, str(tmp_path), batch_size=4)
-    saved = torch.load(two_rank_runs / f"{name}.pt")
-    two = support.Run(**saved["run"])
-    for step in range(2):
-        # DDP names the parameters of the model it wraps.
-        gradients = {key.removeprefix("module."): value for key, value in two.gradients[step].items()}
-        support.assert_same_tensors(gradients, one.gradients[step])
-    support.assert_same_tensors(two.weights, one.weights)
-    assert [log.keys() for log in two.logs] == [log.keys() for log in one.logs]
-    support.assert_same_logs(two.logs, one.logs)
-    means = [mean.value for mean in trainer.objective.running_means.values()]
-    assert saved["means"] == pytest.approx(means, rel=1e-5, abs=1e-6)  # rewards: differences of log-probs
-    assert bool(means) == (name == "running_means")
-    with open(two_rank_runs / name / "checkpoint-2" / "run_state.json") as file:
-        kept = json.load(file)["running_means"]
-    assert [kept[loss]["value"] for loss in trainer.objective.running_means] == saved["means"]

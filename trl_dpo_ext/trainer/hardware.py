@@ -88,9 +88,10 @@ def check_sharding(args: Any, quantization_config: Any) -> None:
             f"precompute_ref_log_probs runs the model before {sharded} has put it together. Set it False: with an "
             "adapter the reference is the base model itself, without one it is sharded too."
         )
-    if sharded == "FSDP" and any(kind in str(args.optim) for kind in ("8bit", "paged", "bnb")):
+    optim = str(getattr(args.optim, "value", args.optim))
+    if sharded == "FSDP" and any(kind in optim for kind in ("8bit", "paged", "bnb", "ademamix")):
         raise ConfigError(
-            f"optim={str(args.optim)!r} can't update FSDP's sharded weights (bitsandbytes issues 89 and 1633). Use "
+            f"optim={optim!r} can't update FSDP's sharded weights (bitsandbytes issues 89 and 1633). Use "
             "optim='adamw_torch': adapters are small, and their state is sharded."
         )
     if quantization_config is None:
