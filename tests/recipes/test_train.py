@@ -8,7 +8,7 @@ import pytest
 import yaml
 from peft import AutoPeftModelForCausalLM
 
-from tests.helpers import ROOT, ranked_rows, run_python
+from tests.helpers import ROOT, free_port, ranked_rows, run_python
 
 SCRIPT = ROOT / "recipes" / "train.py"
 RECIPES = sorted((ROOT / "recipes").glob("quickstart/*.yaml"))
@@ -124,6 +124,11 @@ def test_a_third_party_loss_trains_without_touching_the_package(recipe, tmp_path
         ({"model_name_or_path": None}, ["model_name_or_path"]),
         ({"dataset_name": None}, ["dataset_name"]),
         ({"dataset_name": "./nowhere"}, ["'./nowhere'"]),
+        ({"dataset_converter": "nektar"}, ["'nektar'", "'nectar'"]),
+        ({"dataset_converter": "nectar"}, ["train dataset", "'nectar'", "missing: answers"]),
+        ({"eval_strategy": "steps", "dataset_test_split": "held_out"}, ["eval_strategy", "'held_out'"]),
+        ({"load_in_4bit": True, "use_peft": False}, ["quantized", "use_peft"]),
+        ({"lora_target_modules": ["q_porj"]}, ["'q_porj'", "'q_proj'", "all-linear"]),
         ({"dataset_train_split": "trian"}, ["'trian'", "'train'"]),
         ({"reward": "vadr"}, ["'vadr'", "'vader'"]),
         ({"reward": "vader", "dataset_test_split": "held_out"}, ["'held_out'"]),
@@ -143,3 +148,52 @@ def test_a_mistake_is_one_line_on_the_terminal(recipe):
         run_python(str(SCRIPT), *recipe(btea=2.0))
     assert "error: Unknown key 'btea'" in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+def test_two_cpu_processes_need_nothing_but_their_config(recipe, tmp_path, monkeypatch):
+    """Accelerate's launcher doesn't tell its workers `use_cpu`; without a GPU, train.py knows."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    launcher = ["-m", "accelerate.commands.launch", "--main_process_port", str(free_port())]
+    config = ["--config_file", str(ROOT / "recipes" / "accelerate" / "cpu_2.yaml")]
+    arguments = recipe(use_cpu=None, prefix_sharing=True, save_strategy="steps", save_steps=1)
+    printed = run_python(*launcher, *config, str(SCRIPT), *arguments)
+    assert printed.count("Saved to") == 1  # by the main process
+    # Two steps of 2 processes x 2 prompts are 8 of the 12 rows; each process for itself would have read 4.
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["epoch"] == pytest.approx(8 / 12)
+    AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_processes_that_do_not_see_each_other(train, recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    with pytest.raises(train.ParseError, match="2 processes were launched, but each one sees 1"):
+        train.main(recipe(use_cpu=None))
+
+
+@pytest.mark.parametrize("plugin", ["FSDP", "ZeRO-3"])
+def test_sampling_from_sharded_weights_is_refused(plugin, train, recipe, monkeypatch):
+    monkeypatch.setattr(train, "sharding", lambda config: plugin)
+    with pytest.raises(train.ConfigError, match=f"reward samples from the model, which {plugin}"):
+        train.main(recipe(reward="vader"))
+
+
+def test_a_converter_brings_a_public_schema_in(train, recipe, tmp_path):
+    rows = ROOT / "tests" / "data" / "converters" / "nectar.jsonl"
+    for streaming in (False, True):
+        settings = {"dataset_name": str(rows), "dataset_converter": "nectar", "dataset_streaming": streaming}
+        train.main(recipe(**settings, overwrite_output_dir=True))
+        result = json.loads((tmp_path / "out" / "result.json").read_text())
+        assert result["metrics"]["rewards/kendall_tau"] is not None
+        assert result["recipe"]["dataset_converter"] == "nectar"
+
+
+def test_the_test_split_is_converted_too(train, recipe, tmp_path):
+    rows = (ROOT / "tests" / "data" / "converters" / "hh_rlhf.jsonl").read_bytes()
+    for split in ("train", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{split}.jsonl").write_bytes(rows)
+    settings = {"dataset_name": str(tmp_path / "data"), "dataset_converter": "hh_rlhf_text", "eval_strategy": "steps"}
+    train.main(recipe(**settings, eval_steps=1, reward="vader", eval_prompts=2, eval_max_new_tokens=2))
+    evaluation = json.loads((tmp_path / "out" / "result.json").read_text())["evaluation"]
+    assert evaluation["after"]["prompts"] == 2
