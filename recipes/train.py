@@ -26,9 +26,8 @@ from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
 from trl_dpo_ext.data import DataError, convert_dataset, format_dataset, get_converter, load_splits
 from trl_dpo_ext.evaluation import Comparison, Evaluation, RewardError, compare, evaluate_policy, get_reward
 from trl_dpo_ext.evaluation.plots import plot_curves
-from trl_dpo_ext.hub import training_record, write_card
+from trl_dpo_ext.hub import PushError, RunError
 from trl_dpo_ext.parsing import ParseError, StrictParser
-from trl_dpo_ext.record import hardware, versions, write_json
 from trl_dpo_ext.trainer import CheckpointError, ConfigError, DiskSpaceError, ModelFolderError, TrainingError, sharding
 
 RESULT = "result.json"
@@ -43,6 +42,8 @@ USER_ERRORS = (
     FileNotFoundError,
     CheckpointError,
     TrainingError,
+    PushError,
+    RunError,
 )
 
 
@@ -195,9 +196,13 @@ def main(args: list[str] | None = None) -> None:
     if reward is not None:
         comparison = compare(before, evaluate(trainer.reference if trainer.has_reference else None))
 
-    trainer.save_model(config.output_dir)
+    trainer.save_model(config.output_dir, _internal_call=True)  # or it would be pushed already, without its record
     if trainer.is_world_process_zero():
         save_record(trainer, result.metrics, comparison, settings, time.time() - started)
+    if config.push_to_hub:
+        address = trainer.push_to_hub()
+        if trainer.is_world_process_zero():
+            print(f"Pushed: {address}")
 
 
 def save_record(
@@ -212,17 +217,12 @@ def save_record(
     history = trainer.state.log_history
     (output / "recipe.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
     plot_curves(history, output / "curves.png", title=" + ".join(trainer.args.loss_type))
-    record = {
-        "metrics": {**next((entry for entry in reversed(history) if "loss" in entry), {}), **metrics},
-        "evaluation": comparison and comparison.as_dict(),
-        "recipe": settings,
-        **training_record(trainer),
-        "seconds": round(seconds, 1),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
-    write_json(output / RESULT, record)
-    write_card(output)
+    trainer.save_record(
+        metrics={**next((entry for entry in reversed(history) if "loss" in entry), {}), **metrics},
+        evaluation=comparison and comparison.as_dict(),
+        recipe=settings,
+        seconds=round(seconds, 1),
+    )
     if comparison is not None:
         comparison.print()
     print(f"\nSaved to {output}: the model or adapter, tokenizer, recipe.yaml, curves.png, {RESULT}.")

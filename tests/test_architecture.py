@@ -20,7 +20,8 @@ INTERNAL = {
     "evaluation": {"registry", "types", "modeling"},
     "reference": {"registry", "types", "modeling", "data", "record"},
     "record": set(),
-    "trainer": {"registry", "types", "record", "losses", "modeling", "data", "reference"},
+    "hub": {"registry", "types", "record", "modeling"},
+    "trainer": {"registry", "types", "record", "losses", "modeling", "data", "reference", "hub"},
 }
 # Part -> what it may import from outside, beside the standard library. The others are free.
 EXTERNAL = {

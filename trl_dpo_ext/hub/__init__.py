@@ -4,6 +4,7 @@
 """
 
 from .card import make_card, write_card
+from .files import hub_id
 from .push import PushError, push_run
 from .run import Run, RunError, TrainedBase, read_run
 from .training_record import training_record
@@ -13,6 +14,7 @@ __all__ = [
     "Run",
     "RunError",
     "TrainedBase",
+    "hub_id",
     "make_card",
     "push_run",
     "read_run",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,7 @@ def push_run(
     base_revision: str | None = None,
     token: str | None = None,
     message: str = "Upload with trl-dpo-ext",
+    result: Mapping[str, Any] | None = None,
 ) -> str:
     """Push the adapter or model of a run's folder, with its tokenizer, record and card, in one commit.
 
@@ -54,6 +56,7 @@ def push_run(
         base_revision: of the base model.
         token: access token; by default the one that `hf auth login` or HF_TOKEN gave.
         message: of the commit.
+        result: what result.json says, where the folder has none: that of a checkpoint.
 
     Returns:
         The address of the commit.
@@ -63,6 +66,8 @@ def push_run(
         PushError: the Hub refused, or could not be reached; the message has the command that finishes it.
     """
     run = read_run(folder)
+    if result is not None and not run.result:
+        run = replace(run, result=result)
     name, name_revision = base_model_id(run, base_model, base_revision)
     token = token or get_token()
     card = make_card(run, base_model=name, base_revision=name_revision, repo=repo)

@@ -17,6 +17,7 @@ from .adapters import check_quantization, check_target_modules
 from .config import PreferenceConfig
 from .errors import ConfigError, DiskSpaceError
 from .hardware import check_sharding
+from .hub import check_push
 from .model_folder import check_model
 from .objective import Objective
 
@@ -31,6 +32,7 @@ def check_arguments(
     """
     if isinstance(model, str):
         check_model(model, needs_tokenizer=kwargs.get("processing_class") is None)
+    check_push(model, args)
     if ref_model is not None and not objective.reads_reference:
         raise ConfigError(f"ref_model is given, but none of {args.loss_type} reads a reference. Remove it.")
     for name, instead in {

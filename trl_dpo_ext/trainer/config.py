@@ -49,6 +49,10 @@ class PreferenceConfig(DPOConfig):
         enable_jit_checkpoint: on SIGTERM, finish the step, write a checkpoint (unless `save_strategy` is "no"), and end
             with code 143.
 
+        hub_base_model, hub_base_revision: the base model's name on the Hub, for what is pushed, where it is trained
+            from a local path.
+        resume_from_hub: repository whose last checkpoint (`hub_strategy="checkpoint"`) training goes on from.
+
     Raises:
         ConfigError, UnknownNameError, HyperparameterError: whatever can't work, before a model is loaded.
     """
@@ -104,6 +108,13 @@ class PreferenceConfig(DPOConfig):
         metadata={
             "help": "On SIGTERM, finish the step, write a checkpoint (unless save_strategy is 'no'), end with code 143."
         },
+    )
+    hub_base_model: str | None = field(
+        default=None, metadata={"help": "The base model's name on the Hub, where it is trained from a local path."}
+    )
+    hub_base_revision: str | None = field(default=None, metadata={"help": "Revision of hub_base_model."})
+    resume_from_hub: str | None = field(
+        default=None, metadata={"help": "Repository on the Hub whose last checkpoint to go on from."}
     )
 
     def __post_init__(self) -> None:

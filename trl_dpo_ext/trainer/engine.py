@@ -33,6 +33,7 @@ from . import checks
 from ._trl import disable_gradient_checkpointing, plain_dpo_config, use_adapter
 from .checkpoint import find_checkpoint, written_whole
 from .config import PreferenceConfig
+from .hub import PushesToHub, checkpoint_from_hub
 from .metrics import Totals, response_metrics, token_metrics
 from .objective import Objective
 from .precompute import StoredReference, computes_online
@@ -45,7 +46,7 @@ _NO_REFERENCE: Any = object()
 _SHARING: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 
 
-class PreferenceTrainer(DPOTrainer):
+class PreferenceTrainer(PushesToHub, DPOTrainer):
     """Train on pairs or rankings with any mix of registered losses.
 
     Everything `trl.DPOTrainer` takes works here: PEFT, quantized bases, accelerate, the Hub, callbacks. Datasets may
@@ -414,6 +415,8 @@ class PreferenceTrainer(DPOTrainer):
             SystemExit: a checkpoint was written because of SIGTERM.
         """
         checks.check_disk(self.model, self.args)
+        if resume_from_checkpoint is None and self.args.resume_from_hub is not None:
+            resume_from_checkpoint = checkpoint_from_hub(self.args.resume_from_hub, self.args)
         self.run_state.checkpoint = checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         with self.sigterm.listening():
             return super().train(checkpoint, *args, **kwargs)

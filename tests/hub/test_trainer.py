@@ -1,0 +1,126 @@
+"""Pushes from training: at the end, while it runs, and back into a run that goes on."""
+
+import inspect
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import Trainer, TrainerCallback
+from trl import DPOTrainer
+
+from tests import helpers
+from tests.hub import standin
+from tests.trainer import support
+from trl_dpo_ext.hub import PushError, RunError
+from trl_dpo_ext.trainer import ConfigError
+from trl_dpo_ext.trainer.hub import PushesToHub
+
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+class StopAfter(TrainerCallback):
+    """End training after a step, as if it had been killed."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def make(model, folder, **changes):
+    settings = {"push_to_hub": True, "hub_model_id": "me/run", "hub_base_model": BASE, "max_steps": 2, **changes}
+    data = helpers.ranked_dataset(4)
+    return support.trainer(model, folder, data, peft_config=support.lora(), loss_type=["plackett_luce"], **settings)
+
+
+def test_the_end_of_training(hub, tiny_model_dir, tmp_path):
+    trainer = make(tiny_model_dir, tmp_path / "out", hub_private_repo=True, hub_token=standin.WRITER)
+    trainer.train()
+    assert set(hub.repos["me/run"].files("main")) == {".gitattributes"}  # hub_strategy: end
+    address = trainer.push_to_hub()
+    assert address.startswith(f"{hub.url}/me/run/commit/")
+    files = hub.repos["me/run"].files("main")
+    assert hub.repos["me/run"].private
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE
+    assert not [name for name in files if "ref" in name or name.endswith((".bin", ".pt"))]
+    result = json.loads(files["result.json"])
+    assert result["losses"][0]["hyperparameters"]["beta"] == 0.1
+    assert result["data"]["train_rows"] == 4
+    assert result["parameters"]["trainable"] == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    card = ModelCard(files["README.md"].decode())
+    assert "plackett_luce" in card.data.tags
+    assert "exp" in card.text  # the equation
+    for content in files.values():
+        assert standin.WRITER.encode() not in content
+
+
+def test_while_training(hub, tiny_model_dir, tmp_path, caplog):
+    hub.faults.append(standin.Fault("POST .*/commit/", status=403))  # the first one fails; training goes on
+    settings = {"save_strategy": "steps", "save_steps": 1, "hub_strategy": "checkpoint"}
+    trainer = make(tiny_model_dir, tmp_path / "out", **settings)
+    trainer.train()
+    assert "Step 1 was not pushed, training goes on." in caplog.text
+    files = hub.repos["me/run"].files("main")
+    assert "adapter_model.safetensors" in files
+    assert "last-checkpoint/optimizer.pt" in files
+    assert "last-checkpoint/training_args.bin" not in files
+    assert "plackett_luce" in files["README.md"].decode()
+    for name, content in files.items():
+        assert tiny_model_dir.encode() not in content, name
+
+
+def test_a_run_goes_on_from_the_checkpoint_on_the_hub(hub, tiny_model_dir, tmp_path):
+    whole = make(tiny_model_dir, tmp_path / "whole", push_to_hub=False, max_steps=3)
+    expected = support.train(whole)
+    settings = {"save_strategy": "steps", "save_steps": 2, "hub_strategy": "checkpoint", "max_steps": 3}
+    make(tiny_model_dir, tmp_path / "first", **settings, callbacks=[StopAfter(2)]).train()
+    assert "last-checkpoint/complete.json" in hub.repos["me/run"].files("main")
+    again = make(tiny_model_dir, tmp_path / "again", push_to_hub=False, max_steps=3, resume_from_hub="me/run")
+    support.assert_same_tensors(support.train(again).weights, expected.weights, rtol=0)
+    assert again.state.global_step == 3
+
+
+def test_resume_from_a_repository_without_a_checkpoint(hub, tiny_model_dir, tmp_path):
+    trainer = make(tiny_model_dir, tmp_path / "out")
+    trainer.push_to_hub()
+    again = make(tiny_model_dir, tmp_path / "again", push_to_hub=False, resume_from_hub="me/run")
+    with pytest.raises(RunError, match="has no folder last-checkpoint"):
+        again.train()
+
+
+def test_a_failed_push_at_the_end_leaves_the_run_and_the_command(hub, tiny_model_dir, tmp_path, sleeps):
+    trainer = make(tiny_model_dir, tmp_path / "out")
+    trainer.train()
+    hub.faults.append(standin.Fault("POST .*/commit/", status=500, times=1000))
+    with pytest.raises(PushError, match=f"trl-dpo-ext push {tmp_path / 'out'} me/run --base-model {BASE}"):
+        trainer.push_to_hub()
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "out" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"hub_base_model": None}, ["a path on this machine", "hub_base_model"]),
+        ({"hub_base_model": "./model"}, ["'./model'", "OWNER/NAME"]),
+    ],
+)
+def test_trap_14_a_base_without_a_name_is_refused_before_training(hub, tiny_model_dir, tmp_path, settings, said):
+    # To see it fail: take check_push out of check_arguments.
+    with pytest.raises(ConfigError) as caught:
+        make(tiny_model_dir, tmp_path / "out", **settings)
+    assert all(part in str(caught.value) for part in said), str(caught.value)
+    assert hub.requests == []
+
+
+def test_what_is_overridden_is_what_transformers_and_trl_call():
+    def parameters(method):
+        return list(inspect.signature(method).parameters)
+
+    assert parameters(Trainer.push_to_hub) == parameters(PushesToHub.push_to_hub)
+    assert parameters(Trainer._push_from_checkpoint) == parameters(PushesToHub._push_from_checkpoint)
+    assert "self.push_to_hub(" in inspect.getsource(Trainer.save_model)
+    assert "_internal_call" in parameters(Trainer.save_model)
+    assert "self.create_model_card(" in inspect.getsource(DPOTrainer._save_checkpoint)
+    assert "self.hub_model_id = " in inspect.getsource(Trainer.init_hf_repo)
