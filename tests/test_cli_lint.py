@@ -149,6 +149,16 @@ def test_tokens(capsys, tmp_path, tiny_model_dir):
     assert as_json(capsys, data, "--model", str(model))[1]["findings"] == []
 
 
+def test_a_converter(capsys, tmp_path):
+    row = {
+        "prompt": "\n\nHuman: film\n\nAssistant: ",
+        "answers": [{"answer": "great", "rank": 1}, {"answer": "awful", "rank": 2}],
+    }
+    data = write(tmp_path / "data", train=[row])
+    assert as_json(capsys, data)[1]["findings"][0]["id"] == "missing-columns"
+    assert as_json(capsys, data, "--converter", "nectar")[1]["findings"] == []
+
+
 def test_plot(capsys, tmp_path):
     data, plot = write(tmp_path / "data", **TRAP_15), tmp_path / "lengths.png"
     assert run(capsys, data, "--plot", str(plot))[0] == 1
@@ -216,6 +226,7 @@ MISTAKES = {
     "no folder for JSON": (["{data}", "--json", "{tmp}/no/x.json"], "/no does not exist"),
     "no folder for the plot": (["{data}", "--plot", "{tmp}/no/x.png"], "/no does not exist"),
     "no kind of picture": (["{data}", "--plot", "{tmp}/x.docx"], "'docx' is no kind of picture. Known: "),
+    "no such converter": (["{data}", "--converter", "nectr"], "Did you mean 'nectar'?"),
     "no such split": (["{data}", "--split", "x"], "has no split 'x'"),
 }
 

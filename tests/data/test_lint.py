@@ -190,6 +190,25 @@ def test_text_that_only_looks_strange():
     assert lint([chat(0, chosen=tool), chat(1, prompt=[*says("x", "system"), *says("y", "user")])]).findings == []
 
 
+def test_a_converter():
+    rows = [
+        {
+            "prompt": f"\n\nHuman: film {i}\n\nAssistant: ",
+            "answers": [{"answer": f"{a} {i}", "rank": r} for r, a in enumerate("abc", 1)],
+        }
+        for i in range(4)
+    ]
+    assert lint(rows, converter="nectar").findings == []
+    rows[2]["answers"][1]["rank"] = None
+    rows[3] = {**rows[0]}
+    report = lint(rows, converter="nectar")
+    assert found(report) == {"unreadable-row": ("train", [2]), "duplicate-row": ("train", [3])}
+    assert report.findings[0].note.startswith("row 2: the converter 'nectar' can't read this row: ")
+    assert "reads the columns prompt, answers" in only(lint([pair(0)], converter="nectar")).note
+    with pytest.raises(ValueError, match="Did you mean 'nectar'"):
+        lint(rows, converter="nectr")
+
+
 # ---------------------------------------------------------------------------------------------- across rows and splits
 
 
@@ -474,7 +493,7 @@ def test_lengths_are_tokens_where_there_is_a_tokenizer():
 
 def test_every_reason_that_a_row_is_refused_for_has_an_id():
     reasons = set()
-    for file in ("rows.py", "format.py"):
+    for file in ("rows.py", "format.py", "converters.py"):
         for node in ast.walk(ast.parse((helpers.ROOT / "trl_dpo_ext" / "data" / file).read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("_Fault", "DataError"):
                 reasons |= {a.value for a in node.args[1:2] if isinstance(a, ast.Constant)}

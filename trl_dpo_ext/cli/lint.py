@@ -27,6 +27,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--split", action="append", metavar="NAME", help="check only this split; may be given several times"
     )
+    command.add_argument(
+        "--converter", metavar="NAME", help="bring the rows into an accepted form first, as `dataset_converter` does"
+    )
     command.add_argument("--model", help="Hub id or folder whose tokenizer and chat template are checked too")
     command.add_argument(
         "--max-length", type=_positive, metavar="TOKENS", help="say what training with this max_length cuts off"
@@ -83,11 +86,13 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> Report:
-    from ..data import DataError, load_splits
+    from ..data import DataError, get_converter, load_splits
     from ..data.lint import Finding, Report, lint_splits
     from ..data.load import UNREADABLE
     from ..registry import did_you_mean
 
+    if arguments.converter is not None:
+        get_converter(arguments.converter)
     tokenizer, generation_config = _load_tokenizer(arguments.model) if arguments.model else (None, None)
     try:
         splits = load_splits(arguments.dataset, config=arguments.config)
@@ -105,6 +110,7 @@ def _report(arguments: argparse.Namespace) -> Report:
         tokenizer=tokenizer,
         generation_config=generation_config,
         max_length=arguments.max_length,
+        converter=arguments.converter,
         progress=sys.stderr.isatty(),
     )
 

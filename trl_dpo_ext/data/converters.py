@@ -109,8 +109,8 @@ def convert_dataset(
     """
     found = get_converter(converter)
     columns = dataset.column_names or list(next(iter(dataset), {}))
-    _check_columns(found, columns, name)
-    convert = partial(_convert, converter=found, name=name)
+    check_converter(found, columns, name)
+    convert = partial(convert_row, converter=found, name=name)
     if invalid_rows == "drop":
         # Rows are read twice, once to look and once to convert, so that what comes out has columns of one type.
         dataset = dataset.filter(partial(_readable, convert=convert, dropped=[]), with_indices=True)
@@ -118,7 +118,12 @@ def convert_dataset(
     return dataset.map(convert, with_indices=True, remove_columns=columns, **options)
 
 
-def _check_columns(converter: Converter, columns: list[str], name: str) -> None:
+def check_converter(converter: Converter, columns: list[str], name: str) -> None:
+    """Check that a dataset has the columns that a converter reads.
+
+    Raises:
+        DataError: one is missing.
+    """
     missing = [column for column in converter.columns if column not in columns]
     if not missing:
         return
@@ -132,7 +137,12 @@ def _check_columns(converter: Converter, columns: list[str], name: str) -> None:
     )
 
 
-def _convert(row: Row, index: int, converter: Converter, name: str) -> Row:
+def convert_row(row: Row, index: int, converter: Converter, name: str) -> Row:
+    """Return row number `index` of the dataset called `name`, converted.
+
+    Raises:
+        DataError: the converter can't read it.
+    """
     try:
         return converter.fn({column: row[column] for column in converter.columns})
     except Exception as error:  # a converter may fail in any way at a row of another shape

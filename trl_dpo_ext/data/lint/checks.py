@@ -47,6 +47,7 @@ _FAULTS = {
     "missing columns": "Rename or add columns so that they are one of the accepted forms.",
     "two forms": "Keep either chosen and rejected, or completions.",
     "no rows": "Choose another split, or fill this one.",
+    "unreadable row": "Correct the row, or choose the converter that fits the dataset.",
     "images": "Train on images with TRL's DPOTrainer, or remove them.",
     "wrong type": "Give texts as strings or message lists, and ranks and scores as lists of numbers.",
     "mixed types": "Write all prompts and responses as strings, or all as message lists.",

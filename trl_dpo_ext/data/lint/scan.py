@@ -10,6 +10,7 @@ from datasets import Dataset
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..converters import Converter, check_converter, convert_row, get_converter
 from ..rows import DataError, check_columns, to_ranked
 from ..tokenize import tokenize_row
 from .checks import ROW_CHECKS, TOKEN_CHECKS, Check, TokenFacts, fault_id, stop_ids, text_of
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 class _Split:
     """What is known of one split while it is read."""
 
-    def __init__(self, name: str, facts: TokenFacts | None) -> None:
-        self.name, self.facts = name, facts
+    def __init__(self, name: str, facts: TokenFacts | None, converter: Converter | None = None) -> None:
+        self.name, self.facts, self.converter = name, facts, converter
         self.rows: dict[str, list[int]] = {}
         self.notes: dict[str, str] = {}
         self.contents, self.lengths = Groups("Q"), Groups("q")
@@ -36,12 +37,15 @@ class _Split:
         self.rows.setdefault(id, []).append(row)
 
     def read(self, number: int, row: dict[str, Any]) -> None:
-        """Check a row of any accepted form."""
+        """Check a row of any accepted form, or one that the converter brings into it."""
         try:
+            if self.converter is not None:
+                row = convert_row(row, number, self.converter, self.name)
             ranked = to_ranked(row, index=number, name=self.name, reads_ties=True, conversational=self._conversational)
         except DataError as error:
-            # The message says split and row, as the finding does.
-            self.hit(fault_id(error.reason), number, str(error).partition(f"row {number}, ")[2].rstrip("."))
+            # The message begins with split and row, as the finding does.
+            note = str(error).removeprefix(f"{self.name} dataset, row {number}").lstrip(",: ")
+            self.hit(fault_id(error.reason), number, note.rstrip("."))
             return
         self._conversational = isinstance(ranked["prompt"], list)
         if max(ranked["ranks"]) == 0:
@@ -89,6 +93,7 @@ def lint_splits(
     tokenizer: PreTrainedTokenizerBase | None = None,
     generation_config: Any = None,
     max_length: int | None = None,
+    converter: str | None = None,
     progress: bool = False,
 ) -> Report:
     """Look for what makes a preference dataset bad without an error in training. Nothing is changed.
@@ -98,6 +103,7 @@ def lint_splits(
         tokenizer: also check its tokens (templates, BOS, EOS, boundaries), and count lengths in tokens.
         generation_config: the model's; its EOS ids end a response too.
         max_length: tokens of prompt and completion together; also say what is cut off. Needs the tokenizer.
+        converter: what brings the rows into an accepted form, as a recipe's `dataset_converter`.
         progress: show a progress bar.
 
     Returns:
@@ -105,6 +111,7 @@ def lint_splits(
 
     Raises:
         ValueError: `max_length` without a tokenizer.
+        UnknownNameError: no such converter.
 
     Example:
         >>> rows = [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}] * 2
@@ -114,13 +121,17 @@ def lint_splits(
     if max_length is not None and tokenizer is None:
         raise ValueError(f"max_length={max_length} counts tokens; give the tokenizer too.")
     facts = None if tokenizer is None else TokenFacts(tokenizer, stop_ids(tokenizer, generation_config), max_length)
+    found = None if converter is None else get_converter(converter)
     scans, findings = {}, []
     for name, dataset in splits.items():
-        scan = scans[name] = _Split(name, facts)
+        scan = scans[name] = _Split(name, facts, found)
         try:
             if not len(dataset):
                 raise DataError(f"{name} dataset: it has no rows.", "no rows")
-            check_columns(dataset.column_names, name=name)
+            if found is None:
+                check_columns(dataset.column_names, name=name)
+            else:
+                check_converter(found, dataset.column_names, name)
         except DataError as error:
             note = str(error).removeprefix(f"{name} dataset: ").rstrip(".")
             findings.append(Finding(fault_id(error.reason), name, len(dataset), [], note))
