@@ -1,4 +1,4 @@
-"""A stand-in for the Hub on 127.0.0.1: the endpoints that huggingface_hub's client calls for model repositories.
+"""A stand-in for the Hub on 127.0.0.1: the endpoints that huggingface_hub's client calls for repositories.
 
 Written from the client's source: repository creation, branches, preupload, LFS batch and upload, commits, metadata
 validation, listing and download, with access tokens and private repositories. It can be told to go wrong: answer a
@@ -23,12 +23,12 @@ import yaml
 
 WRITER = "hf_" + "w" * 24  # may write to the namespace "me"
 READER = "hf_" + "r" * 24  # a valid token of somebody else
-LFS = (".safetensors", ".png", ".bin")
+LFS = (".safetensors", ".png", ".bin", ".arrow")
 
 
 @dataclass
 class Repo:
-    """One model repository: every commit holds all its files."""
+    """One repository of a model or dataset: every commit holds all its files."""
 
     private: bool
     branches: dict[str, str] = field(default_factory=dict)
@@ -103,16 +103,17 @@ class Hub:
     # Each endpoint: (method, pattern of the path, what answers it). The named groups are its arguments.
     def endpoints(self) -> list[tuple[str, str, Callable[..., Any]]]:
         repo = r"(?P<name>[\w.-]+/[\w.-]+)"
+        api = "/api/(?:models|datasets)"
         return [
             ("POST", r"/api/repos/create", self.create),
             ("POST", r"/api/validate-yaml", self.validate),
-            ("POST", rf"/api/models/{repo}/branch/(?P<branch>[^/]+)", self.branch),
-            ("POST", rf"/api/models/{repo}/preupload/(?P<revision>[^/]+)", self.preupload),
-            ("POST", rf"/api/models/{repo}/commit/(?P<revision>[^/]+)", self.commit),
-            ("POST", rf"/{repo}\.git/info/lfs/objects/batch", self.batch),
-            ("GET", rf"/api/models/{repo}/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", self.tree),
-            ("GET", rf"/api/models/{repo}/revision/(?P<revision>[^/]+)", self.info),
-            ("GET", rf"/api/models/{repo}", self.info),
+            ("POST", rf"{api}/{repo}/branch/(?P<branch>[^/]+)", self.branch),
+            ("POST", rf"{api}/{repo}/preupload/(?P<revision>[^/]+)", self.preupload),
+            ("POST", rf"{api}/{repo}/commit/(?P<revision>[^/]+)", self.commit),
+            ("POST", rf"(?:/datasets)?/{repo}\.git/info/lfs/objects/batch", self.batch),
+            ("GET", rf"{api}/{repo}/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", self.tree),
+            ("GET", rf"{api}/{repo}/revision/(?P<revision>[^/]+)", self.info),
+            ("GET", rf"{api}/{repo}", self.info),
         ]
 
     def create(self, token: str | None, body: bytes) -> Any:
@@ -287,7 +288,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise Error(400, message="The content is not what its hash says")
             hub.objects[match[1]] = body
             return b"", {}
-        if match := re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", path):
+        if match := re.fullmatch(r"(?:/datasets)?/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", path):
             return hub.download(token, *match.groups())
         for method, pattern, endpoint in hub.endpoints():
             if method == self.command and (match := re.fullmatch(pattern, path)):

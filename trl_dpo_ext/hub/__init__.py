@@ -1,6 +1,6 @@
 """From a run's folder to the Hub and back: push it, with a card that says what was trained.
 
-`hub.merge` is imported by itself: it loads torch, transformers and PEFT, which a push needs none of.
+`hub.merge` and `hub.reference_cache` are imported by themselves: they load torch, which a push needs none of.
 """
 
 from .card import make_card, write_card

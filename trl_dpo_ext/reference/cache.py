@@ -106,6 +106,11 @@ class ReferenceCache:
         self._shards = {name: _open(self.folder / name, self._metadata, check=False) for name in state["_shards"]}
         self._build_index()
 
+    @property
+    def files(self) -> list[str]:
+        """Names of the files in use, all of them sound."""
+        return sorted(self._shards)
+
     def refresh(self) -> None:
         """Take in files that have appeared since, and warn of those that can't be used; they count as not there."""
         # What was there first stays in use, so that a run that is resumed reads what it read before.
