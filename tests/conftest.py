@@ -1,12 +1,16 @@
 """The same surroundings for every test: no Hub, no GPU, one thread, a tiny model."""
 
 import os
+import tempfile
 
 # Before torch and the Hugging Face libraries are imported; processes that a test starts inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # quickest for tiny models, and pytest-xdist runs several processes
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# What a test stores is found neither by the user's runs nor by the next tests.
+_home = tempfile.TemporaryDirectory(prefix="hf_home_")
+os.environ["HF_HOME"] = _home.name
 
 import pytest
 import torch

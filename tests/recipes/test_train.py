@@ -143,6 +143,12 @@ def test_mistakes_stop_before_a_model_is_loaded(train, recipe, monkeypatch, chan
     assert all(part in str(caught.value) for part in said), str(caught.value)
 
 
+def test_a_cache_folder_that_cannot_be_written(train, recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(train.USER_ERRORS, match=r"reference cache can't be written.*ref_cache_dir"):
+        train.main(recipe(precompute_ref_log_probs=True, ref_cache_dir=str(tmp_path / "file")))
+
+
 def test_a_mistake_is_one_line_on_the_terminal(recipe):
     with pytest.raises(AssertionError) as caught:
         run_python(str(SCRIPT), *recipe(btea=2.0))
