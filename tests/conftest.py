@@ -8,9 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # quickest for tiny models, and pytest-xdist runs several processes
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-# What a test stores is found neither by the user's runs nor by the next tests.
-_home = tempfile.TemporaryDirectory(prefix="hf_home_")
-os.environ["HF_HOME"] = _home.name
+# What a test stores is found neither by the user's runs nor by the next tests; removed when the process ends.
+os.environ["HF_HOME"] = (HOME := tempfile.TemporaryDirectory(prefix="hf_home_")).name
 
 import pytest
 import torch
