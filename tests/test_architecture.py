@@ -20,7 +20,7 @@ INTERNAL = {
     "evaluation": {"registry", "types", "modeling"},
     "reference": {"registry", "types", "modeling", "data", "record"},
     "record": set(),
-    "hub": {"registry", "types", "record", "modeling"},
+    "hub": {"registry", "types", "record", "modeling", "reference"},
     "trainer": {"registry", "types", "record", "losses", "modeling", "data", "reference", "hub"},
 }
 # Part -> what it may import from outside, beside the standard library. The others are free.
