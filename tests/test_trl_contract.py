@@ -35,6 +35,7 @@ OVERRIDDEN: dict[str, tuple[type, list[str]]] = {
     "evaluate": (DPOTrainer, ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
     "prediction_step": (DPOTrainer, ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
     "_save_checkpoint": (DPOTrainer, ["self", "model", "trial"]),
+    "_save": (Trainer, ["self", "output_dir", "state_dict"]),
     "get_batch_samples": (Trainer, ["self", "epoch_iterator", "num_batches", "device"]),
     "_get_grad_norm": (Trainer, ["self", "model", "grad_norm"]),
 }

@@ -18,6 +18,7 @@ from trl.trainer import dpo_trainer
 
 from tests import helpers
 from tests.trainer import support
+from trl_dpo_ext.reference import model as reference_model
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
 
@@ -194,13 +195,9 @@ def test_metrics_without_a_reference(loss, prefix, tiny_model_dir, tmp_path):
 @pytest.mark.parametrize("kind", ["full", "in memory", "new adapter", "pretrained adapter"])
 def test_no_reference_is_loaded_or_run(kind, tiny_model_dir, tmp_path, monkeypatch):
     made = []
-    create, copy_of = dpo_trainer.create_model_from_path, support.PreferenceTrainer._frozen_copy
+    create, copy_of = dpo_trainer.create_model_from_path, reference_model.frozen_copy
     monkeypatch.setattr(dpo_trainer, "create_model_from_path", lambda *a, **k: made.append("loaded") or create(*a, **k))
-    monkeypatch.setattr(
-        support.PreferenceTrainer,
-        "_frozen_copy",
-        staticmethod(lambda *a, **k: made.append("copied") or copy_of(*a, **k)),
-    )
+    monkeypatch.setattr(reference_model, "frozen_copy", lambda model: made.append("copied") or copy_of(model))
     model = {"in memory": loaded, "pretrained adapter": with_adapter}.get(kind, lambda path: path)(tiny_model_dir)
 
     def steps(loss: str) -> tuple[Any, int]:

@@ -15,6 +15,7 @@ from tests.trainer import support
 from tests.traps.support import bugs, fresh, put_back, row_logps
 from trl_dpo_ext import PreferencePairs, register_loss
 from trl_dpo_ext.losses.spec import _registry
+from trl_dpo_ext.reference import model as reference_model
 from trl_dpo_ext.trainer import PreferenceTrainer, engine
 
 
@@ -59,7 +60,7 @@ def base_under_every_adapter(patch: pytest.MonkeyPatch) -> None:
 
 def read_the_folder_again(patch: pytest.MonkeyPatch) -> None:
     """The reference is loaded from the path that the model came from, whatever the weights in memory are."""
-    patch.setattr(PreferenceTrainer, "_frozen_copy", staticmethod(lambda *args, **kwargs: None))
+    patch.setattr(reference_model, "frozen_copy", lambda model: None)
 
 
 @bugs(adapters_stay_on, base_under_every_adapter, read_the_folder_again)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import itertools
 import logging
@@ -28,6 +27,9 @@ from ..modeling.logps import add_compact_head
 from ..modeling.masks import model_inputs
 from ..modeling.prefix_sharing import plan_rows
 from ..modeling.quantized import keep_4bit_weights
+from ..reference import ReferenceIdentity
+from ..reference.adapter import saves_no_copy
+from ..reference.model import Reference
 from ..types import MissingReferenceError, RankedResponses
 from . import checks
 from ._trl import disable_gradient_checkpointing, plain_dpo_config, use_adapter
@@ -42,7 +44,6 @@ from .watch import Watch
 
 logger = logging.getLogger(__name__)
 
-_NO_REFERENCE: Any = object()
 _SHARING: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 
 
@@ -106,17 +107,20 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
             eval_dataset = self._format(eval_dataset, args, "eval")
 
         precompute = args.precompute_ref_log_probs and not computes_online(train_dataset, eval_dataset)
-        if not self.objective.reads_reference:
-            ref_model = _NO_REFERENCE
-        elif ref_model is None and isinstance(model, nn.Module) and not precompute:
-            ref_model = self._frozen_copy(model, peft_config=kwargs.get("peft_config"))
-
+        self._reference = Reference(
+            model,
+            ref_model,
+            read=self.objective.reads_reference,
+            new_adapter=kwargs.get("peft_config") is not None,
+            kept=not precompute,
+            moves=args.sync_ref_model,
+        )
         self._formatted = True
         self._rows_planned = False
-        with plain_dpo_config(args, precompute_ref_log_probs=precompute):
+        with plain_dpo_config(args, precompute_ref_log_probs=precompute, sync_ref_model=False):
             super().__init__(
                 model=model,
-                ref_model=ref_model,
+                ref_model=self._reference.for_trl,
                 args=args,
                 data_collator=PreferenceCollator(padded_layout),
                 train_dataset=train_dataset,
@@ -131,6 +135,8 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
             checks.log_data_findings(self, train_dataset, eval_dataset)
         if args.disable_dropout:
             disable_functional_dropout(self.model)
+        if args.sync_ref_model:
+            self.add_callback(self._reference.callback())
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             self.add_callback(_PlanRowsWhenWrapped(self))  # sharded weights can't run before `train` wraps the model
         else:
@@ -167,21 +173,17 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
     @property
     def ref_model(self) -> Any:
         """The reference model, or None: adapters off, cached log-probs, or no loss reads a reference."""
-        return self._ref_model
+        return self._reference.model
 
     @ref_model.setter
     def ref_model(self, value: Any) -> None:
-        # DPOTrainer.__init__ loads a reference wherever it is given none. Given this token, it keeps nothing.
-        self._ref_model = None if value is _NO_REFERENCE else value
+        self._reference.take(value, self.model, self.accelerator)
 
-    @staticmethod
-    def _frozen_copy(model: nn.Module, peft_config: Any) -> Any:
-        if peft_config is not None or is_peft_model(model):
-            return None  # the reference is the base model, or the starting adapter; DPOTrainer keeps either
-        # DPOTrainer would load the reference from the path the model came from; the weights may have changed since.
-        reference = copy.deepcopy(model)
-        reference.__dict__.pop("forward", None)  # an earlier trainer's patch, bound to the policy
-        return reference.requires_grad_(False).eval()
+    @property
+    def reference_identity(self) -> ReferenceIdentity:
+        """Which weights the reference is; with `sync_ref_model`, those it starts from."""
+        assert self._reference.identity is not None
+        return self._reference.identity
 
     @property
     def has_reference(self) -> bool:
@@ -205,8 +207,7 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
             contextlib.ExitStack() as stack,
         ):
             if self.ref_model is None and is_peft_model(self.model):
-                model = self.accelerator.unwrap_model(self.model)
-                stack.enter_context(use_adapter(model, "ref" if "ref" in model.peft_config else None))
+                stack.enter_context(use_adapter(self.accelerator.unwrap_model(self.model), self._reference.adapter))
             yield self.ref_model if self.ref_model is not None else self.model
 
     # Data
@@ -410,7 +411,7 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
         """Train, from the start or from a checkpoint; see `find_checkpoint` for what can be given.
 
         Raises:
-            DiskSpaceError, CheckpointError: before anything is trained.
+            DiskSpaceError, CheckpointError, ReferenceMismatchError: before anything is trained.
             TrainingError: no weight moves, or NaN or infinity appear.
             SystemExit: a checkpoint was written because of SIGTERM.
         """
@@ -418,6 +419,8 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
         if resume_from_checkpoint is None and self.args.resume_from_hub is not None:
             resume_from_checkpoint = checkpoint_from_hub(self.args.resume_from_hub, self.args)
         self.run_state.checkpoint = checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+        if checkpoint is not None:
+            self._reference.check_checkpoint(checkpoint)
         with self.sigterm.listening():
             return super().train(checkpoint, *args, **kwargs)
 
@@ -426,6 +429,12 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
         with written_whole(self, folder):
             super()._save_checkpoint(model, trial)
             self.run_state.save(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with contextlib.ExitStack() as stack:
+            if self._reference.adapter is not None:
+                stack.enter_context(saves_no_copy(self.accelerator.unwrap_model(self.model)))
+            super()._save(output_dir, state_dict)
 
 
 class _PlanRowsWhenWrapped(TrainerCallback):

@@ -13,7 +13,7 @@ from ..data.collator import PreferenceCollator
 from ..modeling.layout import Group
 from ..reference.cache import ReferenceCache, default_folder
 from ..reference.fill import Processes, all_cached, batch_difference, compute_dtype, fill_cache
-from ..reference.identity import fingerprint
+from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .engine import PreferenceTrainer
@@ -41,13 +41,21 @@ class StoredReference:
 
     Args:
         trainer: whose reference can be run now.
+
+    Raises:
+        ConfigError: the weights of the reference can't be read.
     """
 
     def __init__(self, trainer: PreferenceTrainer) -> None:
         self.trainer = trainer
         with trainer.reference() as reference, trainer.accelerator.autocast():
             self.dtype = compute_dtype(reference)
-            weights = fingerprint(reference)
+        weights = trainer.reference_identity.fingerprint
+        if weights is None:
+            raise ConfigError(
+                "precompute_ref_log_probs=True stores log-probs under the fingerprint of the reference's weights, which "
+                "can't be read here (a warning says why). Set it False: the log-probs are then computed online."
+            )
         self.cache = ReferenceCache(trainer.args.ref_cache_dir or default_folder(), weights, self.dtype)
         cast(PreferenceCollator, trainer.data_collator).reference = self.cache.lookup
 

@@ -23,7 +23,7 @@ RUN_STATE = "run_state.json"
 
 
 class RunState(TrainerCallback):
-    """Keeps in checkpoints the losses' running means, metrics and loss since the last log, and the tokens seen.
+    """Keeps in checkpoints the reference, the losses' running means, metrics and loss since the last log, and tokens.
 
     The `train_loss` at a run's end stays what it is in transformers: the mean over the steps of this call of `train`.
 
@@ -52,12 +52,14 @@ class RunState(TrainerCallback):
         }
         if trainer.args.should_save:
             write_json(Path(folder) / RUN_STATE, state)
+            trainer._reference.save(folder, trainer.accelerator.unwrap_model(trainer.model))
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Restore: transformers has just set its own counters to 0."""
         if self.checkpoint is None:
             return
         trainer = self.trainer
+        trainer._reference.load(self.checkpoint, trainer.accelerator.unwrap_model(trainer.model))
         state = json.loads((Path(self.checkpoint) / RUN_STATE).read_text())
         trainer.objective.running_means = {name: RunningMean(**mean) for name, mean in state["running_means"].items()}
         trainer._metrics["train"].clear()

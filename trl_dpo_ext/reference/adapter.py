@@ -1,0 +1,91 @@
+"""The reference as an adapter of the policy: a frozen copy beside the trained one, which TR-DPO moves."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+TRAINED = "default"
+FROZEN = "ref"
+
+
+def changes_nothing(model: Any) -> bool:
+    """Whether a new LoRA adapter leaves the model as it is, so that the model without it is where training starts.
+
+    Most begin with a zero factor. PiSSA, OLoRA, CorDA, LoftQ and the like don't, and take from the base weights what
+    they put into the adapter: then the base with adapters off is no model that anybody trained.
+    """
+    for module in model.modules():
+        for zero in ("lora_B", "lora_embedding_A"):
+            weights = getattr(module, zero, {})
+            if TRAINED in weights and any(weight.any() for weight in _tensors(weights[TRAINED])):
+                return False
+    return True
+
+
+def freeze_copy(model: Any) -> None:
+    """Add the adapter `ref` to a PEFT model: a frozen copy of `default` as it stands, in the same dtypes."""
+    config = copy.deepcopy(model.peft_config[TRAINED])
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = True  # its weights are replaced; other kinds take a part of the base weights again
+    model.add_adapter(FROZEN, config)
+    for _, trained, frozen in _pairs(model):
+        frozen.data = trained.data.clone()
+        frozen.requires_grad_(False)
+
+
+@torch.no_grad()
+def mix(model: Any, alpha: float) -> None:
+    """Move the copy towards the trained adapter: theta_ref <- alpha theta + (1 - alpha) theta_ref.
+
+    As in TR-DPO (arXiv 2404.09656), which mixes the trainable parameters. With LoRA these are the factors A and B: for
+    alpha < 1 the reference is not the mix of the weights B A, which would have twice the rank. alpha = 1 is exact.
+    """
+    for _, trained, frozen in _pairs(model):
+        if trained.is_floating_point():
+            frozen.lerp_(trained, alpha)
+
+
+class MoveAdapter(TrainerCallback):
+    """TR-DPO with adapters: every `ref_model_sync_steps` optimizer steps, `mix` with `ref_model_mixup_alpha`."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Move the reference where it is time to."""
+        if state.global_step % args.ref_model_sync_steps == 0:
+            mix(model, args.ref_model_mixup_alpha)
+
+
+def state(model: Any) -> dict[str, Tensor]:
+    """Return the tensors of the copy, by name; they share memory with the model."""
+    return {name: frozen.detach() for name, _, frozen in _pairs(model)}
+
+
+@contextmanager
+def saves_no_copy(model: Any) -> Iterator[None]:
+    """While open, `model.save_pretrained` writes the user's adapters, not the copy as well."""
+    mine = [name for name in model.peft_config if name != FROZEN]
+    model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=mine)
+    try:
+        yield
+    finally:
+        del model.save_pretrained
+
+
+def _pairs(model: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in tensors.items():
+        # Also where the adapter's name ends it, as in `lora_embedding_A.default`.
+        twin = ".".join(FROZEN if part == TRAINED else part for part in name.split("."))
+        if twin != name and twin in tensors:
+            yield twin, tensor, tensors[twin]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value.parameters())
