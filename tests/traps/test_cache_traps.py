@@ -16,8 +16,9 @@ from tests.trainer import support
 from tests.traps.support import bugs, fresh, put_back, row_logps, token_logps
 from trl_dpo_ext.data.collator import PreferenceCollator
 from trl_dpo_ext.modeling.layout import Group
+from trl_dpo_ext.reference import model as reference_model
 from trl_dpo_ext.reference.cache import ReferenceCache, response_keys
-from trl_dpo_ext.trainer import PreferenceTrainer, precompute
+from trl_dpo_ext.trainer import PreferenceTrainer
 
 
 def watched(folder: str) -> tuple[Any, list[int]]:
@@ -95,13 +96,13 @@ def sums_are_stored(patch: pytest.MonkeyPatch) -> None:
 
 def the_path_is_the_fingerprint(patch: pytest.MonkeyPatch) -> None:
     """Weights changed in memory, or saved again to the same folder, are taken for the old ones."""
-    patch.setattr(precompute, "fingerprint", lambda model: Path(model.config._name_or_path).name)
+    patch.setattr(reference_model, "fingerprint", lambda model, _: Path(model.config._name_or_path).name)
 
 
 def the_run_is_part_of_the_key(patch: pytest.MonkeyPatch) -> None:
     """As in TRL: another learning rate or output folder computes everything again."""
-    fingerprint, runs = precompute.fingerprint, []
-    patch.setattr(precompute, "fingerprint", lambda model: f"{fingerprint(model)}{runs.append(1) or len(runs)}")
+    fingerprint, runs = reference_model.fingerprint, []
+    patch.setattr(reference_model, "fingerprint", lambda *args: f"{fingerprint(*args)}{runs.append(1) or len(runs)}")
 
 
 @bugs(sums_are_stored, the_path_is_the_fingerprint, the_run_is_part_of_the_key)
