@@ -28,7 +28,7 @@ from trl_dpo_ext.evaluation import Comparison, Evaluation, RewardError, compare,
 from trl_dpo_ext.evaluation.plots import plot_curves
 from trl_dpo_ext.hub import PushError, RunError
 from trl_dpo_ext.parsing import ParseError, StrictParser
-from trl_dpo_ext.reference import CacheError
+from trl_dpo_ext.reference import CacheError, ReferenceMismatchError
 from trl_dpo_ext.trainer import CheckpointError, ConfigError, DiskSpaceError, ModelFolderError, TrainingError, sharding
 
 RESULT = "result.json"
@@ -43,6 +43,7 @@ USER_ERRORS = (
     FileExistsError,
     FileNotFoundError,
     CheckpointError,
+    ReferenceMismatchError,
     TrainingError,
     PushError,
     RunError,

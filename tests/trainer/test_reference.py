@@ -37,10 +37,25 @@ def moved(model_dir: str) -> Any:
     return model
 
 
-def with_adapter(model_dir: str) -> Any:
+def with_adapter(model_dir: str, *, quantized: bool = False, **changes: Any) -> Any:
     """The model with an adapter that isn't zero, as after an earlier training."""
+    base = loaded(model_dir, **({"quantization_config": NF4} if quantized else {}))
     torch.manual_seed(5)
-    return get_peft_model(loaded(model_dir), support.lora(init_lora_weights=False)).eval()
+    return get_peft_model(base, support.lora(init_lora_weights=False, **changes)).eval()
+
+
+def on_embeddings(model_dir: str) -> Any:
+    """TRL's frozen copy of such an adapter isn't one: it leaves out what has no `.weight` behind the adapter's name."""
+    return with_adapter(model_dir, target_modules=["q_proj", "embed_tokens"], modules_to_save=["norm"])
+
+
+def quantized_adapter(model_dir: str) -> Any:
+    """TRL rounds the trained adapter of a 4-bit base to bfloat16, and not its frozen copy."""
+    model = with_adapter(model_dir, quantized=True)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data = weight.data.bfloat16()
+    return model.train()  # evaluation on a CPU may use bfloat16 kernels
 
 
 def reopened_adapter(model_dir: str, folder: Any) -> Any:
@@ -64,6 +79,14 @@ CASES: dict[str, Case] = {
         lambda path, _: with_adapter(path),
         {"precompute_ref_log_probs": True},
         with_adapter,
+    ),
+    "pretrained adapter on embeddings": (lambda path, _: on_embeddings(path), {}, on_embeddings),
+    "pretrained adapter on a 4-bit base": (lambda path, _: with_adapter(path, quantized=True), {}, quantized_adapter),
+    # Here the base with the adapter off is what PiSSA has left of it, which is no model.
+    "new adapter that takes from the base": (
+        lambda path, _: path,
+        {"peft_config": support.lora(init_lora_weights="pissa")},
+        loaded,
     ),
     "new adapter on a 4-bit base": (
         lambda path, _: path,
@@ -89,7 +112,7 @@ def best_log_prob(model: Any, rows: Any) -> float:
 @pytest.mark.parametrize("case", CASES)
 def test_the_reference_is_where_training_started(case, tiny_model_dir, tmp_path):
     make, arguments, reference = CASES[case]
-    if "quantization_config" in arguments:  # a block of 64 weights must fit a row
+    if "4-bit" in case:  # a block of 64 weights must fit a row
         tiny_model_dir = helpers.save_tiny_model(tmp_path / "model", hidden_size=64, intermediate_size=128)
     arguments = {name: value(tiny_model_dir) if callable(value) else value for name, value in arguments.items()}
     trainer = support.trainer(

@@ -84,7 +84,7 @@ class ReferenceIdentity:
     def check_checkpoint(self, folder: str | Path) -> None:
         """Refuse to go on from a checkpoint that was trained against another reference.
 
-        A checkpoint that doesn't say which (written by TRL) is warned about.
+        A checkpoint that doesn't say which (of an earlier version) is warned about.
 
         Raises:
             ReferenceMismatchError: the references differ, or the file can't be read.
@@ -100,9 +100,7 @@ class ReferenceIdentity:
         try:
             saved = ReferenceIdentity.from_dict(json.loads(path.read_text()))
         except ValueError as error:
-            raise ReferenceMismatchError(
-                f"{path} can't be read: {error} Take another checkpoint, or delete the file to go on unchecked."
-            ) from error
+            raise ReferenceMismatchError(f"{path} can't be read: {error} Take another checkpoint.") from error
         if saved.kind != "none" and None in (saved.fingerprint, self.fingerprint):
             logger.warning(f"The reference of {folder} ({saved}) can't be compared with this one ({self}).")
         elif saved.fingerprint != self.fingerprint:
@@ -110,7 +108,7 @@ class ReferenceIdentity:
                 f"{folder} was trained against another reference.\n  then: {saved}\n  now:  {self}\n"
                 "Give the trainer the model, starting adapter and ref_model that the run began with, not those of the "
                 "checkpoint: resume_from_checkpoint loads the trained weights over them. To train against the new "
-                f"reference on purpose, start a new run without resume_from_checkpoint, or delete {path}."
+                "reference on purpose, start a new run without resume_from_checkpoint."
             )
 
 

@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
+from ..reference.adapter import FROZEN, TRAINED
 from ..registry import did_you_mean
 from .errors import ConfigError
 
@@ -46,6 +48,37 @@ def check_quantization(model: Any, quantization_config: Any, peft_config: Any, a
         raise ConfigError(
             f"The recipe loads the model in {bits} bit, but {model!r} is stored quantized by {method!r} already, which "
             f"can't be quantized again. Give the unquantized model, or remove load_in_{bits}bit."
+        )
+
+
+def check_reference_adapter(model: Any, ref_model: Any, peft_config: Any, args: Any) -> None:
+    """Refuse adapters that can't be, or can't have, the reference.
+
+    Args:
+        model: Hub id, folder, or module.
+        ref_model: a second model, or None.
+        peft_config: of a new adapter, or None.
+        args: the configuration.
+
+    Raises:
+        ConfigError: says which names are wanted.
+    """
+    adapters = list(model.peft_config) if isinstance(model, PeftModel) else []
+    if ref_model is not None:
+        if args.sync_ref_model and (adapters or peft_config is not None):
+            raise ConfigError(
+                "sync_ref_model=True moves the reference to where the policy is. The policy has an adapter, and "
+                "ref_model has none to move. Remove ref_model: the reference is then a copy of the adapter."
+            )
+    elif adapters and TRAINED not in adapters:
+        raise ConfigError(
+            f"The model's adapters are called {', '.join(map(repr, adapters))}; the one to train must be called "
+            f"{TRAINED!r}, which is what PEFT calls it without adapter_name."
+        )
+    elif FROZEN in adapters:
+        raise ConfigError(
+            f"The model has an adapter called {FROZEN!r} already, perhaps from an earlier trainer: the name of the "
+            f"reference. Call model.delete_adapter({FROZEN!r}), or load the model again."
         )
 
 

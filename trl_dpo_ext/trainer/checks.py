@@ -13,7 +13,7 @@ from torch import nn
 
 from ..data.lint import log_findings
 from ..data.rows import DataError
-from .adapters import check_quantization, check_target_modules
+from .adapters import check_quantization, check_reference_adapter, check_target_modules
 from .config import PreferenceConfig
 from .errors import ConfigError, DiskSpaceError
 from .hardware import check_sharding
@@ -45,6 +45,8 @@ def check_arguments(
     check_sharding(args, quantization_config)
     check_quantization(model, quantization_config, peft_config, args)
     check_target_modules(model, peft_config, args)
+    if objective.reads_reference:
+        check_reference_adapter(model, ref_model, peft_config, args)
 
 
 def check_dataset_type(dataset: Any, name: str) -> None:

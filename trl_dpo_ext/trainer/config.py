@@ -147,9 +147,18 @@ class PreferenceConfig(DPOConfig):
 
     def _check_numbers(self) -> None:
         # transformers takes any number here, and fails, or trains nothing, much later.
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "ref_model_sync_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is out of range, expected >= 1.")
+        if not 0 < self.ref_model_mixup_alpha <= 1:
+            raise ConfigError(
+                f"ref_model_mixup_alpha={self.ref_model_mixup_alpha} is out of range, expected > 0, <= 1."
+            )
         if not 0 <= self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate={self.learning_rate} is out of range, expected >= 0 and finite.")
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
@@ -218,6 +227,11 @@ class PreferenceConfig(DPOConfig):
                     f"use_weighting=True (WPO) weights single pairs, which {', '.join(refused)} doesn't have: it is "
                     "listwise or couples the pairs of a batch. Set use_weighting=False."
                 )
+        if self.sync_ref_model and self.precompute_ref_log_probs:
+            raise ConfigError(
+                "sync_ref_model=True moves the reference while training, and precompute_ref_log_probs=True stores what "
+                "it says before: from the first move on, stored values are wrong. Set one of them False."
+            )
         if not objective.reads_reference:
             for name, on in {
                 "precompute_ref_log_probs": self.precompute_ref_log_probs,

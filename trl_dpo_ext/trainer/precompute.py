@@ -53,8 +53,8 @@ class StoredReference:
         weights = trainer.reference_identity.fingerprint
         if weights is None:
             raise ConfigError(
-                "precompute_ref_log_probs=True stores log-probs under a fingerprint of the reference, whose weights can't "
-                "be read here (a warning says why). Set it False: the log-probs are then computed online."
+                "precompute_ref_log_probs=True stores log-probs under a fingerprint of the reference, and its weights "
+                "can't be read here (a warning says why). Set it False: the log-probs are then computed online."
             )
         self.cache = ReferenceCache(trainer.args.ref_cache_dir or default_folder(), weights, self.dtype)
         cast(PreferenceCollator, trainer.data_collator).reference = self.cache.lookup
