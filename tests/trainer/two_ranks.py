@@ -16,12 +16,14 @@ from tests import helpers
 from tests.trainer import support
 
 # Each step reads eight prompts with 2 to 5 responses each. The losses of the mix have no default in common, the next
-# run keeps running means and lays out a different number of rows on each rank, and then comes every trainer.
+# run keeps running means and lays out a different number of rows on each rank; then comes every trainer, and a stored
+# reference.
 RUNS: dict[str, dict[str, Any]] = {
     "mix": {"loss_type": ["plackett_luce", "simpo", "minor_dpo"], "loss_weights": [1.0, 0.5, 2.0]},
     "running_means": {"loss_type": ["bco", "beta_dpo"], "beta": 0.2, **support.LAYOUTS["shared_packed"]},
     "reference_free": {"cls": trl_dpo_ext.ReferenceFreeTrainer},
     "minor_dpo": {"cls": trl_dpo_ext.MinorDPOTrainer, **support.LAYOUTS["shared_packed"]},
+    "stored_reference": {"loss_type": "dpo", "precompute_ref_log_probs": True, **support.LAYOUTS["shared_packed"]},
     "plackett_luce": {"cls": trl_dpo_ext.PlackettLuceTrainer, **support.LAYOUTS["shared_packed"]},
 }
 RESUMED = ("running_means", "plackett_luce")
