@@ -36,7 +36,7 @@ from ._trl import disable_gradient_checkpointing, plain_dpo_config, use_adapter
 from .checkpoint import find_checkpoint, written_whole
 from .config import PreferenceConfig
 from .hub import PushesToHub, checkpoint_from_hub
-from .metrics import Totals, response_metrics, token_metrics
+from .metrics import RANKING_ONLY, Totals, response_metrics, token_metrics
 from .objective import Objective
 from .precompute import StoredReference, computes_online
 from .resume import RunState, StopOnSigterm
@@ -389,13 +389,15 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
 
         device = responses.logps.device
         numbers = [part for total in totals.values() for part in total]
-        numbers += [tokens, ~torch.isfinite(loss), loss.abs(), torch.tensor(self.sigterm.asked)]
+        more_than_pairs = torch.tensor(responses.logps.shape[1] > 2)
+        numbers += [more_than_pairs, tokens, ~torch.isfinite(loss), loss.abs(), torch.tensor(self.sigterm.asked)]
         flat = torch.stack([number.to(device).double() for number in numbers])
         # One sum over all processes for everything.
-        *sums, tokens_seen, broken, size, asked = self.accelerator.reduce(flat, reduction="sum").tolist()
+        *sums, wide, tokens_seen, broken, size, asked = self.accelerator.reduce(flat, reduction="sum").tolist()
         metrics = self._metrics[mode]
         for name, numerator, denominator in zip(totals, sums[::2], sums[1::2], strict=True):
-            metrics[name].append(numerator / denominator if denominator else 0.0)
+            if wide or not name.endswith(RANKING_ONLY):
+                metrics[name].append(numerator / denominator if denominator else 0.0)
         if mode == "train":
             self._total_train_tokens += int(tokens_seen) // self._tp_size
         metrics["num_tokens"] = [self._total_train_tokens]

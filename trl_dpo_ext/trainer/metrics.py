@@ -12,6 +12,9 @@ from .objective import mean_over_prompts
 Totals = dict[str, tuple[Tensor, Tensor]]
 """Numerator and denominator of each metric, so that ranks and batches can be added up."""
 
+RANKING_ONLY = ("/top1_accuracies", "/kendall_tau")
+"""Endings of the metrics that say nothing beyond the accuracy where no prompt of a batch has more than two responses."""
+
 
 def best_mask(responses: RankedResponses) -> Tensor:
     """Return [B, K] bool: the responses of the best rank of each prompt (several where they tie)."""
@@ -56,7 +59,8 @@ def response_metrics(
 
     Returns:
         Totals over prompts. `rewards/*`, or `mean_logps/*` or `logps/*` without a reference: `chosen`, `rejected`,
-        `margins`, `accuracies` of best against worst, and for K > 2 `top1_accuracies` and `kendall_tau`.
+        `margins`, `accuracies` of best against worst, and `top1_accuracies` and `kendall_tau`. The same names for
+        every K: the processes of a run add their totals up.
     """
     prompts = len(responses)
     if reference:
@@ -81,14 +85,13 @@ def response_metrics(
     ranked = torch.bincount(ends.prompts, minlength=prompts) > 0  # not those whose responses are all tied
     count = ranked.sum()
     totals: Totals = {k: (mean_over_prompts(v, ends, prompts).sum(), count) for k, v in values.items()}
-    if responses.logps.shape[1] > 2:
-        floor, best = torch.finfo(scores.dtype).min, best_mask(responses)
-        # Strictly above all others, so that a policy that tells nothing apart scores 0, not the order of the columns.
-        others = scores.masked_fill(best | ~responses.mask, floor).amax(dim=1)
-        hit = scores.masked_fill(~best, floor).amax(dim=1) > others
-        tau, _ = kendall_tau(scores, responses.ranks, responses.mask)
-        totals[f"{prefix}/top1_accuracies"] = ((hit & ranked).float().sum(), count)
-        totals[f"{prefix}/kendall_tau"] = (tau.sum(), count)
+    floor, best = torch.finfo(scores.dtype).min, best_mask(responses)
+    # Strictly above all others, so that a policy that tells nothing apart scores 0, not the order of the columns.
+    others = scores.masked_fill(best | ~responses.mask, floor).amax(dim=1)
+    hit = scores.masked_fill(~best, floor).amax(dim=1) > others
+    tau, _ = kendall_tau(scores, responses.ranks, responses.mask)
+    totals[f"{prefix}/top1_accuracies"] = ((hit & ranked).float().sum(), count)
+    totals[f"{prefix}/kendall_tau"] = (tau.sum(), count)
     return totals
 
 

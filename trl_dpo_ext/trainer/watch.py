@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1 << 24  # elements looked at together, so that a large weight isn't copied whole
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SHOWN = 50
+_UNREACHED = (
+    "Look at gradient checkpointing over a frozen base (use_reentrant: false, or model.enable_input_require_grads()), "
+    "at LoRA target_modules that the forward pass doesn't use, and at layers cut from the graph."
+)
 
 
 class Watch(TrainerCallback):
@@ -63,6 +67,8 @@ class Watch(TrainerCallback):
             TrainingError: one isn't finite.
         """
         self._loss += size
+        if not losses.requires_grad:  # torch would end the run without a word about the reason
+            self._stop("the loss depends on no trainable weight", [batch], _UNREACHED)
         if not broken:
             return
         culprits = {**batch, "rows": batch["rows"][~torch.isfinite(losses)]} if "rows" in batch else batch
@@ -149,12 +155,7 @@ class Watch(TrainerCallback):
         if coarse and _learning_rate(optimizer) > self._rate:  # in warm-up 16 bits may be too coarse for the update
             return
         if not self._has_gradients:
-            found = "none has received a gradient: the loss doesn't reach them"
-            look = (
-                "Look at gradient checkpointing over a frozen base (use_reentrant: false, or "
-                "model.enable_input_require_grads()), at LoRA target_modules that the forward pass doesn't use, and at "
-                "layers cut from the graph."
-            )
+            found, look = "none has received a gradient", _UNREACHED
         elif no_gradient:
             found = "all their gradients are 0, though the loss isn't"
             look = (
