@@ -11,7 +11,7 @@ import torch
 
 from tests import helpers
 from tests.trainer import support
-from trl_dpo_ext.trainer.metrics import best_mask, kendall_tau, response_metrics, token_metrics
+from trl_dpo_ext.trainer.metrics import RANKING_ONLY, best_mask, kendall_tau, response_metrics, token_metrics
 from trl_dpo_ext.types import RankedResponses
 
 
@@ -117,11 +117,17 @@ def test_responses_by_loops(seed, kind):
         assert (total / count).item() == pytest.approx(mean(expected[name]), abs=1e-6), name
 
 
-def test_pairs_have_no_metrics_of_rankings():
+def test_pairs_log_no_metrics_of_rankings(tiny_model_dir, tmp_path):
     responses = random_responses(0)
     two = RankedResponses(*(getattr(responses, f)[:, :2] for f in ("logps", "ref_logps", "lengths", "ranks", "mask")))
     totals = response_metrics(two, two.pairs("best_vs_worst"), 0.1, True, False)
-    assert set(totals) == {
+    # They are counted all the same: another process may have rankings in its batch, and all add their totals up.
+    for name in RANKING_ONLY:
+        assert totals[f"rewards{name}"][1] == totals["rewards/accuracies"][1]
+    assert totals["rewards/top1_accuracies"][0] == totals["rewards/accuracies"][0]
+    one = support.trainer(tiny_model_dir, tmp_path, helpers.pair_dataset(4), max_steps=1)
+    (log,) = support.train(one).logs
+    assert {name for name in log if name.startswith(("rewards", "logps"))} == {
         *(f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")),
         "logps/chosen",
         "logps/rejected",

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from tests import helpers
-from tests.trainer import support
+from tests.trainer import forks, support
 from trl_dpo_ext import get_loss, list_losses
 from trl_dpo_ext.trainer import TrainingError
 from trl_dpo_ext.trainer.displacement import displaced, falls
@@ -49,14 +49,24 @@ def copies(model: Any) -> list[torch.Tensor]:
 # NaN and infinity
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_names_its_row(value, tiny_model_dir, tmp_path):
+def marked(row: int) -> helpers.Dataset:
+    """Eight rows, one of which has a token that the others don't have."""
     rows = helpers.ranked_rows(8)
-    rows[6]["completions"][1] = f" {helpers.START}"  # a token that no other row has
-    one = run(tiny_model_dir, tmp_path, helpers.Dataset.from_list(rows), gradient_accumulation_steps=2, **SAVING)
+    rows[row]["completions"][1] = f" {helpers.START}"
+    return helpers.Dataset.from_list(rows)
+
+
+def spoil(one: Any, value: float) -> None:
+    """Make that token's (frozen) embedding NaN or infinite."""
     token = one.processing_class.convert_tokens_to_ids(helpers.START)
     with torch.no_grad():
         one.model.get_input_embeddings().weight[token] = value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_its_row(value, tiny_model_dir, tmp_path):
+    one = run(tiny_model_dir, tmp_path, marked(6), gradient_accumulation_steps=2, **SAVING)
+    spoil(one, value)
     before: list[Any] = []
 
     class Keep(TrainerCallback):
@@ -66,20 +76,22 @@ def test_a_loss_that_is_not_finite_names_its_row(value, tiny_model_dir, tmp_path
     one.add_callback(Keep())
     with pytest.raises(TrainingError) as stopped:
         one.train()
-    step = one.state.global_step + 1  # two optimizer steps an epoch: the row comes in the first or in the second
     assert stopped.value.rows == [6]
     message = str(stopped.value)
-    assert message.startswith(f"Step {step}: the loss is NaN or infinite. Rows of the training dataset: 6. ")
-    saved = f"The last whole checkpoint is {tmp_path}/checkpoint-{step - 1}."
-    assert (saved if step > 1 else "No checkpoint had been written yet.") in message
-    assert not (tmp_path / f"checkpoint-{step}").exists()
+    assert message.startswith("Step 2: the loss is NaN or infinite. Rows of the training dataset: 6. ")
+    assert f"The last whole checkpoint is {tmp_path}/checkpoint-1." in message
+    assert not (tmp_path / "checkpoint-2").exists()
     assert all(torch.equal(p, q) for p, q in zip(trainable(one.model), before, strict=True))
 
 
+def break_gradients(model: Any) -> None:
+    trainable(model)[0].register_hook(lambda gradient: gradient * math.nan)
+
+
 def test_gradients_that_are_not_finite_name_the_rows_of_the_step(tiny_model_dir, tmp_path):
-    def break_gradients(model: Any) -> None:
+    def keep_and_break(model: Any) -> None:
         weights[:] = copies(model)
-        trainable(model)[0].register_hook(lambda gradient: gradient * math.nan)
+        break_gradients(model)
 
     weights: list[torch.Tensor] = []
     one = run(
@@ -87,7 +99,7 @@ def test_gradients_that_are_not_finite_name_the_rows_of_the_step(tiny_model_dir,
         tmp_path,
         helpers.ranked_dataset(12),
         gradient_accumulation_steps=2,
-        callbacks=[AtStep(3, break_gradients)],
+        callbacks=[AtStep(3, keep_and_break)],
         **SAVING,
     )
     seen = []
@@ -120,15 +132,29 @@ def test_dropped_rows_leave_the_numbers_of_the_others(tiny_model_dir, tmp_path):
 
 
 def test_an_evaluation_that_is_not_finite_does_not_stop_the_run(tiny_model_dir, tmp_path):
-    rows = helpers.ranked_rows(4, seed=1)
-    rows[0]["completions"][0] = f" {helpers.START}"
-    held_out = helpers.Dataset.from_list(rows)
-    one = run(tiny_model_dir, tmp_path, eval_dataset=held_out, eval_strategy="steps", eval_steps=1, max_steps=2)
-    token = one.processing_class.convert_tokens_to_ids(helpers.START)
-    with torch.no_grad():
-        one.model.get_input_embeddings().weight[token] = math.nan
+    one = run(tiny_model_dir, tmp_path, eval_dataset=marked(0), eval_strategy="steps", eval_steps=1, max_steps=2)
+    spoil(one, math.nan)
     one.train()
     assert math.isnan(one.state.log_history[1]["eval_loss"])
+
+
+def test_two_processes_stop_together_with_the_rows_of_both(tiny_model_dir, tmp_path):
+    def work(rank: int) -> None:
+        one = run(tiny_model_dir, tmp_path / "loss", marked(6))
+        spoil(one, math.nan)
+        with pytest.raises(
+            TrainingError, match=r"Step 2: the loss is NaN or infinite\. Rows of the training dataset: 6\."
+        ):
+            one.train()
+
+        two = run(
+            tiny_model_dir, tmp_path / "gradients", callbacks=[AtStep(2, break_gradients if rank else lambda m: m)]
+        )
+        with pytest.raises(TrainingError, match=r"Step 2: .* norm of its gradients is nan") as stopped:
+            two.train()
+        assert len(stopped.value.rows) == 4  # two of each process
+
+    assert forks.in_two_ranks(work) == [0, 0]
 
 
 @pytest.mark.parametrize("scale", [2.0, 1.0])
@@ -344,13 +370,3 @@ def test_the_warning_comes_once_and_names_the_losses_that_counter_it(tiny_model_
     assert ", ".join(countering) in message
     assert {"dpop", "minor_dpo", "bounded_dpo"} <= set(countering)
     assert not get_loss("dpo").counters_displacement
-
-
-def test_show(tiny_model_dir, tmp_path):
-    one = run(tiny_model_dir, tmp_path, gradient_accumulation_steps=2, max_steps=2)
-    one.args.logging_steps=1
-    get=one.get_batch_samples
-    def w(*a):
-        b,c=get(*a); print("ROWS",[x["rows"].tolist() for x in b]); return b,c
-    one.get_batch_samples=w
-    one.train()

@@ -13,7 +13,7 @@ Totals = dict[str, tuple[Tensor, Tensor]]
 """Numerator and denominator of each metric, so that ranks and batches can be added up."""
 
 RANKING_ONLY = ("/top1_accuracies", "/kendall_tau")
-"""Endings of the metrics that say nothing beyond the accuracy where no prompt of a batch has more than two responses."""
+"""Endings of the metrics that say no more than the accuracy where no prompt of a batch has over two responses."""
 
 
 def best_mask(responses: RankedResponses) -> Tensor:

@@ -1,0 +1,50 @@
+"""Work in forked processes: much cheaper than fresh ones, since torch and TRL are imported already."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from accelerate.state import AcceleratorState, GradientState
+
+from tests import helpers
+
+
+def _fork(work: Callable[[], Any]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        work()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def in_child(work: Callable[[], Any]) -> int:
+    """Do the work in a forked process; return its status as `os.waitpid` gives it (0, a signal, or exit code << 8)."""
+    return os.waitpid(_fork(work), 0)[1]
+
+
+def in_two_ranks(work: Callable[[int], Any]) -> list[int]:
+    """Do the work in two processes that train together, each with its rank; return their statuses."""
+    port = helpers.free_port()
+
+    def join(rank: int) -> None:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        os.environ.update(
+            {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        )
+        work(rank)
+
+    children = [_fork(lambda rank=rank: join(rank)) for rank in range(2)]
+    return [os.waitpid(child, 0)[1] for child in children]
