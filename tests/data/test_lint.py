@@ -179,6 +179,12 @@ def test_columns_of_a_split(id):
     assert report.rows == {"train": 1, "test": len(rows)}
 
 
+def test_text_and_messages_in_one_split():
+    """Though each row alone is right."""
+    rows = [pair(0, prompt=""), pair(1), chat(2), pair(3)]
+    assert found(lint(rows)) == {"empty-prompt": ("train", [0]), "mixed-types": ("train", [2])}
+
+
 def test_text_that_only_looks_strange():
     rows = [
         pair(0, prompt="tab\tline\r\nbreak"),
@@ -314,14 +320,15 @@ def test_text_that_looks_like_messages_has_another_hash():
 
 def test_length_bias():
     rng = random.Random(1)
-    extra = [rng.choice([-3, 2, 4, 9, 12]) for _ in range(60)]
+    extra = [rng.choice([-3, 0, 2, 4, 9, 12]) for _ in range(60)]
     rows = [pair(i, chosen=" " + "x" * (20 + n), rejected=" " + "y" * 20) for i, n in enumerate(extra)]
     finding = only(lint(rows))
     assert (finding.id, finding.severity, finding.rows, finding.count) == ("length-bias", "warning", [], 60)
     mean, half = statistics.mean(extra), 1.96 * statistics.stdev(extra) / math.sqrt(60)
-    longer = sum(n > 0 for n in extra) / 60
+    longer, shorter = sum(n > 0 for n in extra) / 60, sum(n < 0 for n in extra) / 60
+    assert longer + shorter < 1
     assert finding.note == (
-        f"the best response is longer than the worst in {longer:.0%} and shorter in {1 - longer:.0%} of 60 prompts; "
+        f"the best response is longer than the worst in {longer:.0%} and shorter in {shorter:.0%} of 60 prompts; "
         f"best - worst is {mean:+.1f} characters on average (95 % interval {mean - half:+.1f} to {mean + half:+.1f})"
     )
     numbers = lint(rows).as_dict()["splits"]["train"]["lengths"]["best_minus_worst"]
@@ -332,13 +339,13 @@ def test_length_bias():
             "low": mean - half,
             "high": mean + half,
             "longer": longer,
-            "shorter": 1 - longer,
+            "shorter": shorter,
         }
     )
     # Shorter is a bias too; fewer prompts, or as many longer as shorter ones, are none.
     turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
     assert only(lint(turned)).id == "length-bias"
-    assert lint(rows[:29]).findings == []
+    assert [lint(rows[:n]).findings != [] for n in (29, 30)] == [False, True]
     even = [pair(i, chosen=" " + "x" * (20 + (-4, 5)[i % 2]), rejected=" " + "y" * 20) for i in range(60)]
     assert lint(even).findings == []
 
@@ -449,6 +456,9 @@ def test_truncation():
         f"1 of 4 prompts fill max_length={limit}; the longest has {tokens[3][0]} tokens"
     )
     assert lint(rows, tokenizer=TOKENIZER, max_length=max(itertools.chain(*tokens))).findings == []
+    # A prompt of exactly max_length leaves no room, one token less leaves some.
+    for limit, id in ((tokens[3][0], "prompt-too-long"), (tokens[3][0] + 1, "truncated-response")):
+        assert found(lint(rows, tokenizer=TOKENIZER, max_length=limit))[id] == ("train", [3])
     with pytest.raises(ValueError, match="give the tokenizer"):
         lint(rows, max_length=9)
 
@@ -459,6 +469,9 @@ def test_identical_after_truncation():
     same = len(TOKENIZER(" was slow and")["input_ids"])
     assert found(lint(rows, tokenizer=TOKENIZER, max_length=prompt + same))["identical-tokens"] == ("train", [1])
     assert "identical-tokens" not in found(lint(rows, tokenizer=TOKENIZER, max_length=prompt + same + 1))
+    # Responses that share a rank may end up the same.
+    tied = ranked(2, completions=[" was slow and great", " was slow and awful", " b"], ranks=[1, 1, 0])
+    assert found(lint([tied], tokenizer=TOKENIZER, max_length=prompt + same)).keys() == {"truncated-response"}
     # Without a limit: the tokenizer ends the one with the EOS that the other has in its text.
     rows[1].update(chosen=" great", rejected=f" great{helpers.EOS}")
     assert only(lint(rows, tokenizer=TOKENIZER)).rows == [1]
