@@ -186,6 +186,8 @@ def test_text_and_messages_in_one_split():
 
 
 def test_text_that_only_looks_strange():
+    for text in ("\x1b[0m", "\x7f", "\x80", "\x9f"):
+        assert only(lint([pair(0), pair(1, chosen=f" {text}")])).id == "control-character"
     rows = [
         pair(0, prompt="tab\tline\r\nbreak"),
         pair(1, chosen=" caf\u00e9 \U0001f600\u200d"),
