@@ -10,6 +10,7 @@ curves.png and a model card, README.md.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -232,6 +233,10 @@ def save_record(
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    if os.environ.get("RANK", "0") == "0":
+        # Which reference the run has, how rows are laid out, what was found in the cache.
+        logging.getLogger("trl_dpo_ext").setLevel(logging.INFO)
     try:
         main()
     except USER_ERRORS as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests import helpers
 from tests.trainer import support
 from tests.traps.support import fresh, row_logps
 from trl_dpo_ext.reference import ReferenceMismatchError, fingerprint
-from trl_dpo_ext.trainer import ConfigError
+from trl_dpo_ext.trainer import ConfigError, DiskSpaceError, checks
 
 MOVES = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6}
 KINDS = ["full", "new adapter", "starting adapter", "adapter with more"]
@@ -190,3 +191,14 @@ def test_a_damaged_reference_is_named(damage, tiny_model_dir, tmp_path):
 def test_settings_that_move_nothing_or_too_much(settings, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
         support.config(tmp_path, **{"loss_type": "dpo", **MOVES, **settings})
+
+
+def test_room_for_the_moved_reference_is_checked_too(tiny_model_dir, tmp_path, monkeypatch):
+    model = fresh(tiny_model_dir)
+    size = sum(4 * weight.numel() for weight in model.parameters())
+    usage = type("Usage", (), {"free": 3 * size})  # weights and two moments
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage)
+    for moves in (False, True):
+        args = support.config(tmp_path, loss_type="dpo", save_strategy="steps", **{**MOVES, "sync_ref_model": moves})
+        with pytest.raises(DiskSpaceError) if moves else contextlib.nullcontext():
+            checks.check_disk(model, args)

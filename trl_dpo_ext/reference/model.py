@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections.abc import Mapping
@@ -155,6 +156,10 @@ class Reference:
                     {name: tensor.contiguous() for name, tensor in adapter.state(policy).items()}, temporary
                 )
             temporary.replace(path)
+
+    def left_out(self, policy: Any) -> contextlib.AbstractContextManager[None]:
+        """While open, saving the policy leaves out an adapter that was added as the reference."""
+        return contextlib.nullcontext() if self.adapter is None else adapter.saves_no_copy(policy)
 
     def check_checkpoint(self, folder: str | Path) -> None:
         """Refuse a checkpoint that this reference doesn't belong to; see `ReferenceIdentity.check_checkpoint`.

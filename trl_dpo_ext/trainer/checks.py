@@ -97,12 +97,13 @@ def check_disk(model: nn.Module, args: PreferenceConfig) -> None:
     """Refuse to start a run whose first checkpoint can't be written.
 
     Raises:
-        DiskSpaceError: less is free on the disk of `output_dir` than trainable weights and two optimizer moments take.
+        DiskSpaceError: less is free on the disk of `output_dir` than trainable weights, two optimizer moments, and a
+            reference that moves take.
     """
     if str(args.save_strategy) in ("no", "SaveStrategy.NO"):
         return
     trainable = [p for p in model.parameters() if p.requires_grad]
-    weights = sum(p.numel() * p.element_size() for p in trainable)
+    weights = sum(p.numel() * p.element_size() for p in trainable) * (2 if args.sync_ref_model else 1)
     moments = 0 if args.save_only_model else 2 * 4 * sum(p.numel() for p in trainable)
     existing = Path(os.path.abspath(str(args.output_dir)))
     while not existing.exists():

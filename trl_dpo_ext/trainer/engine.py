@@ -28,7 +28,6 @@ from ..modeling.masks import model_inputs
 from ..modeling.prefix_sharing import plan_rows
 from ..modeling.quantized import keep_4bit_weights
 from ..reference import ReferenceIdentity
-from ..reference.adapter import saves_no_copy
 from ..reference.model import Reference
 from ..types import MissingReferenceError, RankedResponses
 from . import checks
@@ -433,9 +432,7 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
             self.run_state.save(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        with contextlib.ExitStack() as stack:
-            if self._reference.adapter is not None:
-                stack.enter_context(saves_no_copy(self.accelerator.unwrap_model(self.model)))
+        with self._reference.left_out(self.accelerator.unwrap_model(self.model)):
             super()._save(output_dir, state_dict)
 
 
