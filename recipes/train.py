@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from datasets import IterableDataset
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
@@ -97,12 +98,14 @@ class RecipeArguments(ScriptArguments):
 
 def held_out_prompts(dataset: Any, tokenizer: Any, count: int) -> list[str]:
     """Return the first prompts of the test split as text, conversations through the chat template."""
-    rows = format_dataset(dataset.select(range(min(count, len(dataset)))), name="test", invalid_rows="drop")
+    streams = isinstance(dataset, IterableDataset)
+    first = dataset.take(count) if streams else dataset.select(range(min(count, len(dataset))))
+    prompts = [row["prompt"] for row in format_dataset(first, name="test", invalid_rows="drop")]
     return [
         prompt
         if isinstance(prompt, str)
         else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        for prompt in rows["prompt"]
+        for prompt in prompts
     ]
 
 

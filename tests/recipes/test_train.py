@@ -194,12 +194,14 @@ def test_a_converter_brings_a_public_schema_in(train, recipe, tmp_path):
         assert result["recipe"]["dataset_converter"] == "nectar"
 
 
-def test_the_test_split_is_converted_too(train, recipe, tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_test_split_is_converted_too(streaming, train, recipe, tmp_path):
     rows = (ROOT / "tests" / "data" / "converters" / "hh_rlhf.jsonl").read_bytes()
     for split in ("train", "test"):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / f"{split}.jsonl").write_bytes(rows)
     settings = {"dataset_name": str(tmp_path / "data"), "dataset_converter": "hh_rlhf_text", "eval_strategy": "steps"}
+    settings["dataset_streaming"] = streaming
     train.main(recipe(**settings, eval_steps=1, reward="vader", eval_prompts=2, eval_max_new_tokens=2))
     evaluation = json.loads((tmp_path / "out" / "result.json").read_text())["evaluation"]
     assert evaluation["after"]["prompts"] == 2
