@@ -66,7 +66,7 @@ def test_a_model_that_is_stored_quantized(stored, asked, fits, no_loading, tiny_
 
 
 def test_targets_that_match_nothing(no_loading, tiny_model_dir, tmp_path):
-    for targets in (["q_porj"], ["c_attn", "c_proj"], r".*\.attention\.query"):
+    for targets in (["q_porj"], ["proj"], ["c_attn", "c_proj"], r".*\.attention\.query"):
         message = refused(tiny_model_dir, tmp_path, peft_config=support.lora(target_modules=targets))
         for part in ("match nothing", "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj", "'all-linear'"):
             assert part in message
