@@ -158,7 +158,7 @@ def _show(report: Report) -> None:
         lengths = (
             f"; {sentence(report.tables[name].lengths, report.tables[name].unit)}" if name in report.tables else ""
         )
-        out.print(Text(f"{name}: {rows:,} rows{lengths}."))
+        out.print(Text(f"{name}: {rows:,} rows{lengths}."), soft_wrap=True)
     if not report.findings:
         out.print("No findings.")
         return
