@@ -30,6 +30,15 @@ def takes_masks(config: PreTrainedConfig) -> bool:
     return "flash" not in implementation and implementation in AttentionMaskInterface()
 
 
+def follows_masks(config: PreTrainedConfig) -> bool:
+    """Say whether all layers are of a kind that a mask can describe, as far as the config tells."""
+    try:
+        _kinds(config.get_text_config())
+    except UnsupportedAttentionError:
+        return False
+    return True
+
+
 def model_inputs(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
     """Pick and build what a model is called with, for a batch of any layout.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .layout import Group, padded_layout, shared_layout
-from .masks import takes_masks
+from .masks import follows_masks, takes_masks
 from .self_check import check_rows
 
 
@@ -125,3 +125,27 @@ def _pair_cost(config: PreTrainedConfig) -> float:
     """
     text = config.get_text_config()
     return 0.0 if text._attn_implementation == "flex_attention" else 1 / (4 * text.hidden_size)
+
+
+def layout_without_check(
+    config: PreTrainedConfig, *, prefix_sharing: str = "auto", packing: bool = True, last_tokens: bool = False
+) -> RowLayout:
+    """Return the layout `plan_rows` decides for where the model passes the check, without a model to check.
+
+    Args:
+        config: the model's config, with its attention chosen.
+        prefix_sharing: "auto", "true" or "false", as in the configuration.
+        packing, last_tokens: see `plan_rows`.
+    """
+    flash = not takes_masks(config)
+    share = prefix_sharing != "false" and not flash
+    if not (share or packing) or not (flash or follows_masks(config)):
+        return RowLayout()
+    return RowLayout(
+        share=share,
+        pack=packing,
+        choose=prefix_sharing == "auto",
+        pair_cost=_pair_cost(config),
+        one_row=flash,
+        last_tokens=last_tokens,
+    )

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
+import trl.trainer.utils as _utils
+from trl.kernels import chunked_logprob as _head
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import use_adapter
+from trl.trainer.utils import add_fused_lm_head, use_adapter
 
-__all__ = ["disable_gradient_checkpointing", "plain_dpo_config", "use_adapter"]
+__all__ = [
+    "add_fused_lm_head",
+    "disable_gradient_checkpointing",
+    "head_as_on_a_gpu",
+    "plain_dpo_config",
+    "use_adapter",
+]
 
 # Fields that DPOTrainer.__init__ checks against its own list of losses. Ours are checked by PreferenceConfig.
 _LOSS_FIELDS: dict[str, Any] = {
@@ -39,3 +48,43 @@ def plain_dpo_config(args: Any, **changes: Any) -> Iterator[None]:
     finally:
         for name, value in saved.items():
             setattr(args, name, value)
+
+
+class _NoKernel:
+    """A Triton kernel that computes nothing: `kernel[grid](...)`."""
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *args, **kwargs: None
+
+
+@contextmanager
+def head_as_on_a_gpu() -> Iterator[None]:
+    """While open, the fused head allocates on any tensors what it does on a GPU; its kernels compute nothing.
+
+    On a GPU, Triton kernels fold each tile of logits in place and the products accumulate without temporaries; on a
+    CPU, torch operations make several float32 copies of a tile.
+    """
+    stand_ins: dict[Any, dict[str, Any]] = {
+        _utils: {"_use_triton": lambda device: True},
+        _head: {
+            "_use_triton": lambda device: True,
+            "_forward_kernel": _NoKernel(),
+            "_backward_kernel": _NoKernel(),
+            "_addmm_fp32": lambda acc, a, b: None,
+            "triton": SimpleNamespace(cdiv=lambda a, b: -(-a // b)),
+        },
+    }
+    missing = object()
+    saved = {module: {name: getattr(module, name, missing) for name in names} for module, names in stand_ins.items()}
+    for module, names in stand_ins.items():
+        for name, value in names.items():
+            setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, names in saved.items():
+            for name, value in names.items():
+                if value is missing:
+                    delattr(module, name)
+                else:
+                    setattr(module, name, value)

@@ -1,0 +1,167 @@
+"""What can't be built or run without storage: 4-bit layers, GPU attention kernels. Stand-ins that allocate the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from ..trainer._trl import head_as_on_a_gpu
+
+_BLOCK, _NESTED_BLOCK = 64, 256  # elements that share a constant; constants that share one
+
+
+class Linear4bitStandIn(bnb.nn.Linear4bit):
+    """A `Linear4bit` with the bytes of a quantized one, whose products allocate what bitsandbytes' do.
+
+    bitsandbytes' parameter can't be built from a fake tensor. Its layer is dequantized to the dtype of the input for
+    the product, and once more, in the dtype it had before, for the gradient; nothing of it is kept in between. For
+    products of few rows there are GPU kernels that don't dequantize; they are not counted on.
+
+    Args:
+        rows, columns: of the weight, out and in.
+        bias: the layer's bias.
+        dtype: of the weights before they were quantized.
+        quantization: the configuration.
+    """
+
+    def __init__(
+        self, rows: int, columns: int, bias: Tensor | None, dtype: torch.dtype, quantization: BitsAndBytesConfig
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = columns, rows
+        self.compute_dtype = quantization.bnb_4bit_compute_dtype
+        self.original_dtype = dtype
+        self.nested = bool(quantization.bnb_4bit_use_double_quant)
+        storage = quantization.bnb_4bit_quant_storage
+        packed = torch.empty(-(-rows * columns // (2 * storage.itemsize)), 1, dtype=torch.uint8)
+        packed = packed.repeat(1, storage.itemsize)
+        weight: Any = nn.Parameter(packed, requires_grad=False)
+        weight.compress_statistics, weight.quant_type = self.nested, quantization.bnb_4bit_quant_type
+        self.weight = weight
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        constants = -(-rows * columns // _BLOCK)
+        self.register_buffer("code", torch.empty(16))
+        self.register_buffer("absmax", torch.empty(constants, dtype=torch.uint8 if self.nested else torch.float32))
+        if self.nested:
+            self.register_buffer("nested_absmax", torch.empty(-(-constants // _NESTED_BLOCK)))
+            self.register_buffer("nested_code", torch.empty(256))
+            self.register_buffer("offset", torch.empty(()))
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight, [out, in]."""
+        scales = torch.empty(self.absmax.shape) + self.offset if self.nested else self.absmax
+        weight = torch.empty(self.out_features, self.in_features, dtype=dtype)
+        del scales  # float32, alive until the weight is there
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply, as bitsandbytes' layer does."""
+        given = x.dtype
+        if self.compute_dtype is not None:
+            x = x.to(self.compute_dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if torch.is_grad_enabled() and x.requires_grad:
+            out: Any = _Product.apply(x, bias, self)
+        else:
+            out = F.linear(x, self.dequantized(x.dtype), bias)
+        return out.to(given)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: Linear4bitStandIn) -> Any:
+        ctx.layer = layer
+        return F.linear(x, layer.dequantized(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (grad,) = grad_outputs
+        return grad @ ctx.layer.dequantized(ctx.layer.original_dtype).to(grad.dtype), None, None
+
+
+def quantize(model: PreTrainedModel, quantization: BitsAndBytesConfig) -> None:
+    """Put stand-ins where loading with `quantization` would put 4-bit layers."""
+    kept = HfQuantizer.get_modules_to_not_convert(
+        model, quantization.llm_int8_skip_modules, model._keep_in_fp32_modules
+    )
+    for name, module in list(model.named_modules()):
+        if not (isinstance(module, Conv1D) or type(module) is nn.Linear) or not should_convert_module(name, kept):
+            continue
+        shape = module.weight.shape
+        rows, columns = (shape[1], shape[0]) if isinstance(module, Conv1D) else (shape[0], shape[1])
+        layer = Linear4bitStandIn(rows, columns, module.bias, module.weight.dtype, quantization)
+        model.set_submodule(name, layer)
+    setattr(model, "is_loaded_in_4bit", True)  # noqa: B010, as transformers sets it
+
+
+class _CudaAutocast(TorchFunctionMode):
+    """The operations of decoders that autocast runs in float32 on a GPU, but not on a CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (F.layer_norm, F.softmax, torch.softmax, Tensor.softmax) and torch.is_autocast_enabled("cpu"):
+            args = tuple(
+                x.float() if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float32 else x
+                for x in args
+            )
+        return func(*args, **kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention by the GPU's kernels: FlashAttention without a mask, else the memory-efficient one.
+
+    The latter reads an additive mask in the dtype of the queries, made anew in every layer, with rows that are padded
+    to a multiple of 16 (`preprocess_mask` and `pad_bias` of torch's attention.cpp).
+    """
+    kernels = torch.ops.aten
+    if attn_mask is None:
+        return kernels._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[
+            0
+        ]
+    if attn_mask.dtype == torch.bool:
+        attn_mask = torch.where(attn_mask, 0.0, torch.full((), -math.inf, dtype=query.dtype))
+    length = attn_mask.shape[-1]
+    if length % 16:
+        attn_mask = F.pad(attn_mask, (0, 16 - length % 16))[..., :length]
+    bias = attn_mask.expand(query.shape[0], query.shape[1], query.shape[2], length)
+    return kernels._scaled_dot_product_efficient_attention(
+        query, key, value, bias, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale
+    )[0]
+
+
+@contextmanager
+def kernels_of(device: str) -> Iterator[None]:
+    """While open, operations on fake tensors allocate what they do on this kind of device, "cpu" or "cuda"."""
+    if device == "cpu":
+        yield
+        return
+    plain = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = _attention  # type: ignore[assignment]
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(head_as_on_a_gpu())
+            stack.enter_context(_CudaAutocast())
+            yield
+    finally:
+        F.scaled_dot_product_attention = plain

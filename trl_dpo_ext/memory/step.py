@@ -1,0 +1,338 @@
+"""One real training step on tensors without storage, with every allocation booked."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from peft import PeftConfig, get_peft_model
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, Trainer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..data.collator import PreferenceCollator
+from ..modeling.logps import add_compact_head
+from ..modeling.prefix_sharing import RowLayout, layout_without_check
+from ..trainer import PreferenceConfig, PreferenceTrainer
+from ..trainer._trl import add_fused_lm_head
+from .ledger import Ledger, Parts
+from .stand_ins import Linear4bitStandIn, kernels_of, quantize
+from .values import KnownValues
+
+WEIGHTS = "weights"
+WEIGHTS_4BIT = "4-bit weights"
+CONSTANTS = "constants of the 4-bit weights"
+ADAPTERS = "adapters"
+REFERENCE_MODEL = "reference model"
+GRADIENTS = "gradients"
+OPTIMIZER = "optimizer state"
+BATCH = "batch"
+MASK = "attention mask"
+REFERENCE_PASS = "reference pass"
+ACTIVATIONS = "activations"
+HEAD = "LM head and loss"
+BACKWARD = "backward pass"
+UPDATE = "optimizer step"
+
+HEAD_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
+"""What DPOTrainer asks the fused head for."""
+
+_ALLOCATOR_BLOCK = {"cuda": 512, "cpu": 1}  # bytes
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one micro-batch holds; every prompt and response has the same length.
+
+    Attributes:
+        prompts: prompts of a micro-batch, `per_device_train_batch_size`.
+        responses: K, per prompt.
+        prompt_tokens: of each prompt.
+        response_tokens: of each response; with the prompt, `max_length`.
+    """
+
+    prompts: int = 1
+    responses: int = 2
+    prompt_tokens: int = 512
+    response_tokens: int = 512
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the tokenized rows, as the trainer's collator takes them."""
+        ids = list(range(self.responses))
+        row = {
+            "prompt_ids": [1] * self.prompt_tokens,
+            "completion_ids": [[1] * self.response_tokens for _ in ids],
+            "ranks": ids,
+            "scores": [float(-k) for k in ids],
+        }
+        return [row] * self.prompts
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that decides how much memory a step takes.
+
+    Attributes:
+        config: the model's config.
+        args: the training configuration.
+        shape: the micro-batch.
+        dtype: of the weights that aren't quantized.
+        quantization: how they are quantized, or None.
+        peft: the adapters, or None for full fine-tuning.
+        attention: `attn_implementation`, None = the model's default.
+        device: "cuda", or "cpu" to compare with what can be measured anywhere.
+    """
+
+    config: PreTrainedConfig
+    args: PreferenceConfig
+    shape: Shape
+    dtype: torch.dtype = torch.float32
+    quantization: BitsAndBytesConfig | None = None
+    peft: PeftConfig | None = None
+    attention: str | None = None
+    device: str = "cuda"
+
+
+def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
+    """Build the model and run an optimizer step, all on fake tensors.
+
+    Args:
+        setup: what to run.
+        layers: decoder layers to build; None = all.
+
+    Returns:
+        For each phase of the step, the bytes by part at its largest moment. The phases of the backward pass are
+        those of the head, the last layer, the layers between, and the first.
+    """
+    model, reference = _build_on_meta(setup, layers)
+    real = PreferenceCollator(_layout(setup, model))(setup.shape.rows())
+    ledger = Ledger(_ALLOCATOR_BLOCK[setup.device])
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    values = KnownValues(fake)
+    with kernels_of(setup.device), fake, values, ledger:
+        _prepare(model, reference, setup, ledger)
+        trainer = _StepOnly(model, reference, setup, ledger)
+        optimizer = _Optimizer(setup.args, model, ledger)
+        _watch_layers(model, ledger)
+        for number in range(2 if setup.args.gradient_accumulation_steps > 1 else 1):
+            with ledger.booking(BATCH):
+                inputs = {name: values.known(tensor) for name, tensor in real.items()}
+                for tensor in inputs.values():
+                    ledger.book(tensor, BATCH)
+            ledger.phase = "forward" if number == 0 else "forward with gradients"
+            with ledger.booking(HEAD):
+                loss = trainer.compute_loss(model, inputs, num_items_in_batch=torch.tensor(setup.shape.prompts))
+            del inputs
+            ledger.phase = "backward: head"
+            with ledger.booking(BACKWARD):
+                loss.backward()
+            del loss
+        ledger.phase = "update"
+        with ledger.booking(UPDATE):
+            if setup.args.max_grad_norm:
+                nn.utils.clip_grad_norm_(optimizer.parameters, setup.args.max_grad_norm)
+            optimizer.step()
+        peaks = dict(ledger.peaks)
+    del peaks["start"]
+    return peaks
+
+
+class _StepOnly(PreferenceTrainer):
+    """The trainer's own step, without all that a run needs around it."""
+
+    def __init__(self, model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
+        self.model = model
+        self.ref_model = reference
+        self.args = setup.args
+        self.objective = setup.args.objective()
+        self.use_weighting = setup.args.use_weighting
+        text = model.config.get_text_config()
+        coefficient = setup.args.router_aux_loss_coef
+        self.router_aux_loss_coef = (
+            getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
+        )
+        self.aux_loss_enabled = hasattr(text, "output_router_logits") and self.router_aux_loss_coef != 0.0
+        self.current_gradient_accumulation_steps = setup.args.gradient_accumulation_steps
+        self.accelerator: Any = SimpleNamespace(
+            num_processes=1, unwrap_model=lambda model: model, reduce=lambda tensor, reduction: tensor
+        )
+        self.state: Any = SimpleNamespace(global_step=0)
+        self._ledger = ledger
+        self._precision = torch.bfloat16 if setup.args.bf16 else torch.float16 if setup.args.fp16 else None
+
+    def _model_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        with self._ledger.booking(MASK):
+            return super()._model_inputs(inputs)
+
+    def _forward(self, model: Any, arguments: dict[str, Any], **options: Any) -> Any:  # type: ignore[override]
+        # accelerate wraps the model's forward, and nothing else of the step, in autocast.
+        with torch.autocast("cpu", dtype=self._precision, enabled=self._precision is not None):
+            if torch.is_grad_enabled():
+                return super()._forward(model, arguments, **options)
+            before, self._ledger.phase = self._ledger.phase, "reference pass"
+            with self._ledger.booking(REFERENCE_PASS):
+                outputs = super()._forward(model, arguments, **options)
+            self._ledger.phase = before
+            return outputs
+
+    def _record(self, *args: Any, **kwargs: Any) -> None:
+        """Metrics are a few numbers, and fake tensors have none."""
+
+
+class _Optimizer:
+    """The optimizer of a run, its state in place, as it is from the second step on."""
+
+    def __init__(self, args: PreferenceConfig, model: nn.Module, ledger: Ledger) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        cls, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
+        self._optimizer: Any = cls(self.parameters, **options)
+        self._bitsandbytes = cls.__module__.startswith("bitsandbytes")
+        with ledger.booking(OPTIMIZER):
+            if self._bitsandbytes:
+                # Managed memory of paged states is counted like any other: it stays on the card while there is room.
+                self._optimizer.get_state_buffer = lambda p, dtype=torch.float32: torch.zeros_like(p, dtype=dtype)
+                for g, group in enumerate(self._optimizer.param_groups):
+                    for i, p in enumerate(group["params"]):
+                        self._optimizer.init_state(group, p, g, i)
+            else:
+                for p in self.parameters:
+                    p.grad = torch.zeros_like(p)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+        for state in self._optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    ledger.book(value, OPTIMIZER)
+        for p in self.parameters:
+            p.register_post_accumulate_grad_hook(lambda p: ledger.book(p.grad, GRADIENTS))
+
+    def step(self) -> None:
+        if not self._bitsandbytes:  # whose kernels work in place
+            self._optimizer.step()
+
+
+def _prepare(model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
+    """Give both models fake weights, and do with them what `DPOTrainer` and `Trainer` do."""
+    args = setup.args
+    _materialize(model, ledger, None)
+    if reference is not None:
+        _materialize(reference, ledger, REFERENCE_MODEL)
+
+    base = model.get_base_model() if setup.peft is not None else model
+    add_fused_lm_head(base, outputs=HEAD_OUTPUTS + (("log_sum_sq_probs",) if args.use_weighting else ()))
+    add_compact_head(base)
+    if reference is not None:
+        add_fused_lm_head(reference)
+        add_compact_head(reference)
+    if args.disable_dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    model.train()
+    if args.gradient_checkpointing:
+        if setup.peft is not None:
+            model.enable_input_require_grads()
+        # Random states are a few bytes, and a fake device has none.
+        options: Any = {"use_reentrant": False, **(args.gradient_checkpointing_kwargs or {})}
+        model.gradient_checkpointing_enable({**options, "preserve_rng_state": False})
+
+
+def _build_on_meta(setup: Setup, layers: int | None) -> tuple[Any, Any]:
+    """Return both models on the meta device, where PEFT can change dtypes of parameters, which it can't on fake ones."""
+    with torch.device("meta"):
+        model = _load(setup, layers)
+        if setup.quantization is not None:
+            quantize(model, setup.quantization)
+        if setup.peft is not None:
+            model = get_peft_model(model, copy.deepcopy(setup.peft))
+            if setup.quantization is not None:
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter.data = parameter.data.to(torch.bfloat16)
+        reads_reference = setup.args.objective().reads_reference and not setup.args.precompute_ref_log_probs
+        if setup.peft is not None or not reads_reference:
+            return model, None
+        return model, _load(setup, layers).requires_grad_(False).eval()
+
+
+def _materialize(model: nn.Module, ledger: Ledger, part: str | None) -> None:
+    """Replace meta tensors by fake ones; weights that are shared stay shared."""
+    made: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor, kind: str) -> Tensor:
+        if id(tensor) not in made:
+            with ledger.booking(part or kind):
+                made[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return made[id(tensor)]
+
+    adapted = hasattr(model, "peft_config")
+    parameters: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        quantized = isinstance(module, Linear4bitStandIn)
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                kind = ADAPTERS if adapted and parameter.requires_grad else WEIGHTS
+                new = fake(parameter, WEIGHTS_4BIT if quantized and name == "weight" else kind)
+                # Parameters that are shared are the same object, by which optimizers tell them apart.
+                module._parameters[name] = parameters.setdefault(
+                    id(parameter), nn.Parameter(new, parameter.requires_grad)
+                )
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fake(buffer, CONSTANTS if quantized else WEIGHTS)
+
+
+def _load(setup: Setup, layers: int | None) -> Any:
+    config = copy.deepcopy(setup.config)
+    text = config.get_text_config()
+    if layers is not None:
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None) is not None:
+            text.layer_types = text.layer_types[:layers]
+    options = {} if setup.attention is None else {"attn_implementation": setup.attention}
+    return AutoModelForCausalLM.from_config(config, dtype=setup.dtype, **options)
+
+
+def _layout(setup: Setup, model: nn.Module) -> RowLayout:
+    return layout_without_check(
+        model.config,  # type: ignore[arg-type]
+        prefix_sharing=setup.args.prefix_sharing,
+        packing=setup.args.packing,
+    )
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the repeated blocks of a model, in order."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _watch_layers(model: nn.Module, ledger: Ledger) -> None:
+    """Book what the layers make as activations, and note when the backward pass reaches the last and first of them."""
+    layers = decoder_layers(model)
+    names = {0: "backward: first layer", len(layers) - 1: "backward: last layer"}
+
+    for number, layer in enumerate(layers):
+        name = names.get(number, "backward: layers between")
+
+        def before(module: nn.Module, args: Any) -> None:
+            if torch.is_grad_enabled() and ledger.part == HEAD:
+                ledger.part = ACTIVATIONS
+
+        def after(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            if ledger.part == ACTIVATIONS:
+                ledger.part = HEAD
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad:
+
+                def enter(gradient: Tensor) -> None:
+                    ledger.phase = name
+
+                hidden.register_hook(enter)
+
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after)
+
