@@ -61,11 +61,15 @@ class Shape:
     response_tokens: int = 512
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the tokenized rows, as the trainer's collator takes them."""
+        """Return the tokenized rows, as the trainer's collator takes them; the last response is one token shorter.
+
+        Without any padding, padded rows would need no mask, which never happens with real data.
+        """
         ids = list(range(self.responses))
+        lengths = [self.response_tokens] * (self.responses - 1) + [max(self.response_tokens - 1, 1)]
         row = {
             "prompt_ids": [1] * self.prompt_tokens,
-            "completion_ids": [[1] * self.response_tokens for _ in ids],
+            "completion_ids": [[1] * length for length in lengths],
             "ranks": ids,
             "scores": [float(-k) for k in ids],
         }
