@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
@@ -106,17 +105,15 @@ def quantize(model: PreTrainedModel, quantization: BitsAndBytesConfig) -> None:
     setattr(model, "is_loaded_in_4bit", True)  # noqa: B010, as transformers sets it
 
 
-class _CudaAutocast(TorchFunctionMode):
-    """The operations of decoders that autocast runs in float32 on a GPU, but not on a CPU."""
+def _in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An operation of decoders that autocast runs in float32 on a GPU, but not on a CPU."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (F.layer_norm, F.softmax, torch.softmax, Tensor.softmax) and torch.is_autocast_enabled("cpu"):
-            args = tuple(
-                x.float() if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float32 else x
-                for x in args
-            )
-        return func(*args, **kwargs)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            args = tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def _attention(
@@ -156,12 +153,17 @@ def kernels_of(device: str) -> Iterator[None]:
     if device == "cpu":
         yield
         return
-    plain = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = _attention  # type: ignore[assignment]
+    stand_ins = {
+        "scaled_dot_product_attention": _attention,
+        "layer_norm": _in_float32(F.layer_norm),
+        "softmax": _in_float32(F.softmax),
+    }
+    plain = {name: getattr(F, name) for name in stand_ins}
     try:
-        with ExitStack() as stack:
-            stack.enter_context(head_as_on_a_gpu())
-            stack.enter_context(_CudaAutocast())
+        for name, function in stand_ins.items():
+            setattr(F, name, function)
+        with head_as_on_a_gpu():
             yield
     finally:
-        F.scaled_dot_product_attention = plain
+        for name, function in plain.items():
+            setattr(F, name, function)

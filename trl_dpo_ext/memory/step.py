@@ -248,7 +248,7 @@ def _prepare(model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
 def _build_on_meta(setup: Setup, layers: int | None) -> tuple[Any, Any]:
     """Return both models on the meta device, where PEFT can change dtypes of parameters, which it can't on fake ones."""
     with torch.device("meta"):
-        model = _load(setup, layers)
+        model = load_on_meta(setup, layers)
         if setup.quantization is not None:
             quantize(model, setup.quantization)
         if setup.peft is not None:
@@ -260,7 +260,7 @@ def _build_on_meta(setup: Setup, layers: int | None) -> tuple[Any, Any]:
         reads_reference = setup.args.objective().reads_reference and not setup.args.precompute_ref_log_probs
         if setup.peft is not None or not reads_reference:
             return model, None
-        return model, _load(setup, layers).requires_grad_(False).eval()
+        return model, load_on_meta(setup, layers).requires_grad_(False).eval()
 
 
 def _materialize(model: nn.Module, ledger: Ledger, part: str | None) -> None:
@@ -290,7 +290,8 @@ def _materialize(model: nn.Module, ledger: Ledger, part: str | None) -> None:
                 module._buffers[name] = fake(buffer, CONSTANTS if quantized else WEIGHTS)
 
 
-def _load(setup: Setup, layers: int | None) -> Any:
+def load_on_meta(setup: Setup, layers: int | None) -> Any:
+    """Return the model before quantization and adapters, with fewer layers than it has; to be called on meta."""
     config = copy.deepcopy(setup.config)
     text = config.get_text_config()
     if layers is not None:
