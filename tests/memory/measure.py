@@ -22,7 +22,7 @@ from trl_dpo_ext.trainer import PreferenceConfig, PreferenceTrainer
 _COMMON: dict[str, Any] = {
     "vocab_size": 1024,
     "hidden_size": 128,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 1024,
     "tie_word_embeddings": False,

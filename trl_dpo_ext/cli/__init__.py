@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import lint, losses, merge, push
+from . import lint, losses, memory, merge, push
 
-COMMANDS = (losses, lint, merge, push)
+COMMANDS = (losses, lint, memory, merge, push)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,1 +1,65 @@
 """How much memory a recipe takes at its peak, part by part, found out before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .estimate import Estimate, estimate, usable
+from .fit import DoesNotFitError, check_fits, explain_out_of_memory
+from .models import SHAPES, UnknownModelError, load_model_config
+from .recipe import make_setup, read_recipe, with_args
+from .report import Report
+from .search import advise, largest_batch, largest_k, largest_length
+from .step import Setup, Shape
+
+__all__ = [
+    "SHAPES",
+    "DoesNotFitError",
+    "Estimate",
+    "Report",
+    "Setup",
+    "Shape",
+    "UnknownModelError",
+    "check_fits",
+    "estimate",
+    "explain_out_of_memory",
+    "load_model_config",
+    "make_setup",
+    "read_recipe",
+    "report_on",
+]
+
+
+def report_on(
+    recipe: str,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    card_gib: float | None = None,
+    responses: int = 2,
+    prompt_tokens: int | None = None,
+) -> Report:
+    """Estimate a recipe, and find what fits a card; takes some seconds for each.
+
+    Args:
+        recipe, changes, responses, prompt_tokens: see `read_recipe`.
+        card_gib: the card's nominal size; None = only the estimate.
+
+    Raises:
+        ParseError, ConfigError, UnknownModelError.
+    """
+    setup, model = read_recipe(recipe, changes, responses=responses, prompt_tokens=prompt_tokens)
+    here = estimate(setup)
+    other = estimate(with_args(setup, gradient_checkpointing=not setup.args.gradient_checkpointing))
+    if card_gib is None:
+        return Report(recipe, model, setup, here, other)
+    limit = usable(card_gib)
+    batch = largest_batch(setup, limit)
+    searched = with_args(setup, per_device_train_batch_size=max(1, min(batch, setup.shape.prompts)))
+    largest = {
+        "per_device_train_batch_size": batch,
+        "max_length": largest_length(searched, limit),
+        "responses": largest_k(searched, limit),
+    }
+    changed, then_fits = advise(setup, limit)
+    return Report(recipe, model, setup, here, other, card_gib, largest, changed, then_fits)

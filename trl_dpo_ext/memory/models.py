@@ -84,14 +84,15 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen3-8b": _qwen3_8b,
     "smollm2-135m": _smollm2_135m,
 }
-"""Shape by the last part of the Hub id, in lower case; `-instruct` and `-base` variants have the same."""
+"""Shape by the last part of the Hub id, in lower case; variants such as `-instruct` have the same."""
 
 
 def load_model_config(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
     """Return a model's config without its weights.
 
     Args:
-        name: a folder with a config.json, a model of `SHAPES` (by Hub id or by its last part), or any other Hub id.
+        name: a folder with a config.json; what isn't there but begins, in its last part, with a name of `SHAPES`,
+            such as `Qwen/Qwen3-8B-Base` or an earlier stage's output `outputs/gpt-j-6b-tldr-sft_merged`; any Hub id.
         revision: of the Hub id.
         trust_remote_code: as for transformers.
 
@@ -102,10 +103,9 @@ def load_model_config(name: str, *, revision: str = "main", trust_remote_code: b
     32
     """
     short = name.rstrip("/").rpartition("/")[2].lower()
-    for suffix in ("-instruct", "-base", "-deduped"):
-        short = short.removesuffix(suffix)
-    if not Path(name).is_dir() and short in SHAPES:
-        return SHAPES[short]()
+    like = max((shape for shape in SHAPES if short.startswith(shape)), key=len, default=None)
+    if not Path(name).is_dir() and like is not None:
+        return SHAPES[like]()
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

@@ -116,9 +116,7 @@ def _changes() -> _Changes:
     def batch(setup: Setup) -> Setup | None:
         size = setup.shape.prompts
         steps = setup.args.gradient_accumulation_steps * size
-        return (
-            with_args(setup, per_device_train_batch_size=1, gradient_accumulation_steps=steps) if size > 1 else None
-        )
+        return with_args(setup, per_device_train_batch_size=1, gradient_accumulation_steps=steps) if size > 1 else None
 
     def checkpoint(setup: Setup) -> Setup | None:
         return None if setup.args.gradient_checkpointing else with_args(setup, gradient_checkpointing=True)

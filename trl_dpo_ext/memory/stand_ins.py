@@ -11,7 +11,8 @@ import bitsandbytes as bnb
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -19,6 +20,13 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from ..trainer._trl import head_as_on_a_gpu
 
 _BLOCK, _NESTED_BLOCK = 64, 256  # elements that share a constant; constants that share one
+
+
+UNMASKED = "trl_dpo_ext_unmasked"
+"""SDPA without a mask: it keeps the same tensors as FlashAttention and FlexAttention."""
+
+AttentionInterface.register(UNMASKED, sdpa_attention_forward)
+AttentionMaskInterface.register(UNMASKED, lambda *args, **kwargs: None)
 
 
 class Linear4bitStandIn(bnb.nn.Linear4bit):
@@ -34,6 +42,10 @@ class Linear4bitStandIn(bnb.nn.Linear4bit):
         dtype: of the weights before they were quantized.
         quantization: the configuration.
     """
+
+    bias: Any
+    absmax: Tensor
+    offset: Tensor
 
     def __init__(
         self, rows: int, columns: int, bias: Tensor | None, dtype: torch.dtype, quantization: BitsAndBytesConfig
@@ -92,9 +104,8 @@ class _Product(torch.autograd.Function):
 
 def quantize(model: PreTrainedModel, quantization: BitsAndBytesConfig) -> None:
     """Put stand-ins where loading with `quantization` would put 4-bit layers."""
-    kept = HfQuantizer.get_modules_to_not_convert(
-        model, quantization.llm_int8_skip_modules, model._keep_in_fp32_modules
-    )
+    in_float32: Any = model._keep_in_fp32_modules
+    kept = HfQuantizer.get_modules_to_not_convert(model, quantization.llm_int8_skip_modules, in_float32)
     for name, module in list(model.named_modules()):
         if not (isinstance(module, Conv1D) or type(module) is nn.Linear) or not should_convert_module(name, kept):
             continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
@@ -15,12 +16,15 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedCon
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..data.collator import PreferenceCollator
+from ..modeling.dropout import disable_functional_dropout
+from ..modeling.layout import Group
 from ..modeling.logps import add_compact_head
+from ..modeling.masks import MODEL_INPUTS
 from ..modeling.prefix_sharing import RowLayout, layout_without_check
 from ..trainer import PreferenceConfig, PreferenceTrainer
 from ..trainer._trl import add_fused_lm_head
 from .ledger import Ledger, Parts
-from .stand_ins import Linear4bitStandIn, kernels_of, quantize
+from .stand_ins import UNMASKED, Linear4bitStandIn, kernels_of, quantize
 from .values import KnownValues
 
 WEIGHTS = "weights"
@@ -113,7 +117,8 @@ def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
         those of the head, the last layer, the layers between, and the first.
     """
     model, reference = _build_on_meta(setup, layers)
-    real = PreferenceCollator(_layout(setup, model))(setup.shape.rows())
+    stored = _zeros if setup.args.precompute_ref_log_probs else None
+    real = PreferenceCollator(_layout(setup, model), stored)(setup.shape.rows())
     ledger = Ledger(_ALLOCATOR_BLOCK[setup.device])
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     values = KnownValues(fake)
@@ -156,9 +161,7 @@ class _StepOnly(PreferenceTrainer):
         self.use_weighting = setup.args.use_weighting
         text = model.config.get_text_config()
         coefficient = setup.args.router_aux_loss_coef
-        self.router_aux_loss_coef = (
-            getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
-        )
+        self.router_aux_loss_coef = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
         self.aux_loss_enabled = hasattr(text, "output_router_logits") and self.router_aux_loss_coef != 0.0
         self.current_gradient_accumulation_steps = setup.args.gradient_accumulation_steps
         self.accelerator: Any = SimpleNamespace(
@@ -166,11 +169,22 @@ class _StepOnly(PreferenceTrainer):
         )
         self.state: Any = SimpleNamespace(global_step=0)
         self._ledger = ledger
+        self._unmasked = _unmasked(setup)
         self._precision = torch.bfloat16 if setup.args.bf16 else torch.float16 if setup.args.fp16 else None
 
     def _model_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         with self._ledger.booking(MASK):
-            return super()._model_inputs(inputs)
+            if self._unmasked is None:
+                return super()._model_inputs(inputs)
+            rows, length = inputs["input_ids"].shape
+            self._block_mask = None
+            if self._unmasked == "flex_attention":
+                # A BlockMask is built from the whole mask; it keeps counts and indices, of full blocks and of others,
+                # by rows and by columns.
+                whole, blocks = torch.empty(rows, 1, length, length, dtype=torch.bool), -(-length // 128)
+                self._block_mask = torch.empty(rows, 4, blocks, blocks + 1, dtype=torch.int32)
+                del whole
+            return {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
 
     def _forward(self, model: Any, arguments: dict[str, Any], **options: Any) -> Any:  # type: ignore[override]
         # accelerate wraps the model's forward, and nothing else of the step, in autocast.
@@ -236,17 +250,18 @@ def _prepare(model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+        disable_functional_dropout(model)
     model.train()
     if args.gradient_checkpointing:
         if setup.peft is not None:
             model.enable_input_require_grads()
         # Random states are a few bytes, and a fake device has none.
-        options: Any = {"use_reentrant": False, **(args.gradient_checkpointing_kwargs or {})}
-        model.gradient_checkpointing_enable({**options, "preserve_rng_state": False})
+        given: Any = args.gradient_checkpointing_kwargs or {}
+        model.gradient_checkpointing_enable({"use_reentrant": False, **given, "preserve_rng_state": False})
 
 
 def _build_on_meta(setup: Setup, layers: int | None) -> tuple[Any, Any]:
-    """Return both models on the meta device, where PEFT can change dtypes of parameters, which it can't on fake ones."""
+    """Return both models on the meta device, where PEFT can change the dtype of parameters; of fake ones it can't."""
     with torch.device("meta"):
         model = load_on_meta(setup, layers)
         if setup.quantization is not None:
@@ -298,16 +313,26 @@ def load_on_meta(setup: Setup, layers: int | None) -> Any:
         text.num_hidden_layers = layers
         if getattr(text, "layer_types", None) is not None:
             text.layer_types = text.layer_types[:layers]
-    options = {} if setup.attention is None else {"attn_implementation": setup.attention}
+    attention = UNMASKED if _unmasked(setup) else setup.attention
+    options = {} if attention is None else {"attn_implementation": attention}
     return AutoModelForCausalLM.from_config(config, dtype=setup.dtype, **options)
 
 
+def _unmasked(setup: Setup) -> str | None:
+    """Return an attention that reads no mask tensor. It is run as SDPA without one: the same tensors are kept."""
+    attention = setup.attention or ""
+    return attention if "flash" in attention or attention == "flex_attention" else None
+
+
 def _layout(setup: Setup, model: nn.Module) -> RowLayout:
-    return layout_without_check(
-        model.config,  # type: ignore[arg-type]
-        prefix_sharing=setup.args.prefix_sharing,
-        packing=setup.args.packing,
-    )
+    config: Any = copy.deepcopy(model.config)
+    if setup.attention is not None:
+        config.get_text_config()._attn_implementation = setup.attention
+    return layout_without_check(config, prefix_sharing=setup.args.prefix_sharing, packing=setup.args.packing)
+
+
+def _zeros(group: Group) -> list[np.ndarray]:
+    return [np.zeros(len(ids), np.float32) for ids in group.completion_ids]
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -340,4 +365,3 @@ def _watch_layers(model: nn.Module, ledger: Ledger) -> None:
 
         layer.register_forward_pre_hook(before)
         layer.register_forward_hook(after)
-

@@ -1,0 +1,146 @@
+"""`trl-dpo-ext memory`: the picture, the JSON, what fits a card, and mistakes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from tests.helpers import ROOT
+from trl_dpo_ext.cli import main
+from trl_dpo_ext.memory import estimate, read_recipe, report_on
+from trl_dpo_ext.memory.estimate import GIB
+from trl_dpo_ext.memory.recipe import with_args
+from trl_dpo_ext.memory.search import advise, largest
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_model_dir):
+    def write(**changes):
+        settings = {
+            "model_name_or_path": tiny_model_dir,
+            "dataset_name": "somewhere",
+            "output_dir": str(tmp_path / "out"),
+            "max_length": 128,
+            "per_device_train_batch_size": 2,
+            "gradient_checkpointing": False,
+            **changes,
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return str(path)
+
+    return write
+
+
+def test_parts_sum_to_the_total(recipe, capsys):
+    assert main(["memory", recipe(), "--json", "--responses", "3", "--prompt", "100"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert sum(content["parts"].values()) == content["total_bytes"]
+    assert content["micro_batch"] == {"prompts": 2, "responses": 3, "prompt_tokens": 100, "response_tokens": 28}
+    assert content["total_bytes_with_checkpointing"] < content["total_bytes"]
+    assert content["measured"] is False
+    assert content["fits"] is None
+
+
+def test_the_picture(recipe, capsys):
+    assert main(["memory", recipe(), "--set", "per_device_train_batch_size=1"]) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "Micro-batch of 1 x (prompt 64 + 2 responses of 64 tokens)",
+        "Estimated, not measured",
+        "CUDA context",
+    ):
+        assert line in out
+    assert "█" in out
+
+
+def test_what_fits_a_card_and_what_to_change(recipe):
+    path = recipe(gradient_checkpointing=True)
+    setup, _ = read_recipe(path)
+    whole, least = estimate(setup).total, estimate(with_args(setup, per_device_train_batch_size=1)).total
+    report = report_on(path, card_gib=(whole + least) / 2 / GIB / 0.98)
+    assert not report.fits
+    assert report.then_fits
+    assert report.largest["per_device_train_batch_size"] == 1
+    assert 128 <= report.largest["max_length"] < 256
+    assert report.largest["responses"] == 2
+    assert [change.settings for change in report.changes] == [
+        "per_device_train_batch_size: 1, gradient_accumulation_steps: 2"
+    ]
+    assert report.changes[0].peak == pytest.approx(least, rel=0.01)
+    assert "To change, cheapest first" in _text(report)
+
+
+def test_what_can_not_fit_is_said(recipe, monkeypatch):
+    monkeypatch.setattr("trl_dpo_ext.memory.advise", lambda setup, limit: ([], False))
+    report = report_on(recipe(), card_gib=0.1)
+    assert set(report.largest.values()) == {0}
+    assert "Even then" in _text(report)
+
+
+def test_changes_are_tried_cheapest_first_and_kept_where_they_help(recipe, monkeypatch):
+    sizes = {True: 50, False: 90}
+    monkeypatch.setattr(
+        "trl_dpo_ext.memory.search.estimate",
+        lambda setup: SimpleNamespace(total=sizes[setup.args.gradient_checkpointing] + (setup.peft is None) * 5),
+    )
+    setup, _ = read_recipe(recipe(optim="adamw_bnb_8bit"))
+    changes, fits = advise(setup, 52)
+    assert fits
+    assert [change.settings for change in changes] == [
+        "gradient_checkpointing: true",
+        "use_peft: true, lora_target_modules: all-linear",
+    ]
+    assert [change.peak for change in changes] == [55, 50]
+    assert advise(setup, 49)[1] is False
+
+
+def _text(report):
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(report)
+    return console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "said"),
+    [
+        ({"max_lenght": 5}, [], ["'max_lenght'", "'max_length'"]),
+        ({"loss_type": "nothing_like_it"}, [], ["nothing_like_it"]),
+        ({"load_in_4bit": True}, [], ["load_in_4bit", "use_peft"]),
+        ({"load_in_8bit": True, "use_peft": True}, [], ["load_in_8bit"]),
+        ({"model_name_or_path": "no/such-model"}, [], ["'no/such-model'", "gpt-j-6b"]),
+        ({}, ["--prompt", "128"], ["128 tokens"]),
+        ({}, ["--responses", "1"], ["K = 1"]),
+        ({}, ["--set", "nonsense"], ["KEY=VALUE"]),
+    ],
+)
+def test_mistakes(recipe, capsys, changes, options, said):
+    assert main(["memory", recipe(**changes), *options]) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in said), error
+
+
+def test_a_recipe_that_is_not_there(capsys):
+    assert main(["memory", "nowhere.yaml"]) == 2
+    assert "'nowhere.yaml' does not exist" in capsys.readouterr().err
+
+
+def test_a_real_recipe_from_its_config_alone():
+    setup, _ = read_recipe(str(ROOT / "recipes" / "gpt-j-6b-tldr" / "dpo_qlora.yaml"))
+    peak = estimate(setup)
+    parts = peak.parts
+    # 28 layers of 12 * 4096^2 weights in 4 bits; constants: one byte for 64 weights, and a float32 for 256 of these.
+    weights = 28 * 12 * 4096**2
+    assert parts["4-bit weights"] == pytest.approx(weights / 2, rel=0.001)
+    assert parts["constants of the 4-bit weights"] == pytest.approx(weights / 64 * (1 + 4 / 256), rel=0.01)
+    assert 5 * GIB < peak.total < 11.7 * GIB
+
+
+def test_the_search_finds_the_last_that_fits():
+    for limit in (10, 100, 12_345, 10**9):
+        assert largest(lambda n: n**2 + 3 * n, limit, 1000) == max(
+            (n for n in range(1, 1001) if n**2 + 3 * n <= limit), default=0
+        )

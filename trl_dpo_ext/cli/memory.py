@@ -1,0 +1,73 @@
+"""`trl-dpo-ext memory`: peak memory of a recipe, part by part, and what fits a card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from ._console import console
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser("memory", help="estimate the peak memory of a recipe before it runs")
+    command.add_argument("recipe", help="a recipe's YAML file")
+    command.add_argument("--gpu", type=_size, metavar="GB", help="size of the card; says what fits and what to change")
+    command.add_argument("--model", help="a model instead of the recipe's: folder, Hub id or a known shape")
+    command.add_argument("--responses", type=int, default=2, metavar="K", help="responses per prompt (default 2)")
+    command.add_argument("--prompt", type=int, metavar="TOKENS", help="prompt length (default: half of max_length)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting instead of the recipe's; repeatable"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    command.set_defaults(run=_memory)
+
+
+def _size(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not the size of a card")
+    return value
+
+
+def _memory(arguments: argparse.Namespace) -> int:
+    import logging
+    import warnings
+
+    import yaml
+
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+
+    from ..losses import HyperparameterError
+    from ..memory import UnknownModelError, report_on
+    from ..parsing import ParseError
+    from ..registry import RegistryError
+    from ..trainer import ConfigError
+
+    changes = {}
+    for setting in arguments.set:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            print(f"--set {setting}: give KEY=VALUE.", file=sys.stderr)
+            return 2
+        changes[key] = yaml.safe_load(value)
+    if arguments.model is not None:
+        changes["model_name_or_path"] = arguments.model
+    try:
+        report = report_on(
+            arguments.recipe,
+            changes,
+            card_gib=arguments.gpu,
+            responses=arguments.responses,
+            prompt_tokens=arguments.prompt,
+        )
+    except (ParseError, ConfigError, UnknownModelError, RegistryError, HyperparameterError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        console().print(report)
+    return 0

@@ -1,0 +1,125 @@
+"""Before a run: does it fit this card? And where it ran out of memory after all: in what, and what to change."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from types import TracebackType
+
+import torch
+from trl import ModelConfig
+
+from ..trainer import PreferenceConfig, sharding
+from .estimate import GIB, Estimate, estimate
+from .models import UnknownModelError
+from .recipe import make_setup
+from .search import advise
+from .step import Setup, Shape
+
+logger = logging.getLogger(__name__)
+
+_LEAST = Shape(prompts=1, responses=2, prompt_tokens=16, response_tokens=16)
+
+KNOBS = (
+    "per_device_train_batch_size (with gradient_accumulation_steps in proportion), gradient_checkpointing: true, "
+    "optim: paged_adamw_8bit, max_length, fewer responses per prompt"
+)
+
+
+class DoesNotFitError(ValueError):
+    """A run that can't fit the card, or that ran out of its memory. The message has the numbers, and what to change."""
+
+
+def check_fits(args: PreferenceConfig, model_args: ModelConfig, *, responses: int = 2) -> Estimate | None:
+    """Compare what a run takes with the card it is to run on, before a model is loaded.
+
+    A run that can't fit with the shortest rows is refused; one that only might not, at `max_length`, gives a warning.
+
+    Args:
+        args, model_args: the parsed recipe.
+        responses: the largest number of responses per prompt in the data.
+
+    Returns:
+        The estimate, or None where there is no GPU, weights are spread over several, or the model can't be estimated.
+
+    Raises:
+        DoesNotFitError: with the numbers.
+    """
+    if args.device.type != "cuda" or sharding(args):
+        return None
+    total = torch.cuda.get_device_properties(args.device).total_memory
+    try:
+        setup = make_setup(args, model_args, responses=responses)
+        least = estimate(replace(setup, shape=_LEAST))
+        full = estimate(setup)
+    except UnknownModelError:
+        return None
+    except Exception as error:  # an architecture that doesn't run on fake tensors must not keep anyone from training
+        logger.warning(f"The memory of this run can't be estimated: {error}")
+        return None
+    if least.total > total:
+        raise DoesNotFitError(
+            f"This run can't fit the card: with the shortest rows it takes about {_gib(least.total)}, and the card has "
+            f"{_gib(total)}. Of that, {_largest_parts(least)}. {_advice(setup, total)}"
+        )
+    if full.total > total:
+        logger.warning(
+            f"This run may not fit the card: with rows of max_length it takes about {_gib(full.total)}, and the card "
+            f"has {_gib(total)}. Of that, {_largest_parts(full)}. {_advice(setup, total)}"
+        )
+    return full
+
+
+def explain_out_of_memory(error: torch.OutOfMemoryError) -> DoesNotFitError:
+    """Return an error that says what was being done when the memory ran out, and what to change."""
+    return DoesNotFitError(
+        f"Out of GPU memory in {_where(error.__traceback__)}. What helps, cheapest first: {KNOBS}. "
+        f"`trl-dpo-ext memory RECIPE --gpu GB` says by how much. ({str(error).partition('. GPU')[0]})"
+    )
+
+
+# Innermost first: function of a frame, part of its file's name, what it does.
+_PLACES = (
+    ("step", "optim", "the optimizer step: optimizer state and its temporaries"),
+    ("init_state", "optim", "the optimizer step: optimizer state and its temporaries"),
+    ("backward", "", "the backward pass: activations and gradients"),
+    ("reference_pass", "", "the reference pass"),
+    ("_fused_forward", "", "the forward pass"),
+    ("compute_loss", "", "the forward pass: activations"),
+    ("evaluate_policy", "", "sampling for the evaluation"),
+    ("evaluate", "", "the evaluation"),
+    ("from_pretrained", "", "loading the model: weights"),
+)
+
+
+def _where(trace: TracebackType | None) -> str:
+    frames = []
+    while trace is not None:
+        frames.append((trace.tb_frame.f_code.co_name, trace.tb_frame.f_code.co_filename))
+        trace = trace.tb_next
+    names = [name for name, _ in frames]
+    if "chunked_logprob.py" in (frames[-1][1] if frames else ""):
+        return "the language-model head (chunks of logits)"
+    if "_responses" in names and "_forward" in names:
+        return "the reference pass"
+    for name, file in reversed(frames):
+        for function, part, what in _PLACES:
+            if name == function and part in file:
+                return what
+    return "the training step"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _largest_parts(estimate: Estimate) -> str:
+    return ", ".join(f"{part} {_gib(size)}" for part, size in estimate.parts.most_common(3))
+
+
+def _advice(setup: Setup, limit: int) -> str:
+    changes, fits = advise(setup, limit)
+    steps = "; ".join(f"{change.settings} ({_gib(change.peak)})" for change in changes)
+    if fits:
+        return f"It fits with: {steps}."
+    return f"Not even this makes it fit: {steps}. Take a smaller model, a larger card, or shard it (FSDP2, ZeRO-3)."
