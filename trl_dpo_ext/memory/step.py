@@ -168,6 +168,7 @@ class _StepOnly(PreferenceTrainer):
             num_processes=1, unwrap_model=lambda model: model, reduce=lambda tensor, reduction: tensor
         )
         self.state: Any = SimpleNamespace(global_step=0)
+        self.watch: Any = SimpleNamespace(check_loss=lambda *args: None)
         self._ledger = ledger
         self._unmasked = _unmasked(setup)
         self._precision = torch.bfloat16 if setup.args.bf16 else torch.float16 if setup.args.fp16 else None
@@ -197,8 +198,9 @@ class _StepOnly(PreferenceTrainer):
             self._ledger.phase = before
             return outputs
 
-    def _record(self, *args: Any, **kwargs: Any) -> None:
+    def _record(self, *args: Any, **kwargs: Any) -> Any:
         """Metrics are a few numbers, and fake tensors have none."""
+        return 0.0, 0.0
 
 
 class _Optimizer:
