@@ -234,7 +234,27 @@ def test_the_fused_head(theirs):
 
 
 def test_everything_private_stands_in_one_file():
-    assert set(_trl.__all__) == {"disable_gradient_checkpointing", "plain_dpo_config", "use_adapter"}
+    assert set(_trl.__all__) == {
+        "add_fused_lm_head",
+        "disable_gradient_checkpointing",
+        "head_as_on_a_gpu",
+        "plain_dpo_config",
+        "use_adapter",
+    }
+
+
+def test_the_head_runs_with_gpu_kernels_that_compute_nothing():
+    """The memory estimate counts what the head allocates around its Triton kernels."""
+    model = helpers.tiny_model(helpers.tiny_tokenizer())
+    _trl.add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    ids = torch.arange(10, 22).view(2, 6)
+    with _trl.head_as_on_a_gpu():
+        outputs = model(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True)
+        outputs.log_probs.sum().backward()
+    assert model.lm_head.weight.grad is not None
+    assert not outputs.mean_logits.any(), f"{VERSIONS}: the fused head has another kernel than those replaced."
+    plain = model(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True)
+    assert plain.mean_logits.any()
 
 
 def test_disable_gradient_checkpointing():

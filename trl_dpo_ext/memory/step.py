@@ -155,7 +155,7 @@ class _StepOnly(PreferenceTrainer):
 
     def __init__(self, model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
         self.model = model
-        self.ref_model = reference
+        self._reference: Any = SimpleNamespace(model=reference, adapter=None)
         self.args = setup.args
         self.objective = setup.args.objective()
         self.use_weighting = setup.args.use_weighting
