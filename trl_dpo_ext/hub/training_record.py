@@ -12,12 +12,12 @@ def training_record(trainer: Any) -> dict[str, Any]:
     """Return the part of result.json that only the trainer knows, ready for JSON.
 
     Args:
-        trainer: a `PreferenceTrainer`, after training.
+        trainer: a `PreferenceTrainer`, after training; that of the main process.
 
     Returns:
         `format`, `launch`, `peak_memory_gib`; `losses`: name, weight, hyperparameters, equation, paper and reference
-        of each; `data`: rows of training and evaluation; `parameters`: all and trainable; `base`: how the base model
-        was loaded, see `hub.run.TrainedBase`.
+        of each; `data`: rows of training and evaluation, and how many the linter's findings concern; `parameters`: all
+        and trainable; `base`: how the base model was loaded, see `hub.run.TrainedBase`.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     quantization = getattr(model.config, "quantization_config", None)
@@ -42,6 +42,7 @@ def training_record(trainer: Any) -> dict[str, Any]:
         "data": {
             "train_rows": _rows(trainer.train_dataset),
             "eval_rows": _rows(trainer.eval_dataset),
+            "lint": {f"{f.id} in {f.split}": f.count for f in trainer.data_findings.at_least("warning")},
         },
         "parameters": {
             "trainable": sum(n for n, trainable, _ in counts if trainable),

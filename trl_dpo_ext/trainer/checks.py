@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 
 from ..data.lint import log_findings
+from ..data.lint.report import Report
 from ..data.rows import DataError
 from .adapters import check_quantization, check_reference_adapter, check_target_modules
 from .config import PreferenceConfig
@@ -77,14 +78,14 @@ def check_needs(dataset: Any, objective: Objective, name: str) -> None:
         )
 
 
-def log_data_findings(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
-    """Log in short what the linter finds in a new trainer's data, which are given here as text."""
+def log_data_findings(trainer: Any, train_dataset: Any, eval_dataset: Any) -> Report:
+    """Log in short what the linter finds in a new trainer's data, which are given here as text, and return it."""
 
     def named(train: Any, evaluation: Any) -> dict[str, Any]:
         others = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
         return {"train": train, **{name: dataset for name, dataset in others.items() if dataset is not None}}
 
-    log_findings(
+    return log_findings(
         named(train_dataset, eval_dataset),
         named(trainer.train_dataset, trainer.eval_dataset),
         trainer._tokenizer,

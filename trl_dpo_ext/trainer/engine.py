@@ -131,7 +131,7 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
         for callback in (self.watch, self.run_state, self.sigterm):
             self.add_callback(callback)
         if self.is_world_process_zero():
-            checks.log_data_findings(self, train_dataset, eval_dataset)
+            self.data_findings = checks.log_data_findings(self, train_dataset, eval_dataset)
         if args.disable_dropout:
             disable_functional_dropout(self.model)
         if args.sync_ref_model:

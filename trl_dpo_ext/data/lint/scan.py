@@ -149,8 +149,8 @@ def log_findings(
     *,
     generation_config: Any = None,
     max_length: int | None = None,
-) -> None:
-    """Log the findings on training data in short; streamed datasets are left out.
+) -> Report:
+    """Log the findings on training data in short, and return them; streamed datasets are left out.
 
     Args:
         formatted: rows as `format_dataset` gives them, by name.
@@ -175,12 +175,13 @@ def log_findings(
             if not has_text:  # it was given tokenized
                 ids, ranks = row["completion_ids"], row["ranks"]
                 scan.contents.add(number, content_hash(row["prompt_ids"]), [content_hash(c) for c in ids], ranks)
-    lines = _report(scans, {name: len(tokenized[name]) for name in scans}, []).lines()
-    if lines:
+    report = _report(scans, {name: len(tokenized[name]) for name in scans}, [])
+    if lines := report.lines():
         logger.warning(
             "The data have findings; `trl-dpo-ext lint` says what to do about them.\n%s",
             "\n".join(f"  {line}" for line in lines),
         )
+    return report
 
 
 def _numbered(dataset: Any) -> Iterable[tuple[int, dict[str, Any]]]:
