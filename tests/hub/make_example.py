@@ -27,7 +27,7 @@ def example_card() -> str:
 
 def main(folder: str | None = None) -> None:
     if folder is not None:
-        files = files_to_push(read_run(folder), BASE, None, card="")
+        files = files_to_push(read_run(folder).on(BASE, None), card="")
         RECORD.mkdir(exist_ok=True)
         for name in _KEPT:
             content = files[name]

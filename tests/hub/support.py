@@ -85,6 +85,7 @@ def add_record(folder: Path) -> None:
         "base": {"dtype": "float32", "quantization": NF4},
     }
     (folder / "result.json").write_text(json.dumps(result))
-    identity = {"kind": "adapters_off", "description": "the base model with its adapters off", "fingerprint": "ab" * 16}
+    said = f"the base model {recipe['model_name_or_path']!r} with adapters off, as it was when training started"
+    identity = {"kind": "adapters_off", "description": said, "fingerprint": "ab" * 16}
     (folder / "reference.json").write_text(json.dumps(identity))
     (folder / "curves.png").write_bytes(b"\x89PNG" + bytes(range(256)) * 40)

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, ModelCard
 from tests.hub import support
 from tests.hub.make_example import CARD, example_card
 from trl_dpo_ext.cli import main
-from trl_dpo_ext.hub import RunError, make_card, write_card
+from trl_dpo_ext.hub import RunError, make_card, read_run, write_card
 from trl_dpo_ext.losses import get_loss
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -128,3 +128,28 @@ def test_it_can_be_written_again(run, capsys):
         make_card(run)
     assert main(["card", str(run)]) == 2
     assert "pip install -U trl-dpo-ext" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "expected"),
+    [
+        (
+            "/models/smol",
+            "launch --model_name_or_path /models/smol --seed 0",
+            f"launch --model_name_or_path {BASE} --seed 0",
+        ),
+        ("/models/smol", "/models/smol", BASE),
+        ("/models/smol", "the base model '/models/smol' with", f"the base model '{BASE}' with"),
+        ("/models/smol", "/models/smol-out and /models/smol/x", "/models/smol-out and /models/smol/x"),
+        ("model", "the base model 'model' with", f"the base model '{BASE}' with"),
+        ("model", "model", BASE),
+    ],
+)
+def test_local_paths_of_the_base_become_its_name(run, path, text, expected):
+    support.edit_json(run / "adapter_config.json", base_model_name_or_path=path)
+    support.edit_json(run / "result.json", launch=text, other=[{"deep": text}])
+    seen = read_run(run).on(BASE, "abc")
+    assert seen.result["launch"] == expected
+    assert seen.result["other"] == [{"deep": expected}]
+    assert (seen.adapter["base_model_name_or_path"], seen.adapter["revision"]) == (BASE, "abc")
+    assert seen.recipe["model_name_or_path"] == seen.result["recipe"]["model_name_or_path"] == BASE

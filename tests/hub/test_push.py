@@ -60,7 +60,7 @@ def test_what_arrives(hub, run):
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    for name in ("adapter_model.safetensors", "tokenizer.json", "chat_template.jinja", "curves.png", "reference.json"):
+    for name in ("adapter_model.safetensors", "tokenizer.json", "chat_template.jinja", "curves.png"):
         assert files[name] == (run / name).read_bytes()
     assert snapshot(run) == before
     assert not hub.repos["me/mine"].private

@@ -40,10 +40,9 @@ def make_card(
     # A path says nothing to others; its last part usually names the model.
     base_name = base_model or (Path(recorded).name if recorded else "an unknown base model")
     name = repo.split("/")[-1] if repo else run.folder.resolve().name
-    recipe, result = dict(run.recipe), dict(run.result)
     if base_model is not None:
-        recipe = run.recipe_on(base_model, base_revision)
-        result = run.result_on(base_model, recipe)
+        run = run.on(base_model, base_revision)
+    result = run.result
     plots = sorted(path.name for path in run.folder.glob("*.png"))
     card = ModelCard.from_template(
         _metadata(run, name, base_model),
@@ -59,7 +58,7 @@ def make_card(
         facts=_facts(run),
         plots=plots,
         launch=result.get("launch"),
-        recipe=yaml.safe_dump(recipe, allow_unicode=True).strip() if run.recipe else None,
+        recipe=yaml.safe_dump(dict(run.recipe), allow_unicode=True).strip() if run.recipe else None,
         versions=", ".join(f"{k} {v}" for k, v in (result.get("versions") or {}).items()),
         merge=_merge(run),
     )

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..record import scrub
-from .run import ADAPTER_CONFIG, RECIPE, RESULT, Run, RunError
+from .run import ADAPTER_CONFIG, MERGE, RECIPE, REFERENCE, RESULT, Run, RunError
 
 CARD = "README.md"
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -68,16 +68,14 @@ def base_model_id(run: Run, base_model: str | None, base_revision: str | None) -
     raise RunError(f"Nothing in {run.folder} names the base model. Say its name on the Hub: --base-model OWNER/NAME.")
 
 
-def files_to_push(run: Run, base_model: str, base_revision: str | None, card: str, token: str | None = None) -> Files:
+def files_to_push(run: Run, card: str, token: str | None = None) -> Files:
     """Return what a run's repository gets, by path; nothing is written.
 
     Adapter (or full model) as safetensors, tokenizer with chat template, recipe, record, plots and the card; no second
-    adapter, optimizer, checkpoint, cache or data. Where a file names the base model, the copy says the Hub id.
+    adapter, optimizer, checkpoint, cache or data.
 
     Args:
-        run: from `read_run`.
-        base_model: Hub id.
-        base_revision: of the base model, or None.
+        run: as others see it, from `Run.on`.
         card: text of README.md.
         token: that no file may contain.
 
@@ -93,14 +91,10 @@ def files_to_push(run: Run, base_model: str, base_revision: str | None, card: st
             f"{run.folder} has no {weights[1] if run.adapter else 'model.safetensors'}. Only safetensors are pushed; "
             "a model saved as .bin has to be saved again."
         )
-    if run.adapter:
-        config = {**run.adapter, "base_model_name_or_path": base_model, "revision": base_revision}
-        files[ADAPTER_CONFIG] = _json(config)
-    recipe = run.recipe_on(base_model, base_revision)
+    contents = {ADAPTER_CONFIG: run.adapter, RESULT: run.result, MERGE: run.merge, REFERENCE: run.reference}
+    files |= {name: _json(content) for name, content in contents.items() if content}
     if run.recipe:
-        files[RECIPE] = yaml.safe_dump(recipe, allow_unicode=True).encode()
-    if run.result:
-        files[RESULT] = _json(run.result_on(base_model, recipe))
+        files[RECIPE] = yaml.safe_dump(dict(run.recipe), allow_unicode=True).encode()
     files[CARD] = card.encode()
     _refuse_secrets(files, token)
     return files

@@ -71,7 +71,7 @@ def push_run(
     name, name_revision = base_model_id(run, base_model, base_revision)
     token = token or get_token()
     card = make_card(run, base_model=name, base_revision=name_revision, repo=repo)
-    files = files_to_push(run, name, name_revision, card, token)
+    files = files_to_push(run.on(name, name_revision), card, token)
     api = HfApi(token=token, library_name="trl-dpo-ext")
 
     def push() -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from ..record import RECORD_FORMAT
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 RECIPE, RESULT, MERGE, REFERENCE = "recipe.yaml", "result.json", "merge.json", "reference.json"
+
+
+_CONTENTS = ("adapter", "recipe", "result", "merge", "reference")
 
 
 class RunError(ValueError):
@@ -82,18 +86,18 @@ class Run:
         dtype, quantization = _of_recipe(self.recipe)
         return TrainedBase(model, revision, dtype, quantization)
 
-    def recipe_on(self, base_model: str, base_revision: str | None) -> dict[str, Any]:
-        """Return the recipe with the base model by its Hub id, for another machine."""
-        named = {"model_name_or_path": base_model, "model_revision": base_revision}
-        return {**self.recipe, **{key: value for key, value in named.items() if value is not None}}
-
-    def result_on(self, base_model: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the result with `recipe`, and the base model by its Hub id in the launch command."""
-        trained_from = str(self.recipe.get("model_name_or_path", base_model))
-        changes: dict[str, Any] = {"recipe": recipe} if "recipe" in self.result else {}
-        if "launch" in self.result:
-            changes["launch"] = str(self.result["launch"]).replace(trained_from, base_model)
-        return {**self.result, **changes}
+    def on(self, base_model: str, base_revision: str | None) -> Run:
+        """Return the run as others see it: wherever it names the base model by a local path, by its Hub id."""
+        path = self.adapter.get("base_model_name_or_path") or self.recipe.get("model_name_or_path") or base_model
+        seen = {name: _renamed(getattr(self, name), path, base_model) for name in _CONTENTS}
+        if self.adapter:
+            seen["adapter"] |= {"base_model_name_or_path": base_model, "revision": base_revision}
+        if self.recipe:
+            seen["recipe"] |= {"model_name_or_path": base_model}
+            seen["recipe"] |= {"model_revision": base_revision} if base_revision is not None else {}
+        if "recipe" in seen["result"]:
+            seen["result"]["recipe"] = seen["recipe"]
+        return replace(self, **seen)
 
     def sample_prompts(self) -> list[str]:
         """Return the prompts of the run's samples, each once; empty where the run took none."""
@@ -122,6 +126,18 @@ def read_run(folder: str | Path) -> Run:
             f"{RECORD_FORMAT}. Upgrade with `pip install -U trl-dpo-ext`."
         )
     return Run(folder, adapter, config, _read(folder / RECIPE, yaml.safe_load), result, merge, reference)
+
+
+def _renamed(content: Any, path: str, name: str) -> Any:
+    """Return JSON content with `name` in place of the whole words `path`; a bare word only where it is quoted."""
+    if isinstance(content, Mapping):
+        return {key: _renamed(value, path, name) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_renamed(value, path, name) for value in content]
+    if not isinstance(content, str) or content == path:
+        return name if content == path else content
+    word = rf"(?<![\w./-]){re.escape(path)}(?![\w./-])" if "/" in path else f"(?<=['\"]){re.escape(path)}(?=['\"])"
+    return re.sub(word, lambda _: name, content)
 
 
 def _read(path: Path, parse: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from transformers.trainer_utils import HubStrategy
 
-from ..hub import RunError, hub_id, push_run, training_record, write_card
+from ..hub import RunError, hub_id, push_run, read_run, training_record, write_card
 from ..record import hardware, versions, write_json
 from .checkpoint import MARKER
 from .config import PreferenceConfig
@@ -138,11 +138,11 @@ def _checkpoint_files(folder: Path, base_model: str | None) -> dict[str, Path | 
     left_out = ("training_args.bin", "README.md", MARKER)
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in left_out]
     files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
-    for name in [name for name in files if name.endswith("adapter_config.json")]:
-        config = json.loads((folder / name).read_text())
-        if base_model is not None:
-            config["base_model_name_or_path"] = base_model
-        files[name] = json.dumps(config, indent=2).encode()
+    if base_model is not None:
+        seen = read_run(folder).on(base_model, None)
+        for name, content in (("adapter_config.json", seen.adapter), ("reference.json", seen.reference)):
+            if name in files:
+                files[name] = json.dumps(dict(content), indent=2).encode()
     marker = json.loads((folder / MARKER).read_text())
     sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in files.items()}
     return {**files, MARKER: json.dumps({**marker, "files": sizes}).encode()}
