@@ -81,6 +81,8 @@ def add_record(folder: Path) -> None:
         "seconds": 61.2,
         "versions": {"trl": "1.16.0"},
         "hardware": {"processor": "a processor", "gpus": []},
+        "peak_memory_gib": {"process": 1.5, "gpu": 0.0},
+        "data": {"train_rows": 12, "eval_rows": None, "lint": {"duplicate-row in train": 2}},
         "launch": f"accelerate launch recipes/train.py --model_name_or_path {recipe['model_name_or_path']}",
         "base": {"dtype": "float32", "quantization": NF4},
     }

@@ -37,7 +37,6 @@ def test_the_example_is_the_card_of_the_quickstart_run():
         "Fingerprint of its weights",
         "accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/train.py",
         "| mean reward |",
-        "peak memory",
         "AutoPeftModelForCausalLM.from_pretrained",
         "vllm serve",
     ):
@@ -59,6 +58,13 @@ def test_its_metadata_is_what_the_hub_reads(hub, run):
     HfApi()._validate_yaml(local)
     with pytest.raises(ValueError, match="is not valid"):
         HfApi()._validate_yaml(text.replace(f"base_model: {BASE}", "base_model: /tmp/model"))
+
+
+def test_facts_of_the_run(run):
+    card = make_card(run)
+    for fact in ("| peak memory | 1.5 process GiB |", "| rows | 12 training |", "| time | 1 min 1 s |"):
+        assert fact in card
+    assert "| linter | duplicate-row in train: 2 |" in card
 
 
 def test_text_of_samples_can_not_break_the_table(run):

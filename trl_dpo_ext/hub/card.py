@@ -130,16 +130,18 @@ def _summary(run: Run, base: str, revision: str | None) -> str:
 
 def _citation(loss: Mapping[str, Any]) -> str:
     paper, text = loss.get("paper") or "", " ".join((loss.get("reference") or "").split())
-    link = f"[arXiv {paper}](https://arxiv.org/abs/{paper})" if re.fullmatch(r"\d{4}\.\d{4,5}", paper) else paper
-    return " — ".join(part for part in (link, text) if part)
+    if not re.fullmatch(r"\d{4}\.\d{4,5}", paper):
+        return " ".join(part for part in (paper, text) if part)
+    named, link = f"arXiv {paper}", f"[arXiv {paper}](https://arxiv.org/abs/{paper})"
+    return text.replace(named, link, 1) if named in text else f"{link}. {text}".strip()
 
 
 def _reference(run: Run) -> str:
     if run.reference:
         fingerprint = run.reference.get("fingerprint")
-        return f"{run.reference['description']} ({run.reference['kind']})." + (
-            f" Fingerprint of its weights: `{fingerprint}`." if fingerprint else ""
-        )
+        said = str(run.reference["description"])
+        weights = f" Fingerprint of its weights: `{fingerprint}`." if fingerprint else ""
+        return f"{said[:1].upper()}{said[1:]} (`{run.reference['kind']}`).{weights}"
     return "Not recorded."
 
 

@@ -22,23 +22,29 @@ def loading(run: Run, base: str, base_revision: str | None, repo: str) -> list[t
             ("With vLLM:", f"vllm serve {repo}"),
         ]
     quantized = _quantization(run)
-    peft = "from peft import AutoPeftModelForCausalLM\n\n"
-    option = ""
+    imports, prepare, option = ["from peft import AutoPeftModelForCausalLM"], "", ""
     if quantized:
-        peft = "from peft import AutoPeftModelForCausalLM\nfrom transformers import BitsAndBytesConfig\n\n"
+        imports.append("from transformers import BitsAndBytesConfig")
         settings = ", ".join(f"{name}={value!r}" for name, value in quantized.items())
-        peft += f"quantization = BitsAndBytesConfig({settings})\n"
+        prepare = f"quantization = BitsAndBytesConfig({settings})\n"
         option = ", quantization_config=quantization"
+
+    def code(body: str, *further: str) -> str:
+        return "\n".join([*imports, *further, "", prepare + body])
+
     found = [
-        ("With PEFT:", f'{peft}model = AutoPeftModelForCausalLM.from_pretrained("{repo}"{option})'),
+        ("With PEFT:", code(f'model = AutoPeftModelForCausalLM.from_pretrained("{repo}"{option})')),
         (
             "Merged, as one plain model (`trl-dpo-ext` measures how near that is to the model that was trained):",
             f"trl-dpo-ext merge FOLDER_OF_THIS_REPOSITORY merged --base-model {base}",
         ),
         (
             "To train on from it in TRL:",
-            f'{peft}model = AutoPeftModelForCausalLM.from_pretrained("{repo}", is_trainable=True{option})\n'
-            "trainer = DPOTrainer(model=model, ...)  # or trl_dpo_ext.PreferenceTrainer",
+            code(
+                f'model = AutoPeftModelForCausalLM.from_pretrained("{repo}", is_trainable=True{option})\n'
+                "trainer = DPOTrainer(model=model, ...)  # or trl_dpo_ext.PreferenceTrainer",
+                "from trl import DPOTrainer",
+            ),
         ),
     ]
     if not _merge_first(run):
