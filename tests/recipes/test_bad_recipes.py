@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import Trainer
 
 from tests.helpers import ROOT, pair_rows, ranked_rows
 
@@ -215,6 +216,16 @@ CASES: dict[str, Case] = {
     "a split that isn't there": (setting(dataset_train_split="trian"), ["'trian'", "'train'"]),
     "a folder without data": (no_data_files, ["data"]),
     "a file of another kind": (file("rows.xml", "<row/>", dataset_name="rows.xml"), ["rows.xml", ".jsonl"]),
+    "no checkpoint to resume": (setting(resume_from_checkpoint="nowhere/checkpoint-3"), ["nowhere/checkpoint-3"]),
+    "an adapter that matches nothing": (setting(lora_target_modules=["query"]), ["query"]),
+    "an empty file of rows": (file("rows.jsonl", "", dataset_name="rows.jsonl"), ["rows.jsonl"]),
+    "JSON cut short": (file("rows.jsonl", f"{GOOD}\n{GOOD[:40]}", dataset_name="rows.jsonl"), ["rows.jsonl"]),
+    "no UTF-8": (
+        file("rows.jsonl", GOOD.encode() + b'\xff"}', dataset_name="rows.jsonl"),
+        ["rows.jsonl"],
+    ),
+    "a parquet file that is none": (file("rows.parquet", "PAR1", dataset_name="rows.parquet"), ["rows.parquet"]),
+    "a CSV file without rows": (file("rows.csv", "prompt,chosen\n", dataset_name="rows.csv"), ["rows"]),
     "columns of another task": (
         file("rows.csv", "text,label\ngood,1\n", dataset_name="rows.csv"),
         ["text, label", "prompt"],
@@ -241,7 +252,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_said_in_a_sentence(case, train, tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train.PreferenceTrainer, "train", lambda *args, **kwargs: pytest.fail("training began"))
+    monkeypatch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("training began"))
     place = Place(tmp_path, tiny_model_dir)
     change, said = CASES[case]
     change(place)
