@@ -28,7 +28,7 @@ test: lint  ## Check style and types, run all tests and the examples in docstrin
 	$(BIN)/python -m pytest -n 2
 
 traps: $(VENV)/.installed-test  ## Run the trap suite: sixteen silent bugs, each put back by hand and noticed
-	$(BIN)/python -m pytest tests/traps
+	$(BIN)/python -m pytest -n 2 tests -k trap_
 
 lint: $(VENV)/.installed-test  ## Check style and types only
 	$(BIN)/ruff check .

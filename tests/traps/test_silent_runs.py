@@ -1,0 +1,44 @@
+"""Trap 12, a run that learns nothing without saying so; and that no trap has been left out."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+
+from tests import helpers
+from tests.helpers import ROOT
+from tests.trainer import support
+from tests.traps.support import bugs, put_back
+from trl_dpo_ext.trainer import TrainingError
+from trl_dpo_ext.trainer.watch import Watch
+
+
+def nobody_looks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Watch, "on_step_end", lambda *args, **kwargs: None)
+
+
+@bugs(nobody_looks)
+def test_trap_12_a_run_that_learns_nothing_stops(bug, monkeypatch, tiny_model_dir, tmp_path):
+    """The loss is ln 2 and all gradients are 0: without the watch, such a run goes on as if all were well."""
+    with put_back(bug, monkeypatch):
+        trainer = support.trainer(
+            tiny_model_dir, tmp_path, helpers.pair_dataset(6), peft_config=support.lora(), loss_type="dpo"
+        )
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight.register_hook(torch.zeros_like)
+        said = ""
+        try:
+            losses = support.train(trainer).losses
+            assert losses == [pytest.approx(math.log(2), rel=1e-5)] * 3
+        except TrainingError as error:
+            said = str(error)
+        assert "Step 1: none of the 8" in said
+
+
+def test_each_of_the_sixteen_traps_has_a_test():
+    names = re.findall(r"def test_trap_(\d\d)_", "".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py")))
+    assert {int(number) for number in names} == set(range(1, 17))
