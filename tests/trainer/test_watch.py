@@ -247,13 +247,24 @@ def test_a_learning_rate_of_zero_is_waited_out(peft_config, tiny_model_dir, tmp_
     assert rates == [(0.0, False), (0.005, True), (0.01, True)]
 
 
-def test_a_skipped_step_is_waited_out(tiny_model_dir, tmp_path, monkeypatch):
-    one = run(tiny_model_dir, tmp_path)
-    for p in trainable(one.model):
-        p.register_hook(torch.zeros_like)
-    # As fp16's loss scaling does where gradients overflow.
-    monkeypatch.setattr(type(one.accelerator), "optimizer_step_was_skipped", property(lambda self: True))
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_steps_that_loss_scaling_skips_are_waited_out(optim, tiny_model_dir, tmp_path):
+    one = run(tiny_model_dir, tmp_path, max_steps=8, optim=optim)
+    # As on a GPU with fp16.
+    one.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    one.accelerator.native_amp, one.accelerator.state._mixed_precision = True, "fp16"
+    steps = []
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            steps.append((math.isfinite(one.watch._norm), one.watch._before is None))
+
+    one.add_callback(Steps())
     one.train()
+    finite, found = zip(*steps, strict=True)
+    assert not finite[0]
+    assert True in finite
+    assert list(found) == [True in finite[: step + 1] for step in range(8)]
 
 
 def test_a_loss_of_zero_has_nothing_to_learn(tiny_model_dir, tmp_path):

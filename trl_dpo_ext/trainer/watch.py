@@ -130,7 +130,9 @@ class Watch(TrainerCallback):
         Raises:
             TrainingError: none has, or one isn't finite any more.
         """
-        if self._before is None or self._rate == 0 or self.trainer.accelerator.optimizer_step_was_skipped:
+        # A fused optimizer skips the step itself, which accelerate doesn't notice; the norm tells.
+        skipped = self.trainer.accelerator.optimizer_step_was_skipped or not math.isfinite(self._norm)
+        if self._before is None or self._rate == 0 or skipped:
             return
         broken = [name for name, p in _trainable(model) if not _finite(p)]
         moved = any(_checksum(p) != self._before[name] for name, p in _trainable(model))
