@@ -38,7 +38,13 @@ SCHEDULE: dict[str, Any] = {
 }
 KINDS: dict[str, dict[str, Any]] = {
     "weights": {"loss_type": ["bco", "beta_dpo"], "beta": 0.3, "weight_decay": 0.1, "precompute_ref_log_probs": True},
-    "lora": {"loss_type": ["plackett_luce"], **support.LAYOUTS["shared_packed"]},
+    "lora": {
+        "loss_type": ["plackett_luce"],
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 3,
+        "ref_model_mixup_alpha": 0.5,
+        **support.LAYOUTS["shared_packed"],
+    },
     "lora_dropout": {"loss_type": ["sigmoid"], "eval_strategy": "steps", "eval_steps": 4},
 }
 

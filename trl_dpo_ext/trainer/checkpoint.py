@@ -120,20 +120,21 @@ def _near(folder: Path, run_folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def written_whole(trainer: Any, folder: str | Path) -> Iterator[None]:
-    """While open, all processes write a checkpoint into `folder`; then it is marked as whole, pushed, and others go.
+def written_whole(trainer: Any, trial: Any) -> Iterator[Path]:
+    """While open, all processes write a checkpoint into the folder it gives; then it is marked, pushed, and others go.
 
     transformers would push and delete older checkpoints before anything of ours is written; a run killed between the
     two would be left with none. What an earlier run left in the folder is removed first.
     """
-    folder, args = Path(folder), trainer.args
+    args = trainer.args
+    folder = Path(trainer._get_output_dir(trial)) / f"checkpoint-{trainer.state.global_step}"
     if args.should_save:
         shutil.rmtree(folder, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     asked = {name: getattr(args, name) for name in ("save_total_limit", "push_to_hub")}
     args.save_total_limit, args.push_to_hub = None, False
     try:
-        yield
+        yield folder
     finally:
         for name, value in asked.items():
             setattr(args, name, value)
@@ -176,7 +177,7 @@ def rotate(run_folder: str | Path, limit: int | None, keep: list[Path]) -> None:
     """
     if limit is None or limit <= 0:
         return
-    kept = {path.resolve() for path in keep}
+    kept = {path.resolve() for path in keep if path.is_dir()}
     others = [(step, path) for step, path in checkpoints(run_folder).items() if path.resolve() not in kept]
     others.sort(key=lambda item: (unfinished(item[1]) is None, item[1].stat().st_mtime_ns, item[0]))
     for _, path in others[: max(0, len(others) - max(0, limit - len(kept)))]:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import itertools
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -426,8 +425,7 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
             return super().train(checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-        with written_whole(self, folder):
+        with written_whole(self, trial) as folder:
             super()._save_checkpoint(model, trial)
             self.run_state.save(folder)
 
