@@ -29,6 +29,7 @@ from trl_dpo_ext.data import DataError, convert_dataset, format_dataset, get_con
 from trl_dpo_ext.evaluation import Comparison, Evaluation, RewardError, compare, evaluate_policy, get_reward
 from trl_dpo_ext.evaluation.plots import plot_curves
 from trl_dpo_ext.hub import PushError, RunError
+from trl_dpo_ext.memory import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.reference import CacheError, ReferenceMismatchError
 from trl_dpo_ext.trainer import CheckpointError, ConfigError, DiskSpaceError, ModelFolderError, TrainingError, sharding
@@ -40,6 +41,7 @@ USER_ERRORS = (
     ParseError,
     RewardError,
     DiskSpaceError,
+    DoesNotFitError,
     CacheError,
     ModelFolderError,
     FileExistsError,
@@ -143,6 +145,14 @@ def parse(args: list[str] | None = None) -> tuple[RecipeArguments, PreferenceCon
 
 
 def main(args: list[str] | None = None) -> None:
+    """Run a recipe; where the GPU's memory runs out, say in what, and what to change."""
+    try:
+        run(args)
+    except torch.OutOfMemoryError as error:
+        raise explain_out_of_memory(error) from error
+
+
+def run(args: list[str] | None = None) -> None:
     """Parse, check, evaluate, train, evaluate again, save."""
     started = time.time()
     recipe, config, model_args, settings = parse(args)
@@ -174,6 +184,7 @@ def main(args: list[str] | None = None) -> None:
                     invalid_rows=config.invalid_rows,
                     num_proc=config.dataset_num_proc,
                 )
+    check_fits(config, model_args, responses=most_responses(splits["train"]))
     trainer = PreferenceTrainer(
         model=model_args.model_name_or_path,
         args=config,

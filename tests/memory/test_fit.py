@@ -8,7 +8,7 @@ import torch
 from trl import ModelConfig
 
 from tests import helpers
-from trl_dpo_ext.memory import DoesNotFitError, check_fits, explain_out_of_memory
+from trl_dpo_ext.memory import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
 from trl_dpo_ext.memory.search import Change
 from trl_dpo_ext.trainer import PreferenceConfig, PreferenceTrainer
 
@@ -60,6 +60,12 @@ def test_a_run_that_may_not_fit_is_warned_of(tiny_model_dir, tmp_path, card, cap
         run()
     assert "may not fit" in caplog.text
     assert "Not even this makes it fit: KEY: 1 (1.0 GiB)" in caplog.text
+
+
+def test_the_number_of_responses_is_that_of_the_data():
+    assert most_responses(helpers.ranked_dataset(8, responses=(2, 5))) == 5
+    assert most_responses(helpers.pair_dataset(3)) == 2
+    assert most_responses(helpers.ranked_dataset(8, responses=(3, 4)).to_iterable_dataset()) == 4
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
 
@@ -147,6 +148,27 @@ def test_a_cache_folder_that_cannot_be_written(train, recipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(train.USER_ERRORS, match=r"reference cache can't be written.*ref_cache_dir"):
         train.main(recipe(precompute_ref_log_probs=True, ref_cache_dir=str(tmp_path / "file")))
+
+
+def test_what_can_not_fit_the_card_stops_before_a_model_is_loaded(train, recipe, monkeypatch):
+    def refuse(config, model_args, *, responses):
+        assert (config.per_device_train_batch_size, model_args.use_peft, responses) == (2, True, 5)
+        raise train.DoesNotFitError("about 5.0 GiB")
+
+    monkeypatch.setattr(train, "check_fits", refuse)
+    monkeypatch.setattr("trl.trainer.dpo_trainer.create_model_from_path", lambda *a, **k: pytest.fail("model loaded"))
+    with pytest.raises(train.USER_ERRORS, match=r"about 5\.0 GiB"):
+        train.main(recipe())
+
+
+def test_running_out_of_gpu_memory_is_explained(train, recipe, monkeypatch):
+    def compute_loss(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 12 GiB")
+
+    monkeypatch.setattr("trl_dpo_ext.trainer.PreferenceTrainer.compute_loss", compute_loss)
+    with pytest.raises(train.USER_ERRORS, match=r"forward pass.*gradient_checkpointing.*allocate 2\.00 GiB") as caught:
+        train.main(recipe())
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
 def test_a_mistake_is_one_line_on_the_terminal(recipe):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .estimate import Estimate, estimate, usable
-from .fit import DoesNotFitError, check_fits, explain_out_of_memory
+from .fit import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
 from .models import SHAPES, UnknownModelError, load_model_config
 from .recipe import make_setup, read_recipe, with_args
 from .report import Report
@@ -26,6 +26,7 @@ __all__ = [
     "explain_out_of_memory",
     "load_model_config",
     "make_setup",
+    "most_responses",
     "read_recipe",
     "report_on",
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import islice
 from types import TracebackType
+from typing import Any
 
 import torch
 from trl import ModelConfig
@@ -68,6 +70,12 @@ def check_fits(args: PreferenceConfig, model_args: ModelConfig, *, responses: in
             f"has {_gib(total)}. Of that, {_largest_parts(full)}. {_advice(setup, total)}"
         )
     return full
+
+
+def most_responses(dataset: Any) -> int:
+    """Return the largest number of responses in the first rows of a dataset, in any accepted form."""
+    rows = [row.get("completions") or row.get("completion_ids") or () for row in islice(dataset, 256)]
+    return max(2, *map(len, rows)) if rows else 2
 
 
 def explain_out_of_memory(error: torch.OutOfMemoryError) -> DoesNotFitError:
