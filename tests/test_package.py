@@ -130,3 +130,15 @@ def test_python_versions_agree():
     tested = workflow["jobs"]["tested"]["strategy"]["matrix"]["python"]
     classified = [c.rpartition(" ")[2] for c in PYPROJECT["project"]["classifiers"] if "Python :: 3." in c]
     assert tested == classified
+
+
+def test_the_tests_that_reliability_names_exist():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", page))
+    assert len(named) > 15
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+    # And the row of each trap names files that hold its test.
+    for number, files in re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", page, flags=re.MULTILINE):
+        for name in re.findall(r"`(tests/[\w/]+\.py)`", files):
+            text = (ROOT / name).read_text()
+            assert f"def test_trap_{int(number):02}_" in text or name == "tests/trainer/test_accumulation.py", name
