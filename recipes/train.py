@@ -63,7 +63,8 @@ class RecipeArguments(ScriptArguments):
         dataset_converter: what brings the dataset's columns into an accepted form, for example "nectar"; see
             trl_dpo_ext.data.converters. None where they are in one already.
         import_module: modules imported first, for example one that registers your own losses or converters.
-        reward: the true reward of samples, "vader" or "package.module:function"; without one nothing is sampled.
+        reward: the true reward of samples, "vader", a classifier or reward model (Hub id or folder), or
+            "package.module:function"; without one nothing is sampled.
         eval_prompts: held-out prompts sampled before and after training.
         eval_max_new_tokens: length of those samples, in tokens.
         eval_seed: seed of those samples, the same before and after.
@@ -74,7 +75,9 @@ class RecipeArguments(ScriptArguments):
         default=None, metadata={"help": "Converter of the dataset's columns, for example nectar."}
     )
     import_module: list[str] = field(default_factory=list, metadata={"help": "Modules to import first."})
-    reward: str | None = field(default=None, metadata={"help": "True reward: vader, or package.module:function."})
+    reward: str | None = field(
+        default=None, metadata={"help": "True reward: vader, a reward model, or package.module:function."}
+    )
     eval_prompts: int = field(default=64, metadata={"help": "Held-out prompts sampled before and after training."})
     eval_max_new_tokens: int = field(default=24, metadata={"help": "Length of those samples, in tokens."})
     eval_seed: int = field(default=0, metadata={"help": "Seed of those samples."})

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="outputs/gpt2-large-imdb-sft", help="the model of sft.yaml")
     parser.add_argument("--reviews", default="stanfordnlp/imdb", help="dataset with a column text, train and test")
-    parser.add_argument("--reward", default="recipes.sentiment:positive", help="vader, or package.module:function")
+    parser.add_argument("--reward", default="siebert/sentiment-roberta-large-english", help="as in recipes/train.py")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     parser.add_argument("--train", type=int, default=25_000, help="prefixes (the paper: 25,000)")
     parser.add_argument("--test", type=int, default=1_000, help="prefixes of the test reviews")
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="samples at a time")
     options = parser.parse_args(arguments)
 
-    sys.path.insert(0, str(Path.cwd()))  # as recipes/train.py does, for the reward
+    sys.path.insert(0, str(Path.cwd()))  # as recipes/train.py does, for a reward of your own
     reward = get_reward(options.reward)
     reviews = load_splits(options.reviews)
     tokenizer = AutoTokenizer.from_pretrained(options.model)

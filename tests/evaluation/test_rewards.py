@@ -43,6 +43,7 @@ def test_dotted_path():
         ("no_such_module:f", "can't import 'no_such_module'"),
         ("broken_rewards:f", "a_module_nobody_wrote"),
         (":f", "can't import ''"),
+        ("nowhere/to/be/found", "'nowhere/to/be/found' can't be loaded"),
     ],
 )
 def test_unusable_names(name, message):

@@ -1,7 +1,10 @@
+import itertools
+
 import numpy as np
 import pytest
 
-from trl_dpo_ext.evaluation import bootstrap_difference, bootstrap_mean
+from trl_dpo_ext.evaluation import bootstrap_difference, bootstrap_mean, sign_test, wilson
+from trl_dpo_ext.evaluation.stats import bootstrap_means
 
 
 @pytest.mark.parametrize("kind", ["normal", "rewards"])
@@ -68,3 +71,88 @@ def test_bad_values(values, options, message):
 def test_pairs_must_match():
     with pytest.raises(ValueError, match="2 values before but 3 after"):
         bootstrap_difference([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+# Newcombe 1998 (Statistics in Medicine 17, 857-872), table I: 95 % score intervals without continuity correction.
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_against_published_intervals(successes, trials, low, high):
+    interval = wilson(successes, trials)
+    assert (interval.mean, interval.level) == (successes / trials, 0.95)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
+    mirrored = wilson(trials - successes, trials)
+    assert (mirrored.low, mirrored.high) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+@pytest.mark.parametrize(("rate", "trials"), [(0.5, 60), (0.3, 100), (0.9, 80), (0.62, 256)])
+def test_wilson_covers(rate, trials):
+    successes = np.random.default_rng(0).binomial(trials, rate, 2000)
+    intervals = {count: wilson(count, trials) for count in set(successes.tolist())}
+    covered = np.mean([intervals[count].low <= rate <= intervals[count].high for count in successes.tolist()])
+    assert 0.90 <= covered <= 0.97
+
+
+def test_wilson_with_ties_is_wide_enough():
+    generator = np.random.default_rng(1)
+    outcomes = generator.choice([0, 0.5, 1], p=[0.2, 0.3, 0.5], size=(2000, 100)).sum(axis=1)
+    covered = np.mean([wilson(total, 100).low <= 0.65 <= wilson(total, 100).high for total in outcomes])
+    assert covered >= 0.95
+
+
+def test_wilson_at_its_ends():
+    assert wilson(0, 5).low == 0
+    assert wilson(5, 5).high == 1
+    assert wilson(0, 5, level=0.5).high < wilson(0, 5).high
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0, 0), "0 successes of 0"), ((3, 2), "3 successes of 2"), ((-1, 2), "-1 successes")],
+)
+def test_wilson_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        wilson(*arguments)
+    with pytest.raises(ValueError, match="level=95"):
+        wilson(1, 2, level=95)
+
+
+@pytest.mark.parametrize("size", [1, 5, 8])
+def test_sign_test_against_all_outcomes(size):
+    splits = [sum(outcome) for outcome in itertools.product((0, 1), repeat=size)]
+    for wins in range(size + 1):
+        as_uneven = sum(abs(split - size / 2) >= abs(wins - size / 2) for split in splits) / len(splits)
+        found = sign_test([1] * wins + [0] * (size - wins) + [3], [0] * wins + [1] * (size - wins) + [3])
+        assert (found.first, found.second, found.ties) == (wins, size - wins, 1)
+        assert found.p_value == pytest.approx(as_uneven, rel=1e-12)
+
+
+def test_sign_test_keeps_its_level():
+    generator = np.random.default_rng(2)
+    first, second = generator.random((2, 1500, 40)) < 0.4
+    rejected = np.mean([sign_test(a, b).p_value <= 0.05 for a, b in zip(first, second, strict=True)])
+    assert 0.005 <= rejected <= 0.06  # exact, so never above 5 % but for the simulation's own noise
+
+
+def test_sign_test_without_a_decided_pair_and_with_many():
+    assert sign_test([1, 0.5], [1, 0.5]).p_value == 1
+    assert sign_test([1] * 5000, [0] * 5000).p_value == 0
+    assert sign_test([1] * 2600 + [0] * 2400, [0] * 2600 + [1] * 2400).p_value == pytest.approx(0.0049, abs=2e-4)
+
+
+def test_sign_test_refuses():
+    with pytest.raises(ValueError, match="2 values and 1"):
+        sign_test([1, 2], [1])
+    with pytest.raises(ValueError, match="Pair 1 is not finite"):
+        sign_test([1, float("nan")], [1, 0])
+
+
+def test_columns_share_their_resamples():
+    values = np.random.default_rng(3).normal(size=(30, 2))
+    together = bootstrap_means(np.column_stack([values, values[:, 0]]), resamples=200)
+    assert together[0] == together[2]
+    alone = bootstrap_mean(values[:, 1], resamples=200)
+    assert list(together[1].as_dict().values()) == pytest.approx(list(alone.as_dict().values()), rel=1e-12)
+    with pytest.raises(ValueError, match=r"values\[1, 0\]=inf"):
+        bootstrap_means(np.array([[1.0, 2.0], [np.inf, 2.0]]))

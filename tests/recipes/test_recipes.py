@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from trl.scripts import sft
 
 from tests.helpers import ROOT, ranked_rows, save_tiny_model
 from trl_dpo_ext.data import list_converters
-from trl_dpo_ext.evaluation import get_reward
 
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.parent.name != "accelerate")
 OURS = [path for path in RECIPES if "trl.scripts.sft" not in path.read_text()]
@@ -206,30 +202,6 @@ def test_controlled_sentiment_from_reviews_to_rankings(model, tmp_path):
     assert written[0].keys() == json.loads((FILES / "imdb_rankings.jsonl").read_text().splitlines()[0]).keys()
     assert {len(row["completions"]) for row in written} == {len(row["scores"]) for row in written} == {4}
     assert len((output / "test.jsonl").read_text().splitlines()) == 2
-
-
-def test_the_sentiment_reward(model, tmp_path, monkeypatch):
-    """The probability of POSITIVE, of prompt and completion together, in whatever batches."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    config = AutoConfig.from_pretrained(model, id2label={0: "NEGATIVE", 1: "POSITIVE"}, initializer_range=0.5)
-    torch.manual_seed(0)
-    classifier = AutoModelForSequenceClassification.from_config(config).eval()
-    classifier.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-
-    monkeypatch.syspath_prepend(ROOT)
-    reward = get_reward("recipes.sentiment:positive")
-    monkeypatch.setattr(sys.modules["recipes.sentiment"], "MODEL", str(tmp_path))
-    monkeypatch.setattr(sys.modules["recipes.sentiment"], "BATCH_SIZE", 2)
-    prompts, completions = ["the film", "a story", "no plot"], [" was great", " about two sisters", " at all"]
-    expected = []
-    with torch.no_grad():
-        for prompt, completion in zip(prompts, completions, strict=True):
-            ids = torch.tensor([tokenizer(prompt + completion)["input_ids"]])
-            negative, positive = classifier(input_ids=ids).logits[0].double().tolist()
-            expected.append(1 / (1 + math.exp(negative - positive)))
-    assert max(expected) - min(expected) > 0.01
-    assert reward(prompts, completions) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_index_says_what_the_recipes_say():

@@ -1,12 +1,15 @@
 """Whether training worked: rewards, sampling, sequence KL, intervals, and the table and record made of them."""
 
+from .best_of_n import BestOfN, best_of_n, kl_bound
+from .classifier import classifier
 from .kl import Reference, SequenceKL, sequence_kl
 from .report import Comparison, Evaluation, compare, comparison_table, evaluate_policy
 from .rewards import Reward, RewardError, apply_reward, get_reward
 from .sampling import Samples, sample, sequence_logps
-from .stats import Interval, bootstrap_difference, bootstrap_mean
+from .stats import Interval, SignTest, bootstrap_difference, bootstrap_mean, sign_test, wilson
 
 __all__ = [
+    "BestOfN",
     "Comparison",
     "Evaluation",
     "Interval",
@@ -15,14 +18,20 @@ __all__ = [
     "RewardError",
     "Samples",
     "SequenceKL",
+    "SignTest",
     "apply_reward",
+    "best_of_n",
     "bootstrap_difference",
     "bootstrap_mean",
+    "classifier",
     "compare",
     "comparison_table",
     "evaluate_policy",
     "get_reward",
+    "kl_bound",
     "sample",
     "sequence_kl",
     "sequence_logps",
+    "sign_test",
+    "wilson",
 ]

@@ -1,10 +1,11 @@
-"""Rewards: functions that say how good completions are, by name or by dotted path."""
+"""Rewards: functions that say how good completions are, by name, by dotted path, or by model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from ..registry import did_you_mean
 
@@ -17,21 +18,29 @@ class RewardError(ValueError):
 
 
 def get_reward(name: str) -> Reward:
-    """Return a reward by name ("vader") or dotted path ("package.module:function").
+    """Return a reward by its name.
+
+    Args:
+        name: "vader"; "package.module:function"; or a Hub id or a folder of a classifier or reward model of
+            transformers, which `classifier` loads.
 
     Raises:
-        RewardError: an unknown name, a module that can't be imported, no such function in it, or a package that a
-            ready reward needs and isn't installed.
+        RewardError: an unknown name, a module that can't be imported, no such function in it, a package that a
+            ready reward needs and isn't installed, or a model that can't be loaded.
     """
+    if name in _READY:
+        return _READY[name]()
+    if "/" in name or Path(name).is_dir():
+        from .classifier import classifier
+
+        return classifier(name)
     if ":" in name:
         return _from_path(name)
-    if name not in _READY:
-        known = ", ".join(sorted(_READY))
-        raise RewardError(
-            f"Unknown reward {name!r}.{did_you_mean(name, _READY)} Known rewards: {known}; your own as "
-            "'package.module:function'."
-        )
-    return _READY[name]()
+    known = ", ".join(sorted(_READY))
+    raise RewardError(
+        f"Unknown reward {name!r}.{did_you_mean(name, _READY)} Known rewards: {known}; a classifier or reward model "
+        "by Hub id (owner/name) or folder; your own as 'package.module:function'."
+    )
 
 
 def apply_reward(reward: Reward, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:

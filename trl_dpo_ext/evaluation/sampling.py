@@ -71,7 +71,7 @@ def sample(
         TypeError: a prompt that isn't a string.
     """
     _check(prompts, max_new_tokens, temperature, batch_size)
-    prompt_ids = [_one_bos(list(ids), tokenizer) for ids in tokenizer(list(prompts))["input_ids"]]
+    prompt_ids = [one_bos(list(ids), tokenizer) for ids in tokenizer(list(prompts))["input_ids"]]
     empty = next((row for row, ids in enumerate(prompt_ids) if not ids), None)
     if empty is not None:
         raise ValueError(f"prompts[{empty}]={prompts[empty]!r} has no tokens: there is nothing to continue.")
@@ -172,7 +172,8 @@ def _generation_config(model: Any, tokenizer: Any, max_new_tokens: int, temperat
     )
 
 
-def _one_bos(ids: list[int], tokenizer: Any) -> list[int]:
+def one_bos(ids: list[int], tokenizer: Any) -> list[int]:
+    """Return token ids without the second BOS that a text with a written-out BOS got from the tokenizer."""
     return ids[1:] if ids[:2] == [tokenizer.bos_token_id] * 2 else ids
 
 

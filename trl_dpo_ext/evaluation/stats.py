@@ -1,9 +1,11 @@
-"""Bootstrap intervals, float64."""
+"""Intervals and paired tests, float64."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -48,16 +50,40 @@ def bootstrap_mean(values: Sequence[float], *, level: float = 0.95, resamples: i
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < 2:
         raise ValueError(f"An interval needs at least two values, one a sample; got an array of shape {array.shape}.")
+    return bootstrap_means(array[:, None], level=level, resamples=resamples, seed=seed)[0]
+
+
+def bootstrap_means(
+    values: np.ndarray, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> list[Interval]:
+    """Return the mean of each column with its percentile bootstrap interval; whole rows are resampled.
+
+    Args:
+        values: [N, M], N >= 2 independent rows.
+        level: of confidence, between 0 and 1.
+        resamples: bootstrap samples drawn, the same for every column.
+        seed: same seed, same intervals.
+
+    Returns:
+        [M] intervals.
+
+    Raises:
+        ValueError: as `bootstrap_mean`.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or len(array) < 2:
+        raise ValueError(f"Intervals need at least two rows, one a prompt; got an array of shape {array.shape}.")
     if not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise ValueError(f"values[{row}]={array[row]} is not finite.")
+        row, column = np.argwhere(~np.isfinite(array))[0]
+        where = f"[{row}, {column}]" if array.shape[1] > 1 else f"[{row}]"
+        raise ValueError(f"values{where}={array[row, column]} is not finite.")
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level={level!r}, resamples={resamples!r}: expected 0 < level < 1 and resamples >= 1.")
     generator = np.random.default_rng(seed)
     # One resample at a time, so that memory doesn't grow with their number.
-    means = [array[generator.integers(len(array), size=len(array))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(array.mean()), float(low), float(high), level)
+    means = [array[generator.integers(len(array), size=len(array))].mean(axis=0) for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [Interval(*map(float, ends), level) for ends in zip(array.mean(axis=0), low, high, strict=True)]
 
 
 def bootstrap_difference(
@@ -86,3 +112,93 @@ def bootstrap_difference(
         raise ValueError(f"{len(before)} values before but {len(after)} after: a paired difference needs as many.")
     difference = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     return bootstrap_mean(difference.tolist(), level=level, resamples=resamples, seed=seed)
+
+
+def wilson(successes: float, trials: int, *, level: float = 0.95) -> Interval:
+    """Return a rate with its Wilson score interval; its `mean` is successes / trials.
+
+    The interval stays within [0, 1] and holds its level for few trials and for rates near 0 and 1, where the plain
+    normal interval doesn't. Count a tie as half a success: such outcomes vary less than successes and failures of
+    the same rate, so the interval is then wider than it had to be, never narrower.
+
+    Args:
+        successes: at most `trials`; may end in .5.
+        trials: independent ones, at least one.
+        level: of confidence, between 0 and 1.
+
+    Raises:
+        ValueError: no trials, successes out of range, or a level out of range.
+
+    Example:
+        >>> interval = wilson(7, 10)
+        >>> round(interval.low, 3), interval.mean, round(interval.high, 3)
+        (0.397, 0.7, 0.892)
+
+    Reference:
+        Wilson 1927, Probable inference, the law of succession, and statistical inference, JASA 22.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"{successes!r} successes of {trials!r}: expected at least one trial, and no more successes.")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level!r}: expected 0 < level < 1.")
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    rate = successes / trials
+    center = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 * (rate * (1 - rate) + z2 / (4 * trials)) / trials) / (1 + z2 / trials)
+    # Rounding would put an end of 0 or of 1 a hair beside it.
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == trials else center + half
+    return Interval(rate, low, high, level)
+
+
+@dataclass(frozen=True)
+class SignTest:
+    """Of two models on the same prompts, whether one does better.
+
+    Attributes:
+        first: prompts on which the first did better.
+        second: prompts on which the second did better.
+        ties: the other prompts; they say nothing.
+        p_value: two-sided and exact: the probability of a split at least as uneven if neither were better.
+    """
+
+    first: int
+    second: int
+    ties: int
+    p_value: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the numbers by name."""
+        return asdict(self)
+
+
+def sign_test(first: Sequence[float], second: Sequence[float]) -> SignTest:
+    """Compare two models prompt by prompt. For outcomes that are 0 or 1 this is McNemar's exact test.
+
+    Args:
+        first: [N] the first model's values; value i of both belongs to the same prompt.
+        second: [N] the second model's.
+
+    Raises:
+        ValueError: different numbers of values, or one that isn't finite.
+
+    Example:
+        >>> sign_test([1, 1, 1, 1, 1, 0, 0.5], [0, 0, 0, 0, 0, 0, 0.5])
+        SignTest(first=5, second=0, ties=2, p_value=0.0625)
+
+    Reference:
+        McNemar 1947, Psychometrika 12, with the binomial distribution instead of its approximation.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} values and {len(second)}: a paired test needs as many of both.")
+    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    if not np.isfinite(difference).all():
+        raise ValueError(f"Pair {int(np.flatnonzero(~np.isfinite(difference))[0])} is not finite.")
+    more, fewer = int((difference > 0).sum()), int((difference < 0).sum())
+    decided = more + fewer
+    tail = ways = 1
+    for k in range(1, min(more, fewer) + 1):
+        ways = ways * (decided - k + 1) // k
+        tail += ways
+    p_value = min(1.0, 2 * tail / 2**decided)
+    return SignTest(more, fewer, len(difference) - decided, p_value)
