@@ -83,7 +83,10 @@ def bootstrap_means(
     # One resample at a time, so that memory doesn't grow with their number.
     means = [array[generator.integers(len(array), size=len(array))].mean(axis=0) for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [Interval(*map(float, ends), level) for ends in zip(array.mean(axis=0), low, high, strict=True)]
+    return [
+        Interval(float(mean), float(lower), float(upper), level)
+        for mean, lower, upper in zip(array.mean(axis=0), low, high, strict=True)
+    ]
 
 
 def bootstrap_difference(
