@@ -238,7 +238,6 @@ def save_record(
     history = trainer.state.log_history
     (output / "recipe.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
     plot_curves(history, output / "curves.png", title=" + ".join(trainer.args.loss_type))
-    trainer.reference_identity.save(output)
     trainer.save_record(
         metrics={**next((entry for entry in reversed(history) if "loss" in entry), {}), **metrics},
         evaluation=comparison and comparison.as_dict(),

@@ -12,6 +12,8 @@ from tests import helpers
 from tests.hub import standin
 from tests.trainer import support
 from trl_dpo_ext.hub import PushError, RunError
+from trl_dpo_ext.hub.load import load_adapter
+from trl_dpo_ext.reference import ReferenceMismatchError
 from trl_dpo_ext.trainer import ConfigError
 from trl_dpo_ext.trainer.hub import PushesToHub
 
@@ -43,7 +45,7 @@ def test_the_end_of_training(hub, tiny_model_dir, tmp_path):
     files = hub.repos["me/run"].files("main")
     assert hub.repos["me/run"].private
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE
-    assert not [name for name in files if "ref" in name or name.endswith((".bin", ".pt"))]
+    assert not [name for name in files if name.startswith("ref/") or name.endswith((".bin", ".pt"))]
     result = json.loads(files["result.json"])
     assert result["losses"][0]["hyperparameters"]["beta"] == 0.1
     assert result["data"]["train_rows"] == 4
@@ -79,6 +81,34 @@ def test_a_run_goes_on_from_the_checkpoint_on_the_hub(hub, tiny_model_dir, tmp_p
     again = make(tiny_model_dir, tmp_path / "again", push_to_hub=False, max_steps=3, resume_from_hub="me/run")
     support.assert_same_tensors(support.train(again).weights, expected.weights, rtol=0)
     assert again.state.global_step == 3
+
+
+def test_going_on_from_the_hub_with_another_base_is_refused(hub, tiny_model_dir, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "hub_strategy": "checkpoint", "max_steps": 1}
+    make(tiny_model_dir, tmp_path / "first", **settings).train()
+    other = helpers.save_tiny_model(tmp_path / "other", seed=7)
+    with pytest.raises(ReferenceMismatchError, match="another reference"):
+        make(other, tmp_path / "again", push_to_hub=False, resume_from_hub="me/run").train()
+
+
+def test_a_pushed_adapter_is_trained_on_only_on_its_own_base(hub, tiny_model_dir, tmp_path):
+    first = make(tiny_model_dir, tmp_path / "first")
+    first.train()
+    first.push_to_hub()
+    model = load_adapter("me/run", base_model=tiny_model_dir)
+    second = support.trainer(model, tmp_path / "second", helpers.ranked_dataset(4), loss_type=["plackett_luce"])
+    # Its reference is the adapter it starts from: at first, all log-ratios are zero.
+    assert second.reference_identity.kind == "starting_adapter"
+    assert support.train(second).logs[0]["rewards/margins"] == 0
+    assert (
+        first.reference_identity.fingerprint
+        == json.loads(hub.repos["me/run"].files("main")["reference.json"])["fingerprint"]
+    )
+    other = helpers.save_tiny_model(tmp_path / "other", seed=7)
+    with pytest.raises(ReferenceMismatchError, match="not the one that the adapter"):
+        load_adapter("me/run", base_model=other)
+    with pytest.raises(RunError, match="base_model="):
+        load_adapter("me/run", base_model=str(tmp_path / "nowhere"))
 
 
 def test_resume_from_a_repository_without_a_checkpoint(hub, tiny_model_dir, tmp_path):

@@ -23,12 +23,12 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from ..modeling.quantized import keep_4bit_weights
 from ..record import versions, write_json
 from .distributions import compare_distributions, next_token_logits
+from .load import load_base
 from .run import Run, TrainedBase, read_run
 
 MERGE_RECORD = "merge.json"
@@ -156,25 +156,11 @@ def _tokenizer(run: Run, source: str, base: TrainedBase) -> Any:
 
 def _load(run: Run, source: str, base: TrainedBase, quantization: Any, device: str, tokenizer: Any) -> PeftModel:
     """Load the base model as for training, or with another quantization, and its adapter."""
-    options: dict[str, Any] = {}
-    if quantization is not None:
-        config = BitsAndBytesConfig.from_dict(dict(quantization))
-        # The weights are those of training; only the check's arithmetic is more exact.
-        config.bnb_4bit_compute_dtype = torch.float32
-        options["quantization_config"] = config
-    if device != "cpu":
-        options["device_map"] = {"": device}
-    dtype = base.dtype if base.dtype == "auto" else getattr(torch, base.dtype)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, revision=base.revision, dtype=dtype, **options)
-    except OSError as error:
-        raise MergeError(
-            f"The base model {source!r} can't be loaded ({error}). Say where it is: --base-model ID_OR_FOLDER."
-        ) from error
-    keep_4bit_weights(model)
+    # The weights are those of training; only the check's arithmetic is more exact.
+    model = load_base(base, source, quantization, device=device, compute_dtype=torch.float32)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))  # as peft.AutoPeftModel does for an adapter with new tokens
-    return PeftModel.from_pretrained(model, run.folder)
+    return PeftModel.from_pretrained(model, str(run.folder))
 
 
 def merge_in_place(model: PeftModel, dtype: torch.dtype, *, progress: bool = False) -> Any:

@@ -28,7 +28,7 @@ class PushesToHub:
     _further: dict[str, Any] | None = None
 
     def save_record(self: Any, **further: Any) -> None:
-        """Write result.json and the card of the run into the output folder; the main process only.
+        """Write result.json, reference.json and the card into the output folder; the main process only.
 
         Args:
             **further: more keys of result.json: `recipe`, `evaluation`, `seconds`, ...
@@ -37,6 +37,7 @@ class PushesToHub:
             return
         self._further = further
         output = Path(self.args.output_dir)
+        self.reference_identity.save(output)
         write_json(output / "result.json", self._result())
         if any((output / name).exists() for name in ("adapter_config.json", "config.json")):
             write_card(output)
