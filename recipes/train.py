@@ -147,6 +147,15 @@ def parse(args: list[str] | None = None) -> tuple[RecipeArguments, PreferenceCon
     return recipe, config, model_args, {k: v for k, v in parser.given.items() if k != "hub_token"}
 
 
+def adapter_config(model_args: ModelConfig) -> Any:
+    """Return the adapter's configuration, or None without `use_peft`."""
+    peft_config: Any = get_peft_config(model_args)
+    if peft_config is not None and isinstance(name := peft_config.target_modules, str) and name.isidentifier():
+        # TRL makes a list of one a string, and PEFT takes a string for a pattern of whole names.
+        peft_config.target_modules = {name}
+    return peft_config
+
+
 def main(args: list[str] | None = None) -> None:
     """Run a recipe; where the GPU's memory runs out, say in what, and what to change."""
     try:
@@ -194,7 +203,7 @@ def run(args: list[str] | None = None) -> None:
         train_dataset=splits["train"],
         eval_dataset=splits["test"] if config.eval_strategy != "no" else None,
         quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
+        peft_config=adapter_config(model_args),
     )
 
     def evaluate(reference: Any = None) -> Evaluation:

@@ -171,6 +171,14 @@ def test_running_out_of_gpu_memory_is_explained(train, recipe, monkeypatch):
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
+def test_one_lora_target_is_a_name(train, recipe):
+    expected = {("q_proj",): {"q_proj"}, ("q_proj", "v_proj"): {"q_proj", "v_proj"}, ("all-linear",): "all-linear"}
+    for given, wanted in expected.items():
+        model_args = train.parse(recipe(lora_target_modules=list(given)))[2]
+        assert train.adapter_config(model_args).target_modules == wanted
+    assert train.adapter_config(train.parse(recipe(use_peft=False))[2]) is None
+
+
 def test_a_mistake_is_one_line_on_the_terminal(recipe):
     with pytest.raises(AssertionError) as caught:
         run_python(str(SCRIPT), *recipe(btea=2.0))

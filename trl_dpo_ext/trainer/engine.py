@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-import logging
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -13,7 +11,7 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 
@@ -21,11 +19,8 @@ from ..data.collator import PreferenceCollator
 from ..data.format import format_dataset
 from ..data.tokenize import TOKEN_COLUMNS, tokenize_dataset
 from ..modeling.dropout import disable_functional_dropout
-from ..modeling.layout import Group, gather_token_logps, padded_layout
-from ..modeling.logps import add_compact_head
+from ..modeling.layout import gather_token_logps, padded_layout
 from ..modeling.masks import model_inputs
-from ..modeling.prefix_sharing import plan_rows
-from ..modeling.quantized import keep_4bit_weights
 from ..reference import ReferenceIdentity
 from ..reference.model import Reference
 from ..types import MissingReferenceError, RankedResponses
@@ -34,15 +29,12 @@ from ._trl import disable_gradient_checkpointing, plain_dpo_config, use_adapter
 from .checkpoint import find_checkpoint, written_whole
 from .config import PreferenceConfig
 from .hub import PushesToHub, checkpoint_from_hub
-from .metrics import RANKING_ONLY, Totals, response_metrics, token_metrics
+from .metrics import RANKING_ONLY, batch_metrics
 from .objective import Objective
 from .precompute import StoredReference, computes_online
 from .resume import RunState, StopOnSigterm
+from .rows import PlanRowsWhenWrapped, set_row_layout
 from .watch import Watch
-
-logger = logging.getLogger(__name__)
-
-_SHARING: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 
 
 class PreferenceTrainer(PushesToHub, DPOTrainer):
@@ -136,35 +128,14 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
         if args.sync_ref_model:
             self.add_callback(self._reference.callback())
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            self.add_callback(_PlanRowsWhenWrapped(self))  # sharded weights can't run before `train` wraps the model
+            self.add_callback(PlanRowsWhenWrapped(self))  # sharded weights can't run before `train` wraps the model
         else:
             self._plan_rows(self.model)
 
     def _plan_rows(self, model: nn.Module, full_precision: bool = True) -> None:
-        """Decide how batches are laid out, once: run one group through plain and through shared rows and compare."""
-        if self._rows_planned:
-            return
-        self._rows_planned = True
-        for patched in (self.model, self.ref_model):
-            if patched is not None:
-                base = self.accelerator.unwrap_model(patched)
-                keep_4bit_weights(base)
-                add_compact_head(base.get_base_model() if is_peft_model(base) else base)
-        rows = itertools.islice(cast(Any, self.train_dataset), 8)
-        layout = plan_rows(
-            model,
-            self.model.config,
-            [Group(row["prompt_ids"], row["completion_ids"]) for row in rows],
-            prefix_sharing=_SHARING[str(self.args.prefix_sharing)],
-            packing=self.args.packing,
-            last_tokens=self.aux_loss_enabled,
-            full_precision=full_precision,
-        )
-        if self.is_world_process_zero():
-            log = logger.info if layout.share or self.args.prefix_sharing == "false" else logger.warning
-            log(layout.note)
-        # The same collator: under FSDP the dataloader holds it already.
-        cast(Any, self.data_collator).layout = layout
+        if not self._rows_planned:
+            self._rows_planned = True
+            set_row_layout(self, model, full_precision)
 
     # Reference
 
@@ -367,20 +338,8 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
         loss_metrics: dict[str, Tensor],
     ) -> tuple[float, float]:
         """Keep a batch's metrics; return on how many processes its loss isn't finite, and the sum of its size."""
-        objective = self.objective
-        ends = objective.axes.length_weighted(responses.pairs("best_vs_worst"))
-        normalized = all(term.spec.length_normalized for term in objective.terms)
-        totals: Totals = response_metrics(
-            responses, ends, objective.reward_scale, objective.reads_reference, normalized
-        )
-        totals |= token_metrics(
-            self._by_response(outputs.entropy, inputs),
-            self._by_response(outputs.mean_logits, inputs),
-            self._by_response(outputs.is_top1, inputs),
-            responses,
-        )
-        prompts = torch.tensor(len(responses))
-        totals |= {name: (values.sum(), prompts) for name, values in loss_metrics.items()}
+        tokenwise = [self._by_response(v, inputs) for v in (outputs.entropy, outputs.mean_logits, outputs.is_top1)]
+        totals = batch_metrics(self.objective, responses, tokenwise, loss_metrics)
         if self.aux_loss_enabled:
             totals["aux_loss"] = (outputs.aux_loss, torch.tensor(1))
         tokens = inputs["attention_mask" if "attention_mask" in inputs else "token_mask"].sum()
@@ -432,14 +391,6 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with self._reference.left_out(self.accelerator.unwrap_model(self.model)):
             super()._save(output_dir, state_dict)
-
-
-class _PlanRowsWhenWrapped(TrainerCallback):
-    def __init__(self, trainer: PreferenceTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer._plan_rows(self.trainer.model_wrapped, full_precision=False)
 
 
 def _is_tokenized(dataset: Any) -> bool:

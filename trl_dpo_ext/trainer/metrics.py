@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from ..losses.ranking import below
 from ..types import PreferencePairs, RankedResponses, pair_indices
-from .objective import mean_over_prompts
+from .objective import Objective, mean_over_prompts
 
 Totals = dict[str, tuple[Tensor, Tensor]]
 """Numerator and denominator of each metric, so that ranks and batches can be added up."""
@@ -42,6 +44,26 @@ def kendall_tau(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Te
     pairs = torch.bincount(prompt, minlength=len(ranks))
     total = agreement.new_zeros(len(ranks)).index_add(0, prompt, agreement)
     return total / pairs.clamp(min=1), pairs
+
+
+def batch_metrics(
+    objective: Objective, responses: RankedResponses, tokenwise: Sequence[Tensor], loss_metrics: Mapping[str, Tensor]
+) -> Totals:
+    """Everything that a batch says about itself.
+
+    Args:
+        objective: the mix of losses.
+        responses: B prompts, [B, K].
+        tokenwise: entropy, mean logit and whether a token is the most likely one, each [B, K, T]; see `token_metrics`.
+        loss_metrics: the losses' own metrics, [B] each.
+    """
+    ends = objective.axes.length_weighted(responses.pairs("best_vs_worst"))
+    normalized = all(term.spec.length_normalized for term in objective.terms)
+    totals = response_metrics(responses, ends, objective.reward_scale, objective.reads_reference, normalized)
+    entropy, logits, top1 = tokenwise
+    totals |= token_metrics(entropy, logits, top1, responses)
+    prompts = torch.tensor(len(responses))
+    return totals | {name: (values.sum(), prompts) for name, values in loss_metrics.items()}
 
 
 def response_metrics(
