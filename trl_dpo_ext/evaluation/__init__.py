@@ -2,6 +2,7 @@
 
 from .best_of_n import BestOfN, best_of_n, kl_bound
 from .classifier import classifier
+from .judges import Judge, JudgeError, apply_judge, get_judge, reward_judge
 from .kl import Reference, SequenceKL, sequence_kl
 from .report import Comparison, Evaluation, compare, comparison_table, evaluate_policy
 from .rewards import Reward, RewardError, apply_reward, get_reward
@@ -13,12 +14,15 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Interval",
+    "Judge",
+    "JudgeError",
     "Reference",
     "Reward",
     "RewardError",
     "Samples",
     "SequenceKL",
     "SignTest",
+    "apply_judge",
     "apply_reward",
     "best_of_n",
     "bootstrap_difference",
@@ -27,8 +31,10 @@ __all__ = [
     "compare",
     "comparison_table",
     "evaluate_policy",
+    "get_judge",
     "get_reward",
     "kl_bound",
+    "reward_judge",
     "sample",
     "sequence_kl",
     "sequence_logps",

@@ -1,0 +1,241 @@
+"""A judge behind any OpenAI-compatible endpoint: swapped positions, retries, a cache of answers, a cap on spending."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .judges import JudgeError
+from .templates import load_template
+from .verdicts import VerdictCache
+
+LONGEST_WAIT = 60.0  # seconds
+
+
+class SpendingCapError(JudgeError):
+    """The cap on requests or tokens is reached. What was answered is in the cache; with a higher cap it goes on."""
+
+
+class EndpointJudge:
+    """Asks a model which of two completions is better, each pair in both orders.
+
+    A completion wins if the model prefers it in both orders; two different verdicts, like two ties, are a tie
+    (Zheng et al., arXiv 2306.05685, section 3.4: it cancels a preference for the first or the second place).
+
+    Every answer is on the disk before it is used, so a run that is killed goes on where it was: no question that has
+    a verdict is asked again. A question is known by model, request and messages; the address is no part of it.
+    Answers without a verdict are kept too, and the question is asked again up to `attempts` times; then there is no
+    verdict.
+
+    Args:
+        model: as the endpoint calls it.
+        template: "helpful", "summary", or the path of a YAML file; see `load_template`.
+        cache: JSONL file of the answers.
+        base_url: of the endpoint; None takes OPENAI_BASE_URL, or OpenAI's own. The key is taken from OPENAI_API_KEY;
+            a server of your own may need none.
+        max_requests: requests sent at most by this judge, failed ones included; None for no cap.
+        max_tokens: prompt and answer tokens spent at most, as the endpoint counts them. Known only after each
+            answer, so up to `workers` answers more may be spent.
+        attempts: of a request that fails (timeout, 429, 5xx, broken answer), and of a question without a verdict.
+        timeout: of a request, seconds.
+        workers: requests at the same time. As many answers, not yet received, can be lost by a kill.
+        progress: show a progress bar.
+
+    Attributes:
+        requests: sent so far.
+        tokens: spent so far.
+
+    Raises:
+        JudgeError: openai isn't installed, no key, an unusable template or argument.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        template: str = "helpful",
+        cache: str | Path = "verdicts.jsonl",
+        base_url: str | None = None,
+        max_requests: int | None = None,
+        max_tokens: int | None = None,
+        attempts: int = 5,
+        timeout: float = 60.0,
+        workers: int = 4,
+        progress: bool = True,
+    ) -> None:
+        for name, value in (
+            ("max_requests", max_requests),
+            ("max_tokens", max_tokens),
+            ("attempts", attempts),
+            ("timeout", timeout),
+            ("workers", workers),
+        ):
+            if value is not None and not value > 0:
+                raise JudgeError(f"{name}={value!r} is out of range, expected more than 0.")
+        self.model, self.template, self.cache = model, load_template(template), Path(cache)
+        self.max_requests, self.max_tokens = max_requests, max_tokens
+        self.attempts, self.workers, self.progress = attempts, workers, progress
+        self.requests = self.tokens = 0
+        self._client, self._key = _client(base_url, timeout)
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def __call__(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[float | None]:
+        """Return a verdict for each pair.
+
+        Raises:
+            SpendingCapError: the cap is reached.
+            JudgeError: the endpoint refuses, or doesn't answer.
+        """
+        rows = list(zip(prompts, firsts, seconds, strict=True))
+        orders = [self.template.ask(*row) for row in rows], [self.template.ask(p, b, a) for p, a, b in rows]
+        with VerdictCache(self.cache) as cache:
+            self._settle_all({self._key_of(m): m for order in orders for m in order}, cache)
+            there, back = ([self._verdict(cache, self._key_of(m)) for m in order] for order in orders)
+        return [_both(one, other) for one, other in zip(there, back, strict=True)]
+
+    def _settle_all(self, questions: dict[str, list[dict[str, str]]], cache: VerdictCache) -> None:
+        unsettled = {key: messages for key, messages in questions.items() if not self._settled(cache, key)}
+        self._stopped.clear()
+        with (
+            tqdm(total=len(unsettled), desc="judging", unit="question", disable=not self.progress) as bar,
+            ThreadPoolExecutor(self.workers) as pool,
+        ):
+            futures = [pool.submit(self._settle, key, messages, cache) for key, messages in unsettled.items()]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+            except BaseException as error:
+                # Requests under way are waited for: their answers are paid for and go into the cache.
+                self._stopped.set()
+                pool.shutdown(cancel_futures=True)
+                left = sum(not self._settled(cache, key) for key in questions)
+                if isinstance(error, JudgeError):
+                    raise type(error)(
+                        f"{error} {len(questions) - left} of {len(questions)} questions are settled and in "
+                        f"{str(self.cache)!r}; run again to go on from there."
+                    ) from None
+                raise
+
+    def _settle(self, key: str, messages: list[dict[str, str]], cache: VerdictCache) -> None:
+        try:
+            while not self._settled(cache, key) and not self._stopped.is_set():
+                answer, tokens = self._ask(messages)
+                verdict = self.template.read(answer)
+                facts = {"model": self.model, "template": self.template.name, "tokens": tokens, "verdict": verdict}
+                cache.add(key, answer, **facts)
+        except BaseException:
+            self._stopped.set()  # here, before this thread takes the next question
+            raise
+
+    def _settled(self, cache: VerdictCache, key: str) -> bool:
+        return self._verdict(cache, key) is not None or len(cache.answers(key)) >= self.attempts
+
+    def _verdict(self, cache: VerdictCache, key: str) -> float | None:
+        # Read anew, so that a corrected pattern finds its verdicts in answers that are there already.
+        read = (self.template.read(answer) for answer in cache.answers(key))
+        return next((verdict for verdict in read if verdict is not None), None)
+
+    def _key_of(self, messages: list[dict[str, str]]) -> str:
+        asked = json.dumps([self.model, self.template.request, messages], sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+    def _ask(self, messages: list[dict[str, str]]) -> tuple[str, int]:
+        """Return an answer and the tokens it cost; failed requests are repeated."""
+        import openai
+
+        problem: Exception | None = None
+        headers: Mapping[str, str] = {}
+        for attempt in range(self.attempts):
+            self._count_request()
+            try:
+                response = self._client.chat.completions.with_raw_response.create(
+                    model=self.model, messages=messages, extra_body=self.template.request
+                )
+                answer, tokens = _read(response.text)
+                with self._lock:
+                    self.tokens += tokens
+                return self._scrubbed(answer), tokens
+            except (openai.APIConnectionError, _BrokenAnswerError) as error:
+                problem, headers = error, {}
+            except openai.APIStatusError as error:
+                problem, headers = error, error.response.headers
+                if error.status_code not in (408, 409, 429) and error.status_code < 500:
+                    raise JudgeError(self._scrubbed(f"The endpoint refused: {error}.")) from None
+                if error.code == "insufficient_quota":
+                    raise JudgeError(self._scrubbed(f"The account has nothing left to spend: {error}.")) from None
+            seconds = wait_before(attempt + 1, headers)
+            if seconds > LONGEST_WAIT:
+                raise JudgeError(f"The endpoint asks to wait {seconds:g} s.")
+            if attempt + 1 < self.attempts and self._stopped.wait(seconds):
+                break
+        raise JudgeError(self._scrubbed(f"The endpoint failed {attempt + 1} times, the last time: {problem}."))
+
+    def _count_request(self) -> None:
+        with self._lock:
+            for spent, cap, unit in (
+                (self.requests, self.max_requests, "requests"),
+                (self.tokens, self.max_tokens, "tokens"),
+            ):
+                if cap is not None and spent >= cap:
+                    raise SpendingCapError(f"The cap of {cap} {unit} is reached ({spent} spent).")
+            self.requests += 1
+
+    def _scrubbed(self, text: str) -> str:
+        """Return what an endpoint said without the key, which some repeat."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+class _BrokenAnswerError(Exception):
+    """A response that is no answer: not JSON, or without a message."""
+
+
+def wait_before(attempt: int, headers: Mapping[str, str]) -> float:
+    """Return seconds to wait before an attempt (1 for the second): what Retry-After says, or 1, 2, 4, ... with jitter.
+
+    >>> wait_before(1, {"retry-after": "7"})
+    7.0
+    """
+    try:
+        return max(0.0, float(headers["retry-after"]))
+    except (KeyError, ValueError):  # not given, or given as a date
+        return float(min(2 ** (attempt - 1), 30) * random.uniform(0.5, 1.0))
+
+
+def _client(base_url: str | None, timeout: float) -> tuple[Any, str]:
+    try:
+        import openai
+    except ImportError as error:
+        raise JudgeError("A judge behind an endpoint needs openai: pip install 'trl-dpo-ext[judge]'.") from error
+    key = os.environ.get("OPENAI_API_KEY", "")
+    if not key and base_url is None and "OPENAI_BASE_URL" not in os.environ:
+        raise JudgeError("Set OPENAI_API_KEY to your key, or name the endpoint of your own server in base_url.")
+    # Retried here instead, where every request is counted against the cap. The client wants some key.
+    return openai.OpenAI(api_key=key or "none", base_url=base_url, timeout=timeout, max_retries=0), key
+
+
+def _read(body: str) -> tuple[str, int]:
+    try:
+        response = json.loads(body)
+        content = response["choices"][0]["message"]["content"]
+        tokens = (response.get("usage") or {}).get("total_tokens") or 0
+        return ("" if content is None else str(content)), int(tokens)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise _BrokenAnswerError(f"an answer without a message: {body[:200]!r}") from None
+
+
+def _both(one: float | None, other: float | None) -> float | None:
+    """Return the verdict of both orders; `other` has the completions swapped."""
+    if one is None or other is None:
+        return None
+    return one if one == 1 - other else 0.5

@@ -1,0 +1,80 @@
+"""Answers of a judge on disk: what was paid for stays, whatever happens to the process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from .judges import JudgeError
+
+
+class VerdictCache:
+    """A JSONL file with one answer a line, written through to the disk before the next question is asked.
+
+    Used as a context manager; while it is open no other process can open it. A half-written last line, left by a
+    machine that went down, is cut off.
+
+    Args:
+        path: of the file; made if it isn't there.
+
+    Raises:
+        JudgeError: another process has it open, its folder doesn't exist, or a line is no answer; names the line.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._answers: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> VerdictCache:
+        try:
+            self._file = open(self.path, "a+b")
+        except OSError as error:
+            raise JudgeError(f"The verdict cache {str(self.path)!r} can't be opened: {error.strerror}.") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+        except BlockingIOError:
+            self._file.close()
+            raise JudgeError(f"The verdict cache {str(self.path)!r} is in use by another process.") from None
+        except JudgeError:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def answers(self, key: str) -> list[str]:
+        """Return the answers to a question so far, oldest first."""
+        with self._lock:
+            return list(self._answers.get(key, []))
+
+    def add(self, key: str, answer: str, **facts: Any) -> None:
+        """Write an answer to the disk; `facts` are for whoever reads the file."""
+        line = json.dumps({"key": key, "answer": answer, **facts}, ensure_ascii=False) + "\n"
+        with self._lock:
+            self._file.write(line.encode("utf-8", "backslashreplace"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._answers.setdefault(key, []).append(answer)
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            self._file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                self._answers.setdefault(str(row["key"]), []).append(str(row["answer"]))
+            except (ValueError, KeyError, TypeError):
+                raise JudgeError(
+                    f"{self.path}, line {number} is no answer of a judge. Correct or remove that line, or name "
+                    "another cache."
+                ) from None
