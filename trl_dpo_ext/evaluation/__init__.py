@@ -1,5 +1,6 @@
 """Whether training worked: rewards, sampling, sequence KL, intervals, and the table and record made of them."""
 
+from .agreement import Agreement, agreement, agreement_table, agreements
 from .best_of_n import BestOfN, best_of_n, kl_bound
 from .classifier import classifier
 from .judges import Judge, JudgeError, apply_judge, get_judge, reward_judge
@@ -8,8 +9,10 @@ from .report import Comparison, Evaluation, compare, comparison_table, evaluate_
 from .rewards import Reward, RewardError, apply_reward, get_reward
 from .sampling import Samples, sample, sequence_logps
 from .stats import Interval, SignTest, bootstrap_difference, bootstrap_mean, sign_test, wilson
+from .win_rate import WinRate, WinRateDifference, win_rate, win_rate_difference, win_rate_of, win_rate_table
 
 __all__ = [
+    "Agreement",
     "BestOfN",
     "Comparison",
     "Evaluation",
@@ -22,6 +25,11 @@ __all__ = [
     "Samples",
     "SequenceKL",
     "SignTest",
+    "WinRate",
+    "WinRateDifference",
+    "agreement",
+    "agreement_table",
+    "agreements",
     "apply_judge",
     "apply_reward",
     "best_of_n",
@@ -40,4 +48,8 @@ __all__ = [
     "sequence_logps",
     "sign_test",
     "wilson",
+    "win_rate",
+    "win_rate_difference",
+    "win_rate_of",
+    "win_rate_table",
 ]
