@@ -9,6 +9,8 @@ One layer at a time: beside the quantized model and the merged weights, never mo
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import shutil
 import warnings
@@ -91,9 +93,10 @@ def merge_adapter(
 
     model = _load(run, source, base, base.quantization, device, tokenizer)
     trained_logits = next_token_logits(model, tokenizer, texts)
+    _release_memory()
     if into == "original" and base.quantization is not None:
         del model
-        gc.collect()
+        _release_memory()
         model = _load(run, source, base, None, device, tokenizer)
     merged = merge_in_place(model, getattr(torch, dtype), progress=progress)
     del model
@@ -103,7 +106,7 @@ def merge_adapter(
     merged.save_pretrained(partial, max_shard_size=_SHARD_SIZE)
     tokenizer.save_pretrained(partial)
     del merged
-    gc.collect()
+    _release_memory()
     written: Any = AutoModelForCausalLM.from_pretrained(partial, dtype=getattr(torch, dtype))
     written.to(device)
     report = {
@@ -183,6 +186,7 @@ def merge_in_place(model: PeftModel, dtype: torch.dtype, *, progress: bool = Fal
         except ValueError as error:
             raise MergeError(f"{name}: {error}") from error
         _cast(layer.get_base_layer(), dtype)
+        _trim()
     plain: Any = model.unload()
     for name, module in list(plain.named_modules()):
         if hasattr(module, "quant_state") or hasattr(module, "SCB"):  # quantized, and without an adapter
@@ -193,6 +197,16 @@ def merge_in_place(model: PeftModel, dtype: torch.dtype, *, progress: bool = Fal
     _cast(plain, dtype)
     _untie_if_different(plain)
     return plain
+
+
+def _release_memory() -> None:
+    gc.collect()
+    _trim()
+
+
+def _trim() -> None:
+    with contextlib.suppress(OSError, AttributeError):  # glibc only; it would keep the space of freed 4-bit weights
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _dequantized(layer: Any) -> nn.Linear:
