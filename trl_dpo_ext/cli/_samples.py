@@ -1,0 +1,198 @@
+"""What `trl-dpo-ext eval` works on: prompts of a dataset, and completions of models or of files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Different prompts, and what the dataset answers.
+
+    Attributes:
+        raw: [N] text or messages, as a model gets them.
+        own: [N] the dataset's best completion, or None where the prompts come from a file of samples.
+    """
+
+    raw: list[Any]
+    own: list[str] | None
+
+    @property
+    def texts(self) -> list[str]:
+        """[N] the prompts as a judge reads them."""
+        return [as_text(prompt) for prompt in self.raw]
+
+
+def as_text(prompt: Any) -> str:
+    """Return a prompt as it is, a conversation as a dialogue.
+
+    >>> as_text([{"role": "user", "content": "Why?"}])
+    'User: Why?\\n\\nAssistant: '
+    """
+    if isinstance(prompt, str):
+        return prompt
+    turns = [f"{message['role'].capitalize()}: {message.get('content') or ''}" for message in prompt]
+    return "\n\n".join([*turns, "Assistant: "])
+
+
+def read_prompts(
+    dataset: str, *, config: str | None, split: str, converter: str | None, count: int, seed: int
+) -> Prompts:
+    """Return prompts of a split, drawn at random, each with its best completion.
+
+    Raises:
+        DataError, FileNotFoundError: as `load_splits`.
+    """
+    from ..data import convert_dataset, format_dataset, get_converter, load_splits
+
+    if converter is not None:
+        get_converter(converter)
+    rows = load_splits(dataset, config=config, needs=split)[split]
+    if converter is not None:
+        rows = convert_dataset(rows, converter, name=split, invalid_rows="drop")
+    rows = format_dataset(rows, name=split, invalid_rows="drop", reads_ties=True).shuffle(seed=seed)
+    found: dict[str, tuple[Any, str]] = {}
+    for row in rows:
+        best = row["completions"][row["ranks"].index(0)]
+        text = best if isinstance(best, str) else "\n".join(message.get("content") or "" for message in best)
+        found.setdefault(as_text(row["prompt"]), (row["prompt"], text))
+        if len(found) == count:
+            break
+    return Prompts([prompt for prompt, _ in found.values()], [text for _, text in found.values()])
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is a file of samples, not a model."""
+    return source.endswith(".jsonl")
+
+
+def prompts_of_file(path: str, count: int) -> Prompts:
+    """Return the first prompts of a file of samples."""
+    return Prompts(
+        list(dict.fromkeys(row["prompt"] for row in read_jsonl(path, ("prompt", "completion"))))[:count], None
+    )
+
+
+def check_source(source: str) -> None:
+    """Raise an error for a source that can't be used, before anything expensive starts.
+
+    Raises:
+        FileNotFoundError, ValueError: what is wrong with the file or the folder. Hub ids pass.
+    """
+    if is_file(source):
+        read_jsonl(source, ("prompt", "completion"))
+    elif _is_adapter(source):
+        from ..hub.run import read_run
+
+        read_run(source).trained_base()
+    else:
+        from ..trainer.model_folder import check_model
+
+        check_model(source, needs_tokenizer=True)
+
+
+def completions(
+    source: str, prompts: Prompts, temperatures: Sequence[float], *, samples: int = 1, **options: Any
+) -> dict[float, list[list[str]]]:
+    """Return completions of each prompt at each temperature, [N][samples].
+
+    Args:
+        source: folder of an adapter or model, Hub id, or JSONL file of samples, which stands for any temperature.
+        prompts: to complete.
+        temperatures: to sample at.
+        samples: of each prompt.
+        options: of `sample`.
+
+    Raises:
+        ValueError: a file that lacks samples of a prompt; as `load_model`.
+    """
+    if is_file(source):
+        found: dict[str, list[str]] = {}
+        for row in read_jsonl(source, ("prompt", "completion")):
+            found.setdefault(row["prompt"], []).append(row["completion"])
+        for text in prompts.texts:
+            if len(found.get(text, [])) < samples:
+                raise ValueError(f"{source} has {len(found.get(text, []))} samples of {text!r}; needed: {samples}.")
+        rows = [found[text][:samples] for text in prompts.texts]
+        return dict.fromkeys(temperatures, rows)
+    from ..evaluation import sample
+
+    model, tokenizer = load_model(source)
+    rendered = [
+        prompt
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        for prompt in prompts.raw
+        for _ in range(samples)
+    ]
+    sampled = {t: sample(model, tokenizer, rendered, temperature=t, **options).completions for t in temperatures}
+    return {t: [texts[i : i + samples] for i in range(0, len(texts), samples)] for t, texts in sampled.items()}
+
+
+def load_model(source: str) -> tuple[Any, Any]:
+    """Return a model and its tokenizer, on the GPU where there is one.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: there is none, or it can't be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ..hub.load import load_adapter
+    from ..hub.run import read_run
+
+    if _is_adapter(source):
+        model, base = load_adapter(source), read_run(source).trained_base().model
+        own = (Path(source) / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(source if own else base)
+    else:
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
+        model = model.to("cuda")
+    return model, tokenizer
+
+
+def _is_adapter(source: str) -> bool:
+    return (Path(source) / "adapter_config.json").is_file()
+
+
+def read_jsonl(path: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of a JSONL file, each with text in these columns.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line that isn't such a row; names it.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (FileNotFoundError, IsADirectoryError):
+        raise FileNotFoundError(f"The file {path!r} does not exist.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}.") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}.") from None
+        for column in columns:
+            if not isinstance(row, dict) or not isinstance(row.get(column), str):
+                raise ValueError(f"{path}, line {number}: expected text in {', '.join(columns)}; {column} has none.")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} has no rows.")
+    return rows
+
+
+def write_jsonl(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows under a temporary name and rename the file."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(temporary, path)
