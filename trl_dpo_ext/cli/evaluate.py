@@ -190,16 +190,16 @@ def _win_rate(arguments: argparse.Namespace) -> None:
         **_settings(arguments, prompts),
         "results": [{"model": m, "temperature": _of(m, t), **rate.as_dict()} for (m, t), rate in rates.items()],
         "comparisons": [
-            {"first": one, "second": other, "temperature": t, **found.as_dict()}
-            for (one, other, t), found in compared.items()
+            {"first": one, "second": other, "temperature": t, **result.as_dict()}
+            for (one, other, t), result in compared.items()
         ],
     }
     if _write(arguments, report):
         return
     shown = {(m, "-" if _of(m, t) is None else f"{t:g}"): rate for (m, t), rate in rates.items()}
     console().print(win_rate_table(shown, against))
-    for (one, other, t), found in compared.items():
-        d, test = found.difference, found.test
+    for (one, other, t), result in compared.items():
+        d, test = result.difference, result.test
         console().print(
             Text(
                 f"{other} - {one} at temperature {t:g}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]; better on "
