@@ -82,7 +82,7 @@ def run(model: Any, folder: Any, **settings: Any) -> tuple[Any, support.Run]:
 
 def assert_trained_against(reference: Any, trainer: Any, result: support.Run, rounding: float = 1e-4) -> None:
     """The first loss is that of two equal models, the adapter moved, and the rewards are those over `reference`."""
-    assert result.losses[0] == pytest.approx(math.log(2), abs=rounding)
+    assert result.losses[0] == pytest.approx(math.log(2), abs=1e-4)
     for gradients in result.gradients:
         assert gradients
         assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-3
@@ -92,7 +92,7 @@ def assert_trained_against(reference: Any, trainer: Any, result: support.Run, ro
     rows = list(trainer.eval_dataset)
     reward = best_log_prob(trainer.model.eval(), rows) - best_log_prob(reference, rows)
     assert abs(reward) > 0.2
-    assert trainer.evaluate()["eval_rewards/chosen"] == pytest.approx(reward, abs=1e-4)
+    assert trainer.evaluate()["eval_rewards/chosen"] == pytest.approx(reward, abs=rounding)
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["online", "stored"])
@@ -120,12 +120,14 @@ def test_a_continued_adapter(stored, model_dir, dequantized, tmp_path):
         PeftModel.from_pretrained(base, folder, is_trainable=True), tmp_path, precompute_ref_log_probs=stored
     )
     reference = PeftModel.from_pretrained(copy.deepcopy(dequantized), folder).eval()
+    for name, weight in reference.named_parameters():
+        if "lora_" in name:  # TRL trains the adapter of a 4-bit base in bfloat16, and the reference's copy is like it
+            weight.data = weight.data.to(torch.bfloat16)
     for row in trainer.eval_dataset:
         best = [row["completion_ids"][row["ranks"].index(0)]]
         with_adapter, without = (log_prob(m, row["prompt_ids"], *best) for m in (reference, dequantized))
         assert abs(with_adapter - without) > 0.2  # so a test can tell
-    # TRL casts the trained copy of the adapter to bfloat16, the reference's stays float32: 0.008 nats a token here.
-    assert_trained_against(reference, trainer, result, rounding=0.05)
+    assert_trained_against(reference, trainer, result, rounding=2e-3)  # in bfloat16 the rows' shape shows
 
 
 def test_stored_and_online_train_the_same(model_dir, tmp_path):
