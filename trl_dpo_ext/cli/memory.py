@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import logging
 import sys
+import warnings
+from collections.abc import Iterator
 
 from ._console import console
 
@@ -31,14 +35,26 @@ def _size(text: str) -> float:
     return value
 
 
-def _memory(arguments: argparse.Namespace) -> int:
-    import logging
-    import warnings
-
-    import yaml
-
-    warnings.simplefilter("ignore")
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the warnings of models and libraries, which are about a real run, out of the report."""
+    disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _memory(arguments: argparse.Namespace) -> int:
+    with _quiet():
+        return _report(arguments)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    import yaml
 
     from ..losses import HyperparameterError
     from ..memory import UnknownModelError, report_on
