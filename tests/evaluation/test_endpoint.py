@@ -215,7 +215,7 @@ def test_a_half_written_line_is_cut_off(server, judge, tmp_path):
 def test_a_damaged_cache_is_left_alone(server, judge, tmp_path):
     (tmp_path / "verdicts.jsonl").write_text('{"key": "a", "answer": "b"}\n{"key": \n')
     with pytest.raises(JudgeError, match=r"verdicts\.jsonl, line 2 is no answer"):
-        judge()(PROMPTS, FIRSTS, SECONDS)
+        judge()
     assert (tmp_path / "verdicts.jsonl").read_text() == '{"key": "a", "answer": "b"}\n{"key": \n'
     assert server.requests == []
 
@@ -293,12 +293,13 @@ def test_bad_arguments(judge, options, message):
 
 def test_a_folder_that_isnt_there(judge, tmp_path):
     with pytest.raises(JudgeError, match="can't be opened: No such file"):
-        judge(cache=tmp_path / "nowhere" / "c.jsonl")(PROMPTS, FIRSTS, SECONDS)
+        judge(cache=tmp_path / "nowhere" / "c.jsonl")
 
 
-def test_no_key_and_no_package(monkeypatch):
+def test_no_key_and_no_package(monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(JudgeError, match="Set OPENAI_API_KEY"):
         EndpointJudge("m")
     EndpointJudge("m", base_url="http://127.0.0.1:9/v1")  # a server of one's own needs no key

@@ -1,12 +1,13 @@
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 
 from tests.helpers import tiny_model, tiny_tokenizer
-from trl_dpo_ext.evaluation import RewardError, compare, comparison_table, evaluate_policy
+from trl_dpo_ext.evaluation import RewardError, compare, comparison_table, evaluate_policy, wilson
 
 PROMPTS = ["the film was", "a", "[bold]two[/bold] sisters", "great actors"]
 
@@ -53,6 +54,9 @@ def test_a_comparison_is_paired_and_survives_json(policy, tokenizer):
     gains = [a - b for a, b in zip(after.rewards, before.rewards, strict=True)]
     assert record["difference"]["mean"] == pytest.approx(sum(gains) / 4)
     assert record["difference"]["level"] == 0.95
+    wins, ties = sum(gain > 0 for gain in gains), sum(gain == 0 for gain in gains)
+    assert (record["win_rate"]["wins"], record["win_rate"]["ties"]) == (wins, ties)
+    assert record["win_rate"]["rate"] == wilson(wins + ties / 2, 4).as_dict()
     assert record["before"]["kl"] is None
     assert record["after"]["kl"].keys() == {"mean", "standard_error"}
     assert [row["completion"] for row in record["after"]["samples"]] == after.samples.completions
@@ -80,11 +84,20 @@ def test_the_table_shows_the_numbers_and_the_texts(policy, tokenizer):
     difference = comparison.difference
     assert f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]" in text
     assert f"{before.reward.mean:.2f} [{before.reward.low:.2f}, {before.reward.high:.2f}]" in text
+    rate = comparison.win_rate.rate
+    assert rate.mean != 0.5
+    assert f"{rate.mean:.2f} [{rate.low:.2f}, {rate.high:.2f}]" in text
     assert f"{after.kl.mean:.2f} ± {after.kl.standard_error:.2f}" in text
-    assert "[95 % bootstrap interval]" in text
+    assert "[95 % interval]" in text
     assert "[bold]two" in text  # not read as markup; the rest is on the next line
     assert "great actors" not in text
     assert f"({after.rewards[2]:+.3f})" in text
+
+
+def test_the_same_sample_is_a_tie_whatever_its_rewards_last_bits(policy, tokenizer):
+    before = evaluate(policy, tokenizer)
+    after = replace(before, rewards=[reward + 1e-7 for reward in before.rewards])
+    assert compare(before, after).win_rate.verdicts == [0.5] * 4
 
 
 def test_print(policy, tokenizer, capsys):

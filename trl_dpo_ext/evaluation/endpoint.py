@@ -55,7 +55,7 @@ class EndpointJudge:
         tokens: spent so far.
 
     Raises:
-        JudgeError: openai isn't installed, no key, an unusable template or argument.
+        JudgeError: openai isn't installed, no key, an unusable template, cache or argument.
     """
 
     def __init__(
@@ -85,6 +85,8 @@ class EndpointJudge:
         self.max_requests, self.max_tokens = max_requests, max_tokens
         self.attempts, self.workers, self.progress = attempts, workers, progress
         self.requests = self.tokens = 0
+        with VerdictCache(self.cache):  # what is wrong with it is said before anything is sampled
+            pass
         self._client, self._key = _client(base_url, timeout)
         self._lock = threading.Lock()
         self._stopped = threading.Event()

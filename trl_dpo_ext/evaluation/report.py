@@ -14,6 +14,7 @@ from .kl import Reference, SequenceKL, sequence_kl
 from .rewards import Reward, apply_reward
 from .sampling import Samples, sample
 from .stats import Interval, bootstrap_difference, bootstrap_mean
+from .win_rate import WinRate, win_rate_of
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,13 @@ class Comparison:
         before: of the untrained policy.
         after: of the trained one.
         difference: mean reward after - before with its paired interval.
+        win_rate: how often the sample after has the higher reward, ties counting half.
     """
 
     before: Evaluation
     after: Evaluation
     difference: Interval
+    win_rate: WinRate
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but token ids, ready for JSON."""
@@ -117,6 +120,7 @@ class Comparison:
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
             "difference": self.difference.as_dict(),
+            "win_rate": self.win_rate.as_dict(),
         }
 
     def print(self) -> None:
@@ -137,7 +141,11 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
     ):
         if first != second:
             raise ValueError(f"The evaluations before and after differ in {name}: they can't be paired.")
-    return Comparison(before, after, bootstrap_difference(before.rewards, after.rewards))
+    # The same text wins nothing, whatever its reward's last bits are in another batch.
+    same = [one == other for one, other in zip(before.samples.completions, after.samples.completions, strict=True)]
+    rewards = zip(same, before.rewards, after.rewards, strict=True)
+    verdicts = [0.5 if equal or one == other else float(other > one) for equal, one, other in rewards]
+    return Comparison(before, after, bootstrap_difference(before.rewards, after.rewards), win_rate_of(verdicts))
 
 
 def comparison_table(comparison: Comparison, *, samples: int = 3) -> Group:
@@ -151,12 +159,13 @@ def comparison_table(comparison: Comparison, *, samples: int = 3) -> Group:
     numbers = Table(
         title=Text(
             f"{len(before.samples)} prompts, {before.max_new_tokens} new tokens, "
-            f"[{100 * difference.level:g} % bootstrap interval], sequence KL"
+            f"[{100 * difference.level:g} % interval], sequence KL"
         )
     )
     for column in ("", "before", "after", "difference"):
         numbers.add_column(column, justify="right" if column else "left")
     numbers.add_row("mean reward", *map(_interval, (before.reward, after.reward)), _interval(difference, "+"))
+    numbers.add_row("win rate", "", _interval(comparison.win_rate.rate), "")
     numbers.add_row("KL, nats ± SE", _kl(before.kl), _kl(after.kl), "")
     texts = Table(title="The same prompts and random numbers, before and after", show_lines=True, expand=True)
     for column in ("prompt", "before", "after"):

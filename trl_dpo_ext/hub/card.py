@@ -162,6 +162,8 @@ def _evaluation(evaluation: Mapping[str, Any] | None, reward: str | None) -> str
         "| --- | --- | --- | --- |",
         f"| mean reward | {interval(before['reward'])} | {interval(after['reward'])} | {interval(difference, '+')} |",
     ]
+    if wins := evaluation.get("win_rate"):
+        lines.append(f"| win rate against before, ties count half (Wilson interval) | | {interval(wins['rate'])} | |")
     if kl := after.get("kl"):
         lines.append(f"| sequence KL to the reference, nats ± SE | | {kl['mean']:.2f} ± {kl['standard_error']:.2f} | |")
     return "\n".join(lines)
