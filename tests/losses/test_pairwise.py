@@ -1,5 +1,6 @@
 """What single pairwise losses promise beyond their value: gradients at kinks, caps, guards, errors."""
 
+import itertools
 import math
 
 import pytest
@@ -95,8 +96,8 @@ def test_discopop_has_no_nan_where_the_exponential_overflows():
 
 def test_odpo_names_a_pair_whose_scores_are_not_apart():
     zero, one = torch.zeros(3), torch.ones(3)
-    for gap in (0.0, -0.5, math.nan):
-        scores = torch.tensor([1.0, gap, -9.0])  # the first of two such pairs
+    for gap, last in itertools.product((0.0, -0.5, math.nan), (1.0, -9.0)):  # the only such pair; the first of two
+        scores = torch.tensor([1.0, gap, last])
         pairs = PreferencePairs(zero, zero, zero, zero, one, one, chosen_scores=scores, rejected_scores=zero)
         with pytest.raises(ValueError, match=f"pair 1 .* of {gap:g};"):
             get_loss("odpo").fn(pairs)

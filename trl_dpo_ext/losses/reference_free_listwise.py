@@ -221,6 +221,5 @@ def mppo(responses: RankedResponses) -> Tensor:
     mask, probabilities = responses.mask, blank(responses).mean_logps.exp()
     best = best_share(responses.ranks, mask, probabilities.dtype)
     rejected = below(responses.ranks, mask).any(dim=1)
-    count = rejected.sum(dim=1)
-    margins = count * (probabilities * best).sum(dim=1) - (probabilities * rejected).sum(dim=1)
-    return -F.logsigmoid(margins) * (count > 0)
+    margins = rejected.sum(dim=1) * (probabilities * best).sum(dim=1) - (probabilities * rejected).sum(dim=1)
+    return -F.logsigmoid(margins) * rejected.any(dim=1)
