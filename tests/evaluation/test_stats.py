@@ -47,6 +47,20 @@ def test_a_difference_is_taken_pair_by_pair():
     assert bootstrap_difference(after, before).mean == pytest.approx(-interval.mean)
 
 
+def test_a_paired_difference_covers():
+    # Verdicts on two models that meet the same opponent: prompts are easy or hard for both, and a fifth are ties.
+    generator = np.random.default_rng(3)
+    trials, size = 200, 80
+    easy = generator.random((trials, size, 1)) < 0.5
+    wins = generator.random((trials, size, 2)) < np.where(easy, [0.7, 0.9], [0.2, 0.3])
+    verdicts = np.where(generator.random((trials, size, 2)) < 0.2, 0.5, wins)
+    covered = 0
+    for trial, (before, after) in enumerate(verdicts.transpose(0, 2, 1)):
+        interval = bootstrap_difference(before, after, resamples=200, seed=trial)
+        covered += interval.low <= 0.8 * 0.15 <= interval.high
+    assert 0.90 <= covered / trials <= 0.97
+
+
 def test_seeded():
     values = [0.1, 0.9, 0.4, 0.2]
     assert bootstrap_mean(values, seed=1) == bootstrap_mean(values, seed=1)

@@ -67,6 +67,16 @@ def test_facts_of_the_run(run):
     assert "| linter | duplicate-row in train: 2 |" in card
 
 
+def test_the_win_rate_stands_there_where_it_was_recorded(run):
+    assert "win rate" not in make_card(run)
+    result = json.loads((run / "result.json").read_text())
+    rate = {"mean": 0.75, "low": 0.5, "high": 0.9, "level": 0.95}
+    result["evaluation"]["win_rate"] = {"rate": rate, "wins": 3, "losses": 1, "ties": 0, "no_verdict": 0}
+    (run / "result.json").write_text(json.dumps(result))
+    (line,) = (line for line in make_card(run).splitlines() if "win rate" in line)
+    assert line.endswith("| | 0.750 [0.500, 0.900] | |")
+
+
 def test_text_of_samples_can_not_break_the_table(run):
     result = json.loads((run / "result.json").read_text())
     result["evaluation"]["after"]["samples"][0]["completion"] = "a | b\n\n# <b>no heading</b>"
