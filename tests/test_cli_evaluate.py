@@ -162,6 +162,7 @@ def test_sample_then_best_of_n_of_the_file(capsys, tiny_model_dir, data, tmp_pat
     rewards = {}
     for row in rows:
         rewards.setdefault(row["prompt"], []).append(float(len(row["completion"])))
+    assert len({row["completion"] for row in rows}) > 20  # each sample drawn by itself, not one five times
     found = run(capsys, "best-of-n", output, "--reward", LENGTH, "--samples", 5)
     assert found["curve"] == json.loads(json.dumps([point.as_dict() for point in best_of_n(list(rewards.values()))]))
     direct = run(capsys, "best-of-n", tiny_model_dir, "--reward", LENGTH, *options)
