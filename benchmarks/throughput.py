@@ -1,7 +1,7 @@
 """How much faster is a training step than TRL's `DPOTrainer` on the same rows?
 
     python benchmarks/throughput.py --model HuggingFaceTB/SmolLM2-135M-Instruct
-    python benchmarks/throughput.py --model llama-8b --attention flex_attention --dtype bfloat16
+    python benchmarks/throughput.py --model llama-3.1-8b --attention flex_attention --dtype bfloat16
 
 Both trainers live in one process and take turns, one optimizer step each, on the same token ids, with the same LoRA
 weights and settings. Losses and gradient norms must agree before anything is timed, and in every timed step. Rankings
@@ -35,16 +35,15 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
-    LlamaConfig,
     PreTrainedTokenizerFast,
     PrinterCallback,
-    Qwen2Config,
     TrainerCallback,
 )
 from trl import DPOConfig, DPOTrainer
 
 import trl_dpo_ext
 from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
+from trl_dpo_ext.memory import SHAPES as MODELS
 from trl_dpo_ext.record import hardware, versions, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -96,27 +95,6 @@ SHAPES = {
     "tldr_k8": Shape("TL;DR, rankings of 8", around(350), 40, 8, 1),
     "no_prompt": Shape("almost no prompt, pairs (worst case)", (1, 8), 128, 2, 2),
     "no_prompt_k4": Shape("almost no prompt, rankings of 4 (worst case)", (1, 8), 128, 4, 1),
-}
-
-RANDOM_MODELS = {
-    "llama-8b": lambda: LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-        max_position_embeddings=8192,
-    ),
-    "qwen2.5-0.5b": lambda: Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=151936,
-        tie_word_embeddings=True,
-    ),
 }
 
 
@@ -229,10 +207,10 @@ class Side:
 
 def load(name: str, attention: str, dtype: str) -> Any:
     options = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-    if name in RANDOM_MODELS:
+    if name in MODELS:
         torch.manual_seed(0)
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            return AutoModelForCausalLM.from_config(RANDOM_MODELS[name](), **options)
+            return AutoModelForCausalLM.from_config(MODELS[name](), **options)
     return AutoModelForCausalLM.from_pretrained(name, **options)
 
 
@@ -321,7 +299,7 @@ def markdown(content: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help=f"Hub id, folder, or random weights: {', '.join(RANDOM_MODELS)}")
+    parser.add_argument("--model", required=True, help=f"Hub id, folder, or random weights: {', '.join(MODELS)}")
     parser.add_argument("--name", help="the model's name in the results; its last path component by default")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--attention", default="sdpa", help="ours: sdpa, eager, flex_attention")

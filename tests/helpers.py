@@ -6,8 +6,10 @@ Plain functions, so that scripts which a test starts in another process can use 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -192,6 +194,18 @@ def training_args(folder: str | Path, **changes: Any) -> dict[str, Any]:
         "seed": 0,
         **changes,
     }
+
+
+def load_script(path: str) -> Any:
+    """Import a script of the repository, such as recipes/train.py, that belongs to no package."""
+    name = re.sub(r"\W", "_", path)
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def free_port() -> int:

@@ -1,24 +1,17 @@
 """The table of docs/performance.md is that of the committed results, and the targets of the project hold in it."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, load_script
 
 RESULTS = json.loads((ROOT / "benchmarks/results/throughput-smollm2-135m-instruct-cpu-sdpa.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def throughput():
-    spec = importlib.util.spec_from_file_location("throughput", ROOT / "benchmarks" / "throughput.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["throughput"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["throughput"]
+    return load_script("benchmarks/throughput.py")
 
 
 def test_the_docs_show_the_results(throughput):

@@ -1,23 +1,16 @@
 """benchmarks/memory.py runs, on a tiny model: both sides, the estimate beside them, and where memory runs out."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 import torch
 
-from tests.helpers import ROOT
+from tests.helpers import load_script
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_memory", ROOT / "benchmarks" / "memory.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_memory"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["benchmark_memory"]
+    return load_script("benchmarks/memory.py")
 
 
 def test_both_sides_take_their_steps(benchmark, monkeypatch, tmp_path, capsys):

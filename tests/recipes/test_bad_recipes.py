@@ -5,10 +5,8 @@ One table: what is made wrong, and what the message must name. (Rows and columns
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,19 +15,14 @@ import pytest
 import yaml
 from transformers import Trainer
 
-from tests.helpers import ROOT, pair_rows, ranked_rows
+from tests.helpers import load_script, pair_rows, ranked_rows
 
 GOOD = json.dumps(ranked_rows(1)[0])
 
 
 @pytest.fixture(scope="module")
 def train():
-    spec = importlib.util.spec_from_file_location("train", ROOT / "recipes" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train"]
+    return load_script("recipes/train.py")
 
 
 class Place:

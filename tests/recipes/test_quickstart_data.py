@@ -1,5 +1,4 @@
 import gzip
-import importlib.util
 import json
 import math
 import sys
@@ -10,7 +9,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tests.helpers import ROOT, TEXT, tiny_model, tiny_tokenizer
+from tests.helpers import ROOT, TEXT, load_script, tiny_model, tiny_tokenizer
 from trl_dpo_ext.data import format_dataset
 from trl_dpo_ext.evaluation import get_reward
 
@@ -19,18 +18,11 @@ DATA = QUICKSTART / "data"
 LEAST = {"train": 900, "test": 220}
 
 
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, QUICKSTART / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def build_data():
     sys.path.insert(0, str(QUICKSTART))
     try:
-        return load_script("build_data")
+        return load_script("recipes/quickstart/build_data.py")
     finally:
         sys.path.remove(str(QUICKSTART))
 
@@ -85,7 +77,7 @@ def test_scores_are_vaders(splits, name):
 
 @pytest.mark.parametrize("name", LEAST)
 def test_prefixes_end_where_tokens_do(splits, name):
-    folder = load_script("model").model_folder()
+    folder = load_script("recipes/quickstart/model.py").model_folder()
     if not folder.exists():
         pytest.skip("the quickstart's model is not in the cache (python recipes/quickstart/model.py)")
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -1,5 +1,4 @@
 import hashlib
-import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -8,17 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.helpers import ROOT, run_python, tiny_model, tiny_tokenizer
+from tests.helpers import ROOT, load_script, run_python, tiny_model, tiny_tokenizer
 
 SCRIPT = ROOT / "recipes" / "quickstart" / "model.py"
 
 
 @pytest.fixture
 def model():
-    spec = importlib.util.spec_from_file_location("quickstart_model", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("recipes/quickstart/model.py")
 
 
 @pytest.fixture

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 import yaml
 from trl.scripts import sft
 
-from tests.helpers import ROOT, ranked_rows, save_tiny_model
+from tests.helpers import ROOT, load_script, ranked_rows, save_tiny_model
 from trl_dpo_ext.data import list_converters
 
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.parent.name != "accelerate")
@@ -33,12 +31,7 @@ def settings_of(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def train():
-    spec = importlib.util.spec_from_file_location("train_recipes", ROOT / "recipes" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_recipes"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_recipes"]
+    return load_script("recipes/train.py")
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +158,7 @@ def test_two_steps(path, train, model, tmp_path, monkeypatch):
 
 
 def build_data() -> Any:
-    spec = importlib.util.spec_from_file_location(
-        "build_data_imdb", ROOT / "recipes" / "gpt2-large-imdb" / "build_data.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("recipes/gpt2-large-imdb/build_data.py")
 
 
 def test_controlled_sentiment_from_reviews_to_rankings(model, tmp_path):

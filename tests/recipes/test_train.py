@@ -1,15 +1,13 @@
 """recipes/train.py: from a recipe to a saved adapter; every mistake in a recipe stops before a model is loaded."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
 
-from tests.helpers import ROOT, free_port, ranked_rows, run_python
+from tests.helpers import ROOT, free_port, load_script, ranked_rows, run_python
 
 SCRIPT = ROOT / "recipes" / "train.py"
 RECIPES = sorted((ROOT / "recipes").glob("quickstart/*.yaml"))
@@ -17,12 +15,7 @@ RECIPES = sorted((ROOT / "recipes").glob("quickstart/*.yaml"))
 
 @pytest.fixture(scope="module")
 def train():
-    spec = importlib.util.spec_from_file_location("train", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train"]
+    return load_script("recipes/train.py")
 
 
 @pytest.fixture(scope="module")

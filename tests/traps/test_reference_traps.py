@@ -8,31 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 
 from tests import helpers, reference
 from tests.trainer import support
+from tests.trainer.test_reference import moved, with_adapter
 from tests.traps.support import bugs, fresh, put_back, row_logps
 from trl_dpo_ext import PreferencePairs, register_loss
 from trl_dpo_ext.losses.spec import _registry
 from trl_dpo_ext.reference import model as reference_model
 from trl_dpo_ext.trainer import PreferenceTrainer, engine
-
-
-def moved(folder: str) -> Any:
-    """The model with its weights changed in memory; its folder still holds the others."""
-    model = fresh(folder)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.02 * torch.randn(weight.shape, generator=generator)
-    return model
-
-
-def adapted(folder: str) -> Any:
-    """The model with an adapter that isn't zero, as after an earlier training."""
-    torch.manual_seed(5)
-    return get_peft_model(fresh(folder), support.lora(init_lora_weights=False)).eval()
 
 
 def margins(model: Any, ref_model: Any, rows: Any) -> list[float]:
@@ -70,14 +55,14 @@ def test_trap_01_wrong_reference(bug, monkeypatch, tiny_model_dir, tmp_path):
     A first loss of ln 2 proves nothing: a policy that is its own reference has it too.
     """
     with put_back(bug, monkeypatch):
-        adapted(tiny_model_dir).save_pretrained(tmp_path / "adapter")
+        with_adapter(tiny_model_dir).save_pretrained(tmp_path / "adapter")
         reopened = PeftModel.from_pretrained(fresh(tiny_model_dir), str(tmp_path / "adapter"), is_trainable=True)
         for model, settings, start in (
             (moved(tiny_model_dir), {}, moved),
             (tiny_model_dir, {"peft_config": support.lora()}, fresh),
             (moved(tiny_model_dir), {"peft_config": support.lora()}, moved),
-            (adapted(tiny_model_dir), {}, adapted),
-            (reopened, {}, adapted),
+            (with_adapter(tiny_model_dir), {}, with_adapter),
+            (reopened, {}, with_adapter),
         ):
             trainer = support.trainer(
                 model,
@@ -132,8 +117,8 @@ def test_trap_16_a_registered_loss_works_everywhere(bug, squared_margin, monkeyp
             (fresh, {"precompute_ref_log_probs": True}),
             (fresh, {"peft_config": support.lora()}),
             (fresh, {"peft_config": support.lora(), "precompute_ref_log_probs": True}),
-            (adapted, {}),
-            (adapted, {"precompute_ref_log_probs": True}),
+            (with_adapter, {}),
+            (with_adapter, {"precompute_ref_log_probs": True}),
         ):
             data = helpers.pair_dataset(4)
             trainer = support.trainer(

@@ -13,6 +13,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     PreTrainedConfig,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -62,6 +63,19 @@ def _qwen3_8b() -> Qwen3Config:
     )
 
 
+def _qwen2_5_half_b() -> Qwen2Config:
+    return Qwen2Config(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    )
+
+
 def _smollm2_135m() -> LlamaConfig:
     return LlamaConfig(
         hidden_size=576,
@@ -81,6 +95,7 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "pythia-2.8b": lambda: _pythia(2560, 32, 32, 50304),
     "pythia-6.9b": lambda: _pythia(4096, 32, 32, 50432),
     "llama-3.1-8b": _llama_8b,
+    "qwen2.5-0.5b": _qwen2_5_half_b,
     "qwen3-8b": _qwen3_8b,
     "smollm2-135m": _smollm2_135m,
 }
