@@ -172,11 +172,12 @@ def test_sample_then_best_of_n_of_the_file(capsys, tiny_model_dir, data, tmp_pat
 def test_agreement_of_a_reward_and_people(capsys, tmp_path):
     texts = [("aa", "a", "first"), ("a", "aa", "second"), ("aa", "a", "second"), ("b", "a", "tie"), ("b", "aa", None)]
     pairs = write(
-        tmp_path / "pairs.jsonl", [{"prompt": "p", "first": a, "second": b, "anna": label} for a, b, label in texts]
+        tmp_path / "pairs.jsonl",
+        [{"prompt": "p", "first": a, "second": b, "annotator_1": label} for a, b, label in texts],
     )
-    found = run(capsys, "agreement", pairs, "--label", "anna", "--judge", LENGTH)
+    found = run(capsys, "agreement", pairs, "--label", "annotator_1", "--judge", LENGTH)
     (row,) = found["agreements"]
-    assert row["judges"] == ["anna", LENGTH]
+    assert row["judges"] == ["annotator_1", LENGTH]
     assert (row["pairs"], row["rate"]["mean"], row["decided_pairs"]) == (4, 0.75, 3)
 
 

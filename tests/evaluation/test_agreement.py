@@ -73,14 +73,14 @@ def test_the_intervals_cover():
 
 
 def test_each_two_judges_and_the_table():
-    judges = {"anna": [1, 0, 1, 0.5], "[b]": [1, 0, 0, 0.5], "c": [0.5] * 4}
+    judges = {"annotator_1": [1, 0, 1, 0.5], "[b]": [1, 0, 0, 0.5], "c": [0.5] * 4}
     found = agreements(judges, resamples=50)
-    assert list(found) == [("anna", "[b]"), ("anna", "c"), ("[b]", "c")]
-    assert found["anna", "[b]"].rate.mean == 0.75
-    assert found["anna", "c"].decided is None
+    assert list(found) == [("annotator_1", "[b]"), ("annotator_1", "c"), ("[b]", "c")]
+    assert found["annotator_1", "[b]"].rate.mean == 0.75
+    assert found["annotator_1", "c"].decided is None
     out = io.StringIO()
     Console(file=out, width=160).print(agreement_table(found))
-    rows = [line.split("│") for line in out.getvalue().splitlines() if "anna" in line]
+    rows = [line.split("│") for line in out.getvalue().splitlines() if "annotator_1" in line]
     assert [row[2].strip() for row in rows] == ["[b]", "c"]
     assert rows[0][3].strip().startswith("0.750 [")
     assert [cell.strip() for cell in rows[1][5:7]] == ["-", "0"]
