@@ -26,7 +26,16 @@ from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_
 
 from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
 from trl_dpo_ext.data import DataError, convert_dataset, format_dataset, get_converter, load_splits
-from trl_dpo_ext.evaluation import Comparison, Evaluation, RewardError, compare, evaluate_policy, get_reward
+from trl_dpo_ext.evaluation import (
+    Comparison,
+    Evaluation,
+    FrontierCallback,
+    FrontierError,
+    RewardError,
+    compare,
+    evaluate_policy,
+    get_reward,
+)
 from trl_dpo_ext.evaluation.plots import plot_curves
 from trl_dpo_ext.hub import PushError, RunError
 from trl_dpo_ext.memory import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
@@ -40,6 +49,7 @@ USER_ERRORS = (
     DataError,
     ParseError,
     RewardError,
+    FrontierError,
     DiskSpaceError,
     DoesNotFitError,
     CacheError,
@@ -68,6 +78,8 @@ class RecipeArguments(ScriptArguments):
         eval_prompts: held-out prompts sampled before and after training.
         eval_max_new_tokens: length of those samples, in tokens.
         eval_seed: seed of those samples, the same before and after.
+        frontier_steps: optimizer steps between samples during training, whose reward and KL go into frontier.json; 0
+            takes none.
         overwrite_output_dir: train into a folder that holds a finished run.
     """
 
@@ -81,6 +93,9 @@ class RecipeArguments(ScriptArguments):
     eval_prompts: int = field(default=64, metadata={"help": "Held-out prompts sampled before and after training."})
     eval_max_new_tokens: int = field(default=24, metadata={"help": "Length of those samples, in tokens."})
     eval_seed: int = field(default=0, metadata={"help": "Seed of those samples."})
+    frontier_steps: int = field(
+        default=0, metadata={"help": "Record reward and KL every so many optimizer steps into frontier.json; 0: never."}
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a finished run."})
 
     def __post_init__(self) -> None:
@@ -99,6 +114,12 @@ class RecipeArguments(ScriptArguments):
             raise ParseError("dataset_name is missing: give a Hub id, a folder, or a file.")
         if self.reward and self.eval_prompts < 2:
             raise ParseError(f"eval_prompts={self.eval_prompts}, but an interval needs at least 2 prompts.")
+        if self.frontier_steps < 0:
+            raise ParseError(
+                f"frontier_steps={self.frontier_steps} is out of range, expected >= 0; 0 takes no samples."
+            )
+        if self.frontier_steps and not self.reward:
+            raise ParseError(f"frontier_steps={self.frontier_steps} needs a reward to record; set reward as well.")
 
 
 def held_out_prompts(dataset: Any, tokenizer: Any, count: int) -> list[str]:
@@ -206,6 +227,13 @@ def run(args: list[str] | None = None) -> None:
         peft_config=adapter_config(model_args),
     )
 
+    if recipe.frontier_steps and not trainer.has_reference:
+        raise ConfigError(
+            f"frontier_steps={recipe.frontier_steps} measures the KL to the reference, but this run keeps none in "
+            "memory: it trains all weights, and no loss reads a reference or its log-probs are computed beforehand. "
+            "Train an adapter (use_peft: true), set precompute_ref_log_probs: false, or set frontier_steps: 0."
+        )
+
     def evaluate(reference: Any = None) -> Evaluation:
         return evaluate_policy(
             trainer.model,
@@ -220,6 +248,19 @@ def run(args: list[str] | None = None) -> None:
 
     if reward is not None:
         prompts = held_out_prompts(splits["test"], trainer.processing_class, recipe.eval_prompts)
+        if recipe.frontier_steps:
+            trainer.add_callback(
+                FrontierCallback(
+                    trainer.processing_class,
+                    prompts,
+                    reward,
+                    reward_name=str(recipe.reward),
+                    reference=trainer.reference,
+                    every=recipe.frontier_steps,
+                    max_new_tokens=recipe.eval_max_new_tokens,
+                    seed=recipe.eval_seed,
+                )
+            )
         before = evaluate()
     result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     comparison = None

@@ -17,7 +17,7 @@ INTERNAL = {
     "losses": {"registry", "types"},
     "modeling": {"registry", "types"},
     "data": {"registry", "types", "modeling"},
-    "evaluation": {"registry", "types", "modeling"},
+    "evaluation": {"registry", "types", "record", "modeling"},
     "reference": {"registry", "types", "modeling", "data", "record"},
     "record": set(),
     "hub": {"registry", "types", "record", "modeling", "reference"},

@@ -58,7 +58,7 @@ def test_a_comparison_is_paired_and_survives_json(policy, tokenizer):
     assert (record["win_rate"]["wins"], record["win_rate"]["ties"]) == (wins, ties)
     assert record["win_rate"]["rate"] == wilson(wins + ties / 2, 4).as_dict()
     assert record["before"]["kl"] is None
-    assert record["after"]["kl"].keys() == {"mean", "standard_error"}
+    assert record["after"]["kl"].keys() == {"mean", "standard_error", "summed", "summed_standard_error"}
     assert [row["completion"] for row in record["after"]["samples"]] == after.samples.completions
     assert [row["reward"] for row in record["before"]["samples"]] == before.rewards
 

@@ -76,6 +76,23 @@ def test_a_run_leaves_what_the_docs_promise(train, recipe, tmp_path, capsys):
     assert {**result["recipe"], "overwrite_output_dir": True} == again
 
 
+def test_a_frontier_ends_at_the_final_evaluation(train, recipe, tmp_path):
+    train.main(recipe(reward="vader", eval_prompts=4, eval_max_new_tokens=4, frontier_steps=1, learning_rate=0.01))
+    points = json.loads((tmp_path / "out" / "frontier.json").read_text())["points"]
+    evaluation = json.loads((tmp_path / "out" / "result.json").read_text())["evaluation"]
+    assert [point["step"] for point in points] == [0, 1, 2]
+    for point, side in ((points[0], "before"), (points[-1], "after")):
+        assert point["reward"] == evaluation[side]["reward"]
+    assert points[-1]["kl"] == evaluation["after"]["kl"]
+    assert points[0]["kl"]["summed"] == 0 < points[-1]["kl"]["summed"]
+
+
+def test_a_frontier_needs_a_reference(train, recipe, monkeypatch):
+    monkeypatch.setattr(train.PreferenceTrainer, "train", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(train.USER_ERRORS, match=r"frontier_steps=1 .* keeps none in memory"):
+        train.main(recipe(reward="vader", frontier_steps=1, loss_type="simpo", use_peft=False))
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_quickstart_recipe_parses_and_trains(train, path, tiny_model_dir, data_dir, tmp_path):
     overrides = {
@@ -126,6 +143,8 @@ def test_a_third_party_loss_trains_without_touching_the_package(recipe, tmp_path
         ({"dataset_train_split": "trian"}, ["'trian'", "'train'"]),
         ({"reward": "vadr"}, ["'vadr'", "'vader'"]),
         ({"reward": "vader", "dataset_test_split": "held_out"}, ["'held_out'"]),
+        ({"frontier_steps": 10}, ["frontier_steps=10", "needs a reward"]),
+        ({"frontier_steps": -1, "reward": "vader"}, ["frontier_steps=-1", ">= 0"]),
         ({"import_module": ["no_such_module"]}, ["'no_such_module'", "PYTHONPATH"]),
         ({"loss_type": ["dpo", "sft"], "loss_weights": [1.0]}, ["loss_weights"]),
     ],

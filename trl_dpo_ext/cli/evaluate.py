@@ -1,4 +1,4 @@
-"""`trl-dpo-ext eval`: samples, win rates, best-of-n, agreement of judges."""
+"""`trl-dpo-ext eval`: samples, win rates, best-of-n, agreement of judges, frontiers of runs."""
 
 from __future__ import annotations
 
@@ -67,6 +67,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     _add_endpoint(agreeing)
     _add_json(agreeing)
     agreeing.set_defaults(run=_guarded(_agreement))
+
+    reaching = kinds.add_parser("frontier", help="reward against KL of training runs, and which points are dominated")
+    reaching.add_argument(
+        "folder", metavar="RUN", nargs="+", help="output folder of a run trained with reward and frontier_steps"
+    )
+    reaching.add_argument("--output", metavar="FOLDER", help="write frontier.png and frontier.csv there; made if new")
+    _add_json(reaching)
+    reaching.set_defaults(run=_guarded(_frontier))
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
@@ -266,6 +274,40 @@ def _agreement(arguments: argparse.Namespace) -> None:
     }
     if not _write(arguments, report):
         console().print(agreement_table(found))
+
+
+def _frontier(arguments: argparse.Namespace) -> None:
+    from ..evaluation import frontier_table, gather, read_frontier, write_frontier_csv
+    from ..evaluation.plots import plot_frontier
+
+    folders = [Path(run).resolve() for run in arguments.folder]
+    if twice := next(
+        (run for run, folder in zip(arguments.folder, folders, strict=True) if folders.count(folder) > 1), None
+    ):
+        raise ValueError(f"The run {twice} is given twice.")
+    # By the folders' own names, where those tell them apart.
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(Path(run)) for run in arguments.folder]
+    frontiers = {name: read_frontier(run) for name, run in zip(names, arguments.folder, strict=True)}
+    placed = gather(frontiers)
+    settings = next(iter(frontiers.values())).settings
+    if arguments.output is not None:
+        output = Path(arguments.output)
+        output.mkdir(exist_ok=True)
+        title = f"{settings['reward']}, {settings['prompts']} prompts, {settings['max_new_tokens']} new tokens"
+        try:
+            plot_frontier(placed, output / "frontier.png", title)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        write_frontier_csv(placed, output / "frontier.csv")
+    if _write(arguments, {"settings": settings, "points": [row.as_dict() for row in placed]}):
+        return
+    console().print(frontier_table(placed, settings))
+    free = sum(row.dominated_by is None for row in placed)
+    print(f"{free} of {len(placed)} points are not dominated (by their means; the intervals are not looked at).")
+    if arguments.output is not None:
+        print(f"Saved to {output}: frontier.png, frontier.csv.")
 
 
 def _labels(rows: list[dict[str, Any]], column: str, path: str) -> list[float | None]:

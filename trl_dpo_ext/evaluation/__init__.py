@@ -3,6 +3,8 @@
 from .agreement import Agreement, agreement, agreement_table, agreements
 from .best_of_n import BestOfN, best_of_n, kl_bound
 from .classifier import classifier
+from .dominance import PlacedPoint, dominating, frontier_table, gather, write_frontier_csv
+from .frontier import Frontier, FrontierCallback, FrontierError, FrontierPoint, read_frontier
 from .judges import Judge, JudgeError, apply_judge, get_judge, reward_judge
 from .kl import Reference, SequenceKL, sequence_kl
 from .report import Comparison, Evaluation, compare, comparison_table, evaluate_policy
@@ -16,9 +18,14 @@ __all__ = [
     "BestOfN",
     "Comparison",
     "Evaluation",
+    "Frontier",
+    "FrontierCallback",
+    "FrontierError",
+    "FrontierPoint",
     "Interval",
     "Judge",
     "JudgeError",
+    "PlacedPoint",
     "Reference",
     "Reward",
     "RewardError",
@@ -38,10 +45,14 @@ __all__ = [
     "classifier",
     "compare",
     "comparison_table",
+    "dominating",
     "evaluate_policy",
+    "frontier_table",
+    "gather",
     "get_judge",
     "get_reward",
     "kl_bound",
+    "read_frontier",
     "reward_judge",
     "sample",
     "sequence_kl",
@@ -52,4 +63,5 @@ __all__ = [
     "win_rate_difference",
     "win_rate_of",
     "win_rate_table",
+    "write_frontier_csv",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .dominance import PlacedPoint
+
 # Panels of `plot_curves`: title, unit, and the logged keys in order of preference; with a reference the rewards exist,
 # without one the log-probs themselves order the responses.
 _PANELS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
@@ -35,12 +37,8 @@ def plot_curves(log_history: Sequence[dict[str, Any]], path: str | Path, title: 
     Raises:
         ImportError: matplotlib isn't installed; the message says how to get it.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Plots need matplotlib: pip install 'trl-dpo-ext[demo]'.") from error
+    figure = _figure(10, 7)
     logged = {key for entry in log_history for key in entry}
-    figure = Figure(figsize=(10, 7), layout="constrained")
     for axis, (name, unit, choices) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
         keys = next((keys for keys in choices if keys[0] in logged), ())
         for key in keys:
@@ -55,3 +53,58 @@ def plot_curves(log_history: Sequence[dict[str, Any]], path: str | Path, title: 
             axis.legend(fontsize=8)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def plot_frontier(placed: Sequence[PlacedPoint], path: str | Path, title: str = "") -> None:
+    """Draw mean reward against sequence KL, a line for each run in the order of its steps.
+
+    Upright bars are the rewards' intervals, level ones two standard errors of the KL to each side. Dominated points are
+    hollow.
+
+    Args:
+        placed: from `gather`.
+        path: PNG file; it appears whole or not at all.
+        title: of the picture.
+
+    Raises:
+        ImportError: matplotlib isn't installed; the message says how to get it.
+    """
+    figure = _figure(9, 6)
+    axis = figure.subplots()
+    for run in dict.fromkeys(row.run for row in placed):
+        rows = [row for row in placed if row.run == run]
+        points = [row.point for row in rows]
+        kls, rewards = [point.kl.summed for point in points], [point.reward for point in points]
+        means = [reward.mean for reward in rewards]
+        container = axis.errorbar(
+            kls,
+            means,
+            # A bootstrap interval of a skewed mean may, by a rounding, end on the wrong side of it.
+            yerr=[[max(0.0, r.mean - r.low) for r in rewards], [max(0.0, r.high - r.mean) for r in rewards]],
+            xerr=[2 * point.kl.summed_standard_error for point in points],
+            linewidth=1,
+            elinewidth=0.6,
+            label=run,
+        )
+        color = container.lines[0].get_color()
+        faces = ["none" if row.dominated_by else color for row in rows]
+        axis.scatter(kls, means, facecolors=faces, edgecolors=color, zorder=3)
+    level = placed[0].point.reward.level
+    axis.set(
+        title=title,
+        xlabel="sequence KL(policy || reference), nats, ± 2 SE",
+        ylabel=f"mean reward, {100 * level:g} % interval",
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, title="hollow: dominated")
+    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    figure.savefig(temporary, dpi=120, format="png")
+    temporary.replace(path)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Plots need matplotlib: pip install 'trl-dpo-ext[demo]'.") from error
+    return Figure(figsize=(width, height), layout="constrained")

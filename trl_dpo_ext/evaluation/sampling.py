@@ -79,7 +79,7 @@ def sample(
     ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or [])
     completion_ids: list[list[int]] = []
     # Only the CPU's and CUDA's random states can be saved device by device.
-    with _evaluation(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+    with evaluation_mode(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         for batch, start in enumerate(
             trange(0, len(prompts), batch_size, desc="sampling", unit="batch", disable=not progress)
         ):
@@ -117,15 +117,10 @@ def sequence_logps(
     if not all(prompt_ids):
         raise ValueError("A prompt has no tokens: its completion's first token has no distribution.")
     logps = []
-    with _evaluation(model):
+    with evaluation_mode(model):
         for start in range(0, len(prompt_ids), batch_size):
-            rows = list(
-                zip(prompt_ids[start : start + batch_size], completion_ids[start : start + batch_size], strict=True)
-            )
-            width = max(len(p) + len(c) for p, c in rows)
-            input_ids = torch.tensor([[*p, *c] + [0] * (width - len(p) - len(c)) for p, c in rows])
-            attention_mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (width - len(p) - len(c)) for p, c in rows])
-            labels = torch.tensor([[-100] * len(p) + [*c] + [-100] * (width - len(p) - len(c)) for p, c in rows])
+            rows = slice(start, start + batch_size)
+            input_ids, attention_mask, labels = right_padded(prompt_ids[rows], completion_ids[rows])
             logits = model(
                 input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device), use_cache=False
             ).logits
@@ -184,6 +179,19 @@ def _left_padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tens
     return input_ids, attention_mask
 
 
+def right_padded(
+    prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return input ids, attention mask and labels (-100 at prompt and padding), each [N, L], of completions."""
+    rows = list(zip(prompt_ids, completion_ids, strict=True))
+    width = max(len(p) + len(c) for p, c in rows)
+    padding = [width - len(p) - len(c) for p, c in rows]
+    input_ids = [[*p, *c, *[0] * left] for (p, c), left in zip(rows, padding, strict=True)]
+    attention_mask = [[1] * (width - left) + [0] * left for left in padding]
+    labels = [[*[-100] * len(p), *c, *[-100] * left] for (p, c), left in zip(rows, padding, strict=True)]
+    return torch.tensor(input_ids), torch.tensor(attention_mask), torch.tensor(labels)
+
+
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:
     end = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
     return ids[: end + 1]
@@ -197,7 +205,7 @@ def _text(tokenizer: Any, prompt_ids: list[int], completion_ids: list[int]) -> s
 
 
 @contextmanager
-def _evaluation(model: torch.nn.Module) -> Iterator[None]:
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients; afterwards each module is in the mode it was in."""
     training = {module: module.training for module in model.modules()}
     model.eval()

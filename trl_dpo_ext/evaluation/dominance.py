@@ -1,0 +1,141 @@
+"""Runs on one frontier: which of their points another point is better than."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from .frontier import Frontier, FrontierError, FrontierPoint, settings_difference
+
+
+@dataclass(frozen=True)
+class PlacedPoint:
+    """A point among those of all runs.
+
+    Attributes:
+        run: whose it is.
+        point: itself.
+        dominated_by: run and step of a point that has at least its reward and at most its KL, one of them strictly,
+            and isn't dominated itself; None where there is no such point.
+    """
+
+    run: str
+    point: FrontierPoint
+    dominated_by: tuple[str, int] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the numbers by name."""
+        by = None if self.dominated_by is None else dict(zip(("run", "step"), self.dominated_by, strict=True))
+        return {"run": self.run, **self.point.as_dict(), "dominated_by": by}
+
+
+def gather(frontiers: Mapping[str, Frontier]) -> list[PlacedPoint]:
+    """Place the points of runs among each other, by mean reward and summed KL.
+
+    Args:
+        frontiers: by the names that the runs are to have.
+
+    Returns:
+        all points, run by run, steps ascending.
+
+    Raises:
+        FrontierError: no points, or runs that were not measured in the same way.
+    """
+    if not any(frontier.points for frontier in frontiers.values()):
+        raise FrontierError("There is no point in any of the runs.")
+    (first, of_first), *others = frontiers.items()
+    for name, frontier in others:
+        if difference := settings_difference(of_first.settings, frontier.settings):
+            raise FrontierError(
+                f"{first} and {name} were measured differently ({difference}), so their points can't be compared. "
+                "Give runs with the same reward, prompts, length and seed."
+            )
+    rows = [(name, point) for name, frontier in frontiers.items() for point in frontier.points]
+    by = dominating([(point.reward.mean, point.kl.summed) for _, point in rows])
+    return [
+        PlacedPoint(name, point, None if other is None else (rows[other][0], rows[other][1].step))
+        for (name, point), other in zip(rows, by, strict=True)
+    ]
+
+
+def dominating(points: Sequence[tuple[float, float]]) -> list[int | None]:
+    """Return, for each (reward, KL), which point dominates it: at least its reward at most its KL, one strictly.
+
+    Of several it is one that isn't dominated itself: that of most reward, then of least KL.
+
+    >>> dominating([(0.0, 0.0), (2.0, 1.0), (1.0, 1.5), (3.0, 4.0), (2.0, 1.0)])
+    [None, None, 1, None, None]
+    """
+    found: list[int | None] = []
+    for reward, kl in points:
+        over = [
+            index
+            for index, (other_reward, other_kl) in enumerate(points)
+            if other_reward >= reward and other_kl <= kl and (other_reward, other_kl) != (reward, kl)
+        ]
+        found.append(max(over, key=lambda index: (points[index][0], -points[index][1]), default=None))
+    return found
+
+
+def frontier_table(placed: Sequence[PlacedPoint], settings: Mapping[str, Any]) -> Table:
+    """Return the points for `rich.print`.
+
+    Args:
+        placed: from `gather`.
+        settings: of the runs.
+    """
+    level = placed[0].point.reward.level
+    table = Table(
+        title=Text(
+            f"Mean reward ({settings['reward']}) against sequence KL, {settings['prompts']} prompts, "
+            f"{settings['max_new_tokens']} new tokens, [{100 * level:g} % interval]"
+        )
+    )
+    for column in ("run", "step", "reward", "KL, nats ± SE", "dominated by"):
+        table.add_column(column, justify="left" if column in ("run", "dominated by") else "right")
+    for row in placed:
+        r, kl = row.point.reward, row.point.kl
+        table.add_row(
+            Text(row.run),
+            str(row.point.step),
+            Text(f"{r.mean:.3f} [{r.low:.3f}, {r.high:.3f}]"),
+            f"{kl.summed:.3f} ± {kl.summed_standard_error:.3f}",
+            Text("" if row.dominated_by is None else f"{row.dominated_by[0]}, step {row.dominated_by[1]}"),
+        )
+    return table
+
+
+def write_frontier_csv(placed: Sequence[PlacedPoint], path: str | Path) -> None:
+    """Write a line for each point, under a temporary name that is then changed."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    rows = [_flat(row) for row in placed]
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def _flat(row: PlacedPoint) -> dict[str, Any]:
+    reward, kl = row.point.reward, row.point.kl
+    run, step = row.dominated_by or ("", "")
+    return {
+        "run": row.run,
+        "step": row.point.step,
+        "reward": reward.mean,
+        "reward_low": reward.low,
+        "reward_high": reward.high,
+        "kl": kl.summed,
+        "kl_standard_error": kl.summed_standard_error,
+        "kl_log_ratio": kl.mean,
+        "kl_log_ratio_standard_error": kl.standard_error,
+        "dominated_by_run": run,
+        "dominated_by_step": step,
+    }
