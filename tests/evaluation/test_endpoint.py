@@ -171,7 +171,7 @@ def test_the_cap_stops_and_a_higher_one_goes_on(server, judge, option, message):
 def test_failed_requests_count_against_the_cap(server, judge):
     server.misbehave = lambda number, question: Reply("{}", 500)
     with pytest.raises(SpendingCapError, match="cap of 3 requests"):
-        judge(max_requests=3, attempts=10)(PROMPTS, FIRSTS, SECONDS)
+        judge(max_requests=3, attempts=10, workers=1)(PROMPTS, FIRSTS, SECONDS)
     assert len(server.requests) == 3
 
 
