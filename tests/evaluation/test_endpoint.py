@@ -171,8 +171,49 @@ def test_the_cap_stops_and_a_higher_one_goes_on(server, judge, option, message):
 def test_failed_requests_count_against_the_cap(server, judge):
     server.misbehave = lambda number, question: Reply("{}", 500)
     with pytest.raises(SpendingCapError, match="cap of 3 requests"):
-        judge(max_requests=3, attempts=10, workers=1)(PROMPTS, FIRSTS, SECONDS)
+        judge(max_requests=3, attempts=10)(PROMPTS, FIRSTS, SECONDS)
     assert len(server.requests) == 3
+
+
+def test_the_error_that_stopped_the_others_is_reported(server, judge, monkeypatch):
+    class LateEvent(threading.Event):
+        """`set` returns after the other worker ended its question and came for the next one."""
+
+        def __init__(self):
+            super().__init__()
+            self.setter, self.other_ended = None, threading.Event()
+
+        def set(self):
+            self.setter = self.setter or threading.get_ident()
+            super().set()
+            if self.setter == threading.get_ident():
+                self.other_ended.wait(20)
+
+        def is_set(self):
+            if super().is_set() and threading.get_ident() != self.setter:
+                self.other_ended.set()
+            return super().is_set()
+
+    # The first question fails and waits to be repeated; the cap is reached by the others.
+    monkeypatch.setattr("trl_dpo_ext.evaluation.endpoint.wait_before", lambda attempt, headers: 30.0)
+    first = (PROMPTS[0], FIRSTS[0], SECONDS[0])
+    server.misbehave = lambda number, question: Reply("{}", 500) if question == first else None
+    asking = judge(max_requests=2, workers=2)
+    asking._stopped = LateEvent()
+    with pytest.raises(SpendingCapError, match=r"cap of 2 requests is reached .* 1 of 8 questions are settled"):
+        asking(PROMPTS, FIRSTS, SECONDS)
+    assert asking._stopped.other_ended.is_set()
+
+
+def test_an_error_of_another_kind_is_not_covered_up(server, judge, monkeypatch):
+    from trl_dpo_ext.evaluation.verdicts import VerdictCache
+
+    def full(self, key, answer, **facts):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(VerdictCache, "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        judge()(PROMPTS, FIRSTS, SECONDS)
 
 
 def test_killed_in_the_middle_no_verdict_is_asked_twice(server, judge):

@@ -90,6 +90,7 @@ class EndpointJudge:
         self._client, self._key = _client(base_url, timeout)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._error: BaseException | None = None
 
     def __call__(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[float | None]:
         """Return a verdict for each pair.
@@ -107,38 +108,52 @@ class EndpointJudge:
 
     def _settle_all(self, questions: dict[str, list[dict[str, str]]], cache: VerdictCache) -> None:
         unsettled = {key: messages for key, messages in questions.items() if not self._settled(cache, key)}
+        self._error = None
         self._stopped.clear()
         with (
             tqdm(total=len(unsettled), desc="judging", unit="question", disable=not self.progress) as bar,
             ThreadPoolExecutor(self.workers) as pool,
         ):
-            futures = [pool.submit(self._settle, key, messages, cache) for key, messages in unsettled.items()]
+            # Requests under way are waited for at the end of this block, whatever ends it: their answers are paid for
+            # and go into the cache.
             try:
+                futures = [pool.submit(self._settle, key, messages, cache) for key, messages in unsettled.items()]
                 for future in as_completed(futures):
-                    future.result()
-                    bar.update()
-            except BaseException as error:
-                # Requests under way are waited for: their answers are paid for and go into the cache.
-                self._stopped.set()
-                pool.shutdown(cancel_futures=True)
-                left = sum(not self._settled(cache, key) for key in questions)
-                if isinstance(error, JudgeError):
-                    raise type(error)(
-                        f"{error} {len(questions) - left} of {len(questions)} questions are settled and in "
-                        f"{str(self.cache)!r}; run again to go on from there."
-                    ) from None
-                raise
+                    bar.update(future.result())
+            except BaseException as error:  # an interrupt; a worker's error is in self._error
+                self._stop(error)
+        if self._error is None:
+            return
+        if isinstance(self._error, JudgeError):
+            left = sum(not self._settled(cache, key) for key in questions)
+            raise type(self._error)(
+                f"{self._error} {len(questions) - left} of {len(questions)} questions are settled and in "
+                f"{str(self.cache)!r}; run again to go on from there."
+            )
+        raise self._error
 
-    def _settle(self, key: str, messages: list[dict[str, str]], cache: VerdictCache) -> None:
+    def _settle(self, key: str, messages: list[dict[str, str]], cache: VerdictCache) -> bool:
+        """Ask until there is a verdict or no attempt is left; whether that was reached. Never raises: see `_stop`."""
         try:
-            while not self._settled(cache, key) and not self._stopped.is_set():
+            while not self._settled(cache, key):
+                if self._stopped.is_set():
+                    return False
                 answer, tokens = self._ask(messages)
                 verdict = self.template.read(answer)
                 facts = {"model": self.model, "template": self.template.name, "tokens": tokens, "verdict": verdict}
                 cache.add(key, answer, **facts)
-        except BaseException:
-            self._stopped.set()  # here, before this thread takes the next question
-            raise
+        except _StoppedError:
+            return False
+        except BaseException as error:
+            self._stop(error)
+            return False
+        return True
+
+    def _stop(self, error: BaseException) -> None:
+        """Let the other workers end; the first error is the one that is reported."""
+        with self._lock:
+            self._error = self._error or error
+        self._stopped.set()
 
     def _settled(self, cache: VerdictCache, key: str) -> bool:
         return self._verdict(cache, key) is not None or len(cache.answers(key)) >= self.attempts
@@ -153,7 +168,7 @@ class EndpointJudge:
         return hashlib.sha256(asked.encode()).hexdigest()
 
     def _ask(self, messages: list[dict[str, str]]) -> tuple[str, int]:
-        """Return an answer and the tokens it cost; failed requests are repeated."""
+        """Return an answer and the tokens it cost; failed requests are repeated, unless the run is stopped."""
         import openai
 
         problem: Exception | None = None
@@ -180,8 +195,8 @@ class EndpointJudge:
             if seconds > LONGEST_WAIT:
                 raise JudgeError(f"The endpoint asks to wait {seconds:g} s.")
             if attempt + 1 < self.attempts and self._stopped.wait(seconds):
-                break
-        raise JudgeError(self._scrubbed(f"The endpoint failed {attempt + 1} times, the last time: {problem}."))
+                raise _StoppedError
+        raise JudgeError(self._scrubbed(f"The endpoint failed {self.attempts} times, the last time: {problem}."))
 
     def _count_request(self) -> None:
         with self._lock:
@@ -196,6 +211,10 @@ class EndpointJudge:
     def _scrubbed(self, text: str) -> str:
         """Return what an endpoint said without the key, which some repeat."""
         return text.replace(self._key, "***") if self._key else text
+
+
+class _StoppedError(Exception):
+    """Another worker's error ended the run while this one waited to repeat a request."""
 
 
 class _BrokenAnswerError(Exception):
