@@ -246,26 +246,31 @@ def run(args: list[str] | None = None) -> None:
             progress=trainer.is_world_process_zero(),
         )
 
+    frontier = None
     if reward is not None:
         prompts = held_out_prompts(splits["test"], trainer.processing_class, recipe.eval_prompts)
+        before = evaluate(trainer.reference if recipe.frontier_steps else None)
         if recipe.frontier_steps:
-            trainer.add_callback(
-                FrontierCallback(
-                    trainer.processing_class,
-                    prompts,
-                    reward,
-                    reward_name=str(recipe.reward),
-                    reference=trainer.reference,
-                    every=recipe.frontier_steps,
-                    max_new_tokens=recipe.eval_max_new_tokens,
-                    seed=recipe.eval_seed,
-                )
+            frontier = FrontierCallback(
+                trainer.processing_class,
+                prompts,
+                reward,
+                reward_name=str(recipe.reward),
+                method=" + ".join(config.loss_type),
+                reference=trainer.reference,
+                every=recipe.frontier_steps,
+                max_new_tokens=recipe.eval_max_new_tokens,
+                seed=recipe.eval_seed,
+                start=before,
             )
-        before = evaluate()
+            trainer.add_callback(frontier)
     result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     comparison = None
     if reward is not None:
-        comparison = compare(before, evaluate(trainer.reference if trainer.has_reference else None))
+        after = None
+        if frontier is not None and not config.load_best_model_at_end:  # else the weights are those of another step
+            after = frontier.after(trainer.state.global_step)
+        comparison = compare(before, after or evaluate(trainer.reference if trainer.has_reference else None))
 
     trainer.save_model(config.output_dir, _internal_call=True)  # or it would be pushed already, without its record
     if trainer.is_world_process_zero():

@@ -35,6 +35,7 @@ def trainer(model_dir: str, folder: Any, *, every: int | None = 2, reward: Any =
                 PROMPTS,
                 reward,
                 reward_name="length",
+                method="dpo",
                 reference=made.reference,
                 every=every,
                 **SETTINGS,
@@ -68,6 +69,9 @@ def test_points_before_between_and_after(run):
     assert set(first.kl.as_dict().values()) == {0}
     assert end.kl.summed > 0.01
     assert (end.reward, end.kl) == (last.reward, last.kl)
+    assert (end.rewards, end.kls) == (last.rewards, last.kls)
+    assert sum(end.kls) / 4 == pytest.approx(end.kl.summed)
+    assert frontier.method == "dpo"
     assert frontier.settings["prompts"] == 4
     assert not list(folder.glob("*.tmp"))
 
@@ -108,10 +112,11 @@ def test_a_resumed_run_goes_on(run, tiny_model_dir):
 
 
 def test_arguments_out_of_range():
+    named = {"reward_name": "length", "method": "dpo"}
     with pytest.raises(ValueError, match="every=0"):
-        FrontierCallback(None, PROMPTS, length, reward_name="length", reference=torch.nn.Identity(), every=0)
+        FrontierCallback(None, PROMPTS, length, **named, reference=torch.nn.Identity(), every=0)
     with pytest.raises(ValueError, match="at least two prompts, got 1"):
-        FrontierCallback(None, ["a"], length, reward_name="length", reference=torch.nn.Identity())
+        FrontierCallback(None, ["a"], length, **named, reference=torch.nn.Identity())
 
 
 def test_dominance_against_the_definition():
@@ -141,12 +146,14 @@ def write(folder: Any, rows: list[tuple[int, float, float]], **settings: Any) ->
             "step": step,
             "reward": {"mean": reward, "low": reward - 0.1, "high": reward + 0.1, "level": 0.95},
             "kl": {"mean": kl + 1, "standard_error": 0.4, "summed": kl, "summed_standard_error": 0.2},
+            "rewards": [reward - 0.2, reward + 0.2],
+            "kls": [kl, kl],
         }
         for step, reward, kl in rows
     ]
     shared = {"reward": "vader", "prompts": 8, "prompts_sha256": "0", "max_new_tokens": 4, "seed": 0, "batch_size": 32}
     folder.mkdir(parents=True)
-    content = {"format": 1, "settings": {**shared, **settings}, "points": points}
+    content = {"format": 1, "method": "dpo", "settings": {**shared, **settings}, "points": points}
     (folder / "frontier.json").write_text(json.dumps(content))
     return str(folder)
 

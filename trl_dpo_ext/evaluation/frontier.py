@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from ..record import versions, write_json
 from .kl import Reference, SequenceKL
-from .report import evaluate_policy
+from .report import Evaluation, evaluate_policy
 from .rewards import Reward
 from .stats import Interval
 
@@ -37,14 +37,25 @@ class FrontierPoint:
         step: optimizer steps done.
         reward: mean true reward of the samples with its interval over prompts.
         kl: sequence KL to the reference, of the same samples.
+        rewards: [N] of each prompt's sample, in the order of the prompts, so that points can be paired.
+        kls: [N] of each sample, summed over its tokens, nats.
     """
 
     step: int
     reward: Interval
     kl: SequenceKL
+    rewards: list[float]
+    kls: list[float]
+
+    @classmethod
+    def of(cls, step: int, found: Evaluation) -> FrontierPoint:
+        """Return the point that an evaluation with a reference is."""
+        assert found.kl is not None
+        assert found.kls is not None
+        return cls(step, found.reward, found.kl, found.rewards, found.kls)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the numbers by name."""
+        """Return the numbers by name, those of single prompts left out."""
         return {"step": self.step, "reward": self.reward.as_dict(), "kl": self.kl.as_dict()}
 
 
@@ -53,10 +64,12 @@ class Frontier:
     """A run's points.
 
     Attributes:
+        method: what was trained, for example "dpo"; runs that differ only in numbers and seeds share it.
         settings: what was measured, and how. Points of different settings can't be compared.
         points: one each step, steps ascending.
     """
 
+    method: str
     settings: dict[str, Any]
     points: list[FrontierPoint]
 
@@ -75,11 +88,17 @@ class FrontierCallback(TrainerCallback):
         prompts: [N] plain text, N >= 2, best all different and not trained on.
         reward: the true reward, from `get_reward`, or any function of prompts and completions.
         reward_name: what the file calls it; runs are compared where it is the same.
+        method: what is trained, as pictures are to call it.
         reference: as in `sequence_kl`; a trainer's `reference`.
         every: optimizer steps between points, >= 1.
         max_new_tokens: tokens to sample at most.
         seed: of the samples.
         batch_size: prompts a forward.
+        start: what `evaluate_policy` found with these arguments before the first step, where that is known already;
+            None evaluates then.
+
+    Attributes:
+        points: so far.
 
     Raises:
         ValueError: fewer than two prompts, or `every` out of range.
@@ -98,17 +117,21 @@ class FrontierCallback(TrainerCallback):
         reward: Reward,
         *,
         reward_name: str,
+        method: str,
         reference: Reference,
         every: int = 100,
         max_new_tokens: int = 24,
         seed: int = 0,
         batch_size: int = 32,
+        start: Evaluation | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every={every!r} is out of range, expected >= 1.")
         if len(prompts) < 2:
             raise ValueError(f"An interval needs at least two prompts, got {len(prompts)}.")
-        self.every = every
+        self.every, self.method = every, method
+        self._start = start
+        self._last: Evaluation | None = None
         self.points: list[FrontierPoint] = []
         self._policy: dict[str, Any] = {
             "tokenizer": tokenizer,
@@ -130,7 +153,7 @@ class FrontierCallback(TrainerCallback):
         Raises:
             FrontierError: the points so far were measured otherwise, or can't be read.
         """
-        self.points = []
+        self.points, self._last = [], None
         path = Path(args.output_dir) / FILE
         if state.global_step > 0 and path.exists():
             before = read_frontier(path)
@@ -142,22 +165,33 @@ class FrontierCallback(TrainerCallback):
             # A run may have been ended after the checkpoint that it goes on from.
             self.points = [point for point in before.points if point.step <= state.global_step]
         if not self.points:
-            self._record(args, state, model)
+            self._record(args, state, model, self._start if state.global_step == 0 else None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Take a point where one is due."""
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
             self._record(args, state, model)
 
-    def _record(self, args: Any, state: Any, model: Any) -> None:
-        with random_state_kept():
-            found = evaluate_policy(model, **self._policy, **self._sampling, progress=False)
-        assert found.kl is not None
-        self.points.append(FrontierPoint(state.global_step, found.reward, found.kl))
+    def after(self, step: int) -> Evaluation | None:
+        """Return the evaluation at a step, if that is where the last point was taken."""
+        return self._last if self.points and self.points[-1].step == step else None
+
+    def _record(self, args: Any, state: Any, model: Any, known: Evaluation | None = None) -> None:
+        if known is None:
+            with random_state_kept():
+                known = evaluate_policy(model, **self._policy, **self._sampling, progress=False)
+        self._last = known
+        self.points.append(FrontierPoint.of(state.global_step, known))
         if state.is_world_process_zero:
-            content = {"settings": self.settings, "points": [point.as_dict() for point in self.points]}
+            content = {
+                "format": FORMAT,
+                "method": self.method,
+                "settings": self.settings,
+                "points": [{**point.as_dict(), "rewards": point.rewards, "kls": point.kls} for point in self.points],
+                "versions": versions(),
+            }
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            write_json(Path(args.output_dir) / FILE, {"format": FORMAT, **content, "versions": versions()})
+            write_json(Path(args.output_dir) / FILE, content)
 
 
 @contextmanager
@@ -201,10 +235,12 @@ def read_frontier(run: str | Path) -> Frontier:
         )
     try:
         points = [
-            FrontierPoint(int(row["step"]), Interval(**row["reward"]), SequenceKL(**row["kl"]))
+            FrontierPoint(
+                int(row["step"]), Interval(**row["reward"]), SequenceKL(**row["kl"]), row["rewards"], row["kls"]
+            )
             for row in content["points"]
         ]
-        return Frontier(dict(content["settings"]), points)
+        return Frontier(str(content["method"]), dict(content["settings"]), points)
     except (KeyError, TypeError, ValueError) as error:
         raise FrontierError(f"{path} is no frontier of a run: {type(error).__name__} {error}.") from error
 

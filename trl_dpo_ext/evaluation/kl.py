@@ -43,9 +43,20 @@ class SequenceKL:
         """Return the numbers by name."""
         return asdict(self)
 
+    @classmethod
+    def of(cls, values: Tensor) -> SequenceKL:
+        """Return the means of what `sequence_kls` found, with their standard errors."""
+        (mean, summed), errors = values.mean(dim=0).tolist(), values.std(dim=0) / len(values) ** 0.5
+        return cls(mean, float(errors[0]), summed, float(errors[1]))
+
 
 def sequence_kl(model: Any, samples: Samples, reference: Reference, *, batch_size: int = 32) -> SequenceKL:
-    """Estimate the sequence KL(policy || reference) from the policy's own samples, in two ways.
+    """Estimate the sequence KL(policy || reference) in two ways; arguments and errors as of `sequence_kls`."""
+    return SequenceKL.of(sequence_kls(model, samples, reference, batch_size=batch_size))
+
+
+def sequence_kls(model: Any, samples: Samples, reference: Reference, *, batch_size: int = 32) -> Tensor:
+    """Return two values of each sample, the means of which estimate the sequence KL(policy || reference).
 
     With y ~ pi(.|x), the KL of completions of up to as many tokens as were sampled, averaged over the prompts, is the
     expectation of
@@ -62,6 +73,9 @@ def sequence_kl(model: Any, samples: Samples, reference: Reference, *, batch_siz
             copy in memory.
         batch_size: sequences a forward.
 
+    Returns:
+        [N, 2] float64 on the CPU: log-ratio, and summed KL of the next-token distributions, nats.
+
     Raises:
         ValueError: samples of another temperature, whose mean log-ratio is no KL of `model`; or fewer than two.
 
@@ -77,16 +91,13 @@ def sequence_kl(model: Any, samples: Samples, reference: Reference, *, batch_siz
         for start in range(0, len(samples), batch_size):
             rows = slice(start, start + batch_size)
             batches.append(sample_kls(model, samples.prompt_ids[rows], samples.completion_ids[rows], reference))
-    values = torch.cat(batches)
-    errors = values.std(dim=0) / len(samples) ** 0.5
-    (mean, summed), (error, summed_error) = values.mean(dim=0).tolist(), errors.tolist()
-    return SequenceKL(mean, error, summed, summed_error)
+    return torch.cat(batches)
 
 
 def sample_kls(
     model: Any, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], reference: Reference
 ) -> Tensor:
-    """Return what `sequence_kl` takes the means of, for one batch.
+    """Return what `sequence_kls` does, for one batch.
 
     Args:
         model: the policy, in evaluation mode.

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from .kl import Reference, SequenceKL, sequence_kl
+from .kl import Reference, SequenceKL, sequence_kls
 from .rewards import Reward, apply_reward
 from .sampling import Samples, sample
 from .stats import Interval, bootstrap_difference, bootstrap_mean
@@ -25,6 +25,7 @@ class Evaluation:
         samples: [N] one completion for each prompt.
         rewards: [N] reward of each.
         reward: their mean with its interval over prompts.
+        kls: [N] KL of the next-token distributions, summed along each sample, nats; None without a reference.
         kl: sequence KL to the reference, or None where there was none to compare with.
         seed: of the sampling.
         max_new_tokens: of the sampling.
@@ -33,6 +34,7 @@ class Evaluation:
     samples: Samples
     rewards: list[float]
     reward: Interval
+    kls: list[float] | None
     kl: SequenceKL | None
     seed: int
     max_new_tokens: int
@@ -94,8 +96,12 @@ def evaluate_policy(
         progress=progress,
     )
     rewards = apply_reward(reward, samples.prompts, samples.completions)
-    kl = None if reference is None else sequence_kl(model, samples, reference, batch_size=batch_size)
-    return Evaluation(samples, rewards, bootstrap_mean(rewards), kl, seed, max_new_tokens)
+    reward_interval = bootstrap_mean(rewards)
+    if reference is None:
+        return Evaluation(samples, rewards, reward_interval, None, None, seed, max_new_tokens)
+    values = sequence_kls(model, samples, reference, batch_size=batch_size)
+    kl = SequenceKL.of(values)
+    return Evaluation(samples, rewards, reward_interval, values[:, 1].tolist(), kl, seed, max_new_tokens)
 
 
 @dataclass(frozen=True)
