@@ -6,6 +6,7 @@ The controlled sentiment experiment of the DPO paper (arXiv 2305.18290, section 
 tokens of movie reviews, four completions of each sampled from SmolLM2-135M-Instruct, ranked by the sentiment that
 VADER gives the whole text. The files are in the repository, so this script is needed only to change them; run again
 with the same settings, versions and kind of processor, it writes the same bytes.
+recipes/controlled_sentiment builds its own data with it, from another model.
 """
 
 import argparse
@@ -51,10 +52,9 @@ def read_snippets() -> list[str]:
 def draw_prefixes(snippets: list[str], tokenizer: Any) -> Iterator[str]:
     """Yield prefixes of PREFIX_TOKENS tokens that end where a word does, each once whatever its case."""
     generator = random.Random(SEED)
-    order = generator.sample(range(len(snippets)), len(snippets))
     seen = set()
-    for index in order:
-        ids = tokenizer(snippets[index])["input_ids"]
+    for snippet in generator.sample(snippets, len(snippets)):
+        ids = tokenizer(snippet)["input_ids"]
         length = generator.randint(*PREFIX_TOKENS)
         # A snippet whose next token goes on with the word, or that ends here, gives no prefix.
         if len(ids) <= length or not tokenizer.decode(ids[length]).startswith(" "):
@@ -83,7 +83,7 @@ def problem(prompt: str, completions: list[str], scores: list[float], tokenizer:
 
 
 def build_split(
-    name: str, prefixes: list[str], model: Any, tokenizer: Any, taken: set[str]
+    name: str, prefixes: list[str], model: Any, tokenizer: Any, taken: set[str], new_tokens: int = NEW_TOKENS
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Sample, score and filter one split.
 
@@ -93,13 +93,14 @@ def build_split(
         model: samples the completions.
         tokenizer: the model's.
         taken: completions of other splits; this split's are added.
+        new_tokens: of a completion, at most.
 
     Returns:
         The rows, and how many were dropped for which reason.
     """
     prompts = [prefix for prefix in prefixes for _ in range(COMPLETIONS)]
     seed = SEED + list(SPLITS).index(name)
-    samples = sample(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS, seed=seed, batch_size=BATCH_SIZE)
+    samples = sample(model, tokenizer, prompts, max_new_tokens=new_tokens, seed=seed, batch_size=BATCH_SIZE)
     scores = apply_reward(get_reward("vader"), samples.prompts, samples.completions)
     rows: list[dict[str, Any]] = []
     dropped: dict[str, int] = {}
@@ -129,11 +130,13 @@ def main() -> None:
     """Build both splits and print what went into them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "data", help="folder (default: data/)")
+    parser.add_argument("--model", help="folder of the model to sample from (default: the quickstart's)")
+    parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS, help=f"of a completion (default: {NEW_TOKENS})")
     parser.add_argument("--limit", type=int, help="take only so many prefixes a split, for a trial")
     arguments = parser.parse_args()
 
     torch.set_num_threads(THREADS)
-    folder = fetch()
+    folder = arguments.model or fetch()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prefixes = list(draw_prefixes(read_snippets(), tokenizer))
@@ -143,7 +146,7 @@ def main() -> None:
     for name, count in SPLITS.items():
         chosen = prefixes[start : start + min(count, arguments.limit or count)]
         start += count
-        rows, dropped = build_split(name, chosen, model, tokenizer, taken)
+        rows, dropped = build_split(name, chosen, model, tokenizer, taken, arguments.new_tokens)
         write(rows, arguments.output / f"{name}.jsonl.gz")
         mean = sum(sum(row["scores"]) for row in rows) / (COMPLETIONS * len(rows))
         print(f"{name}: {len(chosen)} prefixes, {len(rows)} rows, mean score {mean:.4f}, dropped {dropped}")
