@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -79,12 +79,9 @@ def plan_rows(
     Raises:
         ValueError: `prefix_sharing=True`, and the model can't.
     """
-    if not prefix_sharing and not packing:
-        return RowLayout()
-    flash = not takes_masks(config)
-    share = bool(prefix_sharing) and not flash
+    layout = _layout(config, bool(prefix_sharing), prefix_sharing == "auto", packing, last_tokens)
     note = ""
-    if flash and prefix_sharing:
+    if prefix_sharing and not layout.share:
         implementation = config.get_text_config()._attn_implementation
         note = f"Prompts are not shared: attn_implementation={implementation!r} takes no custom mask. "
         if prefix_sharing is True:
@@ -92,39 +89,20 @@ def plan_rows(
                 f"prefix_sharing=True, but attn_implementation={implementation!r} takes no custom mask. Load the model "
                 "with attn_implementation='sdpa' or, on a GPU, 'flex_attention', or set prefix_sharing='auto'."
             )
-        if not packing:
-            return RowLayout(note=note + RowLayout.note)
+    if not (layout.share or layout.pack):
+        return replace(layout, note=note + layout.note)
     # A group of single tokens would show nothing.
     group = max(groups, key=lambda group: min(len(group.prompt_ids), *map(len, group.completion_ids)))
-    check = check_rows(model, config, group, share=share, full_precision=full_precision)
+    check = check_rows(model, config, group, share=layout.share, full_precision=full_precision)
     if check.failure is not None:
         if prefix_sharing is True:
             raise ValueError(f"prefix_sharing=True, but this model can't share prompts. {check.failure}")
         return RowLayout(note=f"Prompts are not shared and rows not packed. {check.failure} {RowLayout.note}")
-    if share:
+    if layout.share:
         note = "Each prompt is computed once for all its responses" + (", rows are packed" if packing else "")
     else:
         note += "Each response has its own prompt, rows are packed"
-    return RowLayout(
-        share=share,
-        pack=packing,
-        choose=prefix_sharing == "auto",
-        pair_cost=_pair_cost(config),
-        one_row=flash,
-        last_tokens=last_tokens,
-        note=f"{note} (checked: log-probs differ by {check.error:.1g} nats a token).",
-    )
-
-
-def _pair_cost(config: PreTrainedConfig) -> float:
-    """Return the time of one query-key pair in that of one token.
-
-    A decoder layer of width h has about 12 h^2 weights: 24 h^2 operations a token, 4 h a pair, that is 1 / (6 h);
-    attention runs at about two thirds of the speed of the matrix products (SmolLM2-135M on a CPU: 1 / (4.3 h)).
-    FlexAttention skips the masked blocks.
-    """
-    text = config.get_text_config()
-    return 0.0 if text._attn_implementation == "flex_attention" else 1 / (4 * text.hidden_size)
+    return replace(layout, note=f"{note} (checked: log-probs differ by {check.error:.1g} nats a token).")
 
 
 def layout_without_check(
@@ -137,15 +115,33 @@ def layout_without_check(
         prefix_sharing: "auto", "true" or "false", as in the configuration.
         packing, last_tokens: see `plan_rows`.
     """
+    if takes_masks(config) and not follows_masks(config):
+        return RowLayout()
+    return _layout(config, prefix_sharing != "false", prefix_sharing == "auto", packing, last_tokens)
+
+
+def _layout(config: PreTrainedConfig, share: bool, choose: bool, packing: bool, last_tokens: bool) -> RowLayout:
+    """Return the layout that was asked for, as far as the attention allows it."""
     flash = not takes_masks(config)
-    share = prefix_sharing != "false" and not flash
-    if not (share or packing) or not (flash or follows_masks(config)):
+    share = share and not flash
+    if not (share or packing):
         return RowLayout()
     return RowLayout(
         share=share,
         pack=packing,
-        choose=prefix_sharing == "auto",
+        choose=choose,
         pair_cost=_pair_cost(config),
         one_row=flash,
         last_tokens=last_tokens,
     )
+
+
+def _pair_cost(config: PreTrainedConfig) -> float:
+    """Return the time of one query-key pair in that of one token.
+
+    A decoder layer of width h has about 12 h^2 weights: 24 h^2 operations a token, 4 h a pair, that is 1 / (6 h);
+    attention runs at about two thirds of the speed of the matrix products (SmolLM2-135M on a CPU: 1 / (4.3 h)).
+    FlexAttention skips the masked blocks.
+    """
+    text = config.get_text_config()
+    return 0.0 if text._attn_implementation == "flex_attention" else 1 / (4 * text.hidden_size)
