@@ -32,7 +32,11 @@ from typing import Any
 from tests.mutants import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = [*sorted((ROOT / "tests/losses").glob("*.py")), ROOT / "tests/reference.py", ROOT / "trl_dpo_ext/testing.py"]
+TESTS = [
+    *sorted((ROOT / "tests/losses").glob("*.py")),
+    ROOT / "tests/reference.py",
+    *sorted((ROOT / "trl_dpo_ext/testing").glob("*.py")),
+]
 
 
 # In the fork: the tests, in three stages. Each raises where it notices the change.
