@@ -1,9 +1,13 @@
 """Who may import whom, as the design says; read from the source, imports inside functions included."""
 
 import ast
+import importlib.metadata
 import sys
+import tomllib
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.helpers import ROOT
 
@@ -80,3 +84,46 @@ def test_the_reader_sees_each_kind_of_import(tmp_path, monkeypatch):
         (3, "trl_dpo_ext.data.format.B"),
         (5, "trl.C"),
     ]
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DISTRIBUTIONS = importlib.metadata.packages_distributions()  # import name -> the packages that bring it
+
+
+def declared(requirements):
+    return {canonicalize_name(Requirement(text).name) for text in requirements}
+
+
+NEEDED = declared(PROJECT["dependencies"])
+EXTRAS = set().union(*(declared(texts) for name, texts in PROJECT["optional-dependencies"].items() if name != "test"))
+
+
+def undeclared(path):
+    """Yield (line, name) of imports that an installation without extras, or one with them, could lack."""
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    late = {line for node in functions for line in range(node.lineno, node.end_lineno + 1)}
+    for line, name in imports(path):
+        top = name.partition(".")[0]
+        packages = {canonicalize_name(package) for package in DISTRIBUTIONS.get(top, [top])}
+        allowed = NEEDED | EXTRAS if line in late else NEEDED
+        if top not in {"trl_dpo_ext", *sys.stdlib_module_names} and not packages & allowed:
+            yield line, name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_is_imported_is_declared(path):
+    for line, name in undeclared(path):
+        pytest.fail(
+            f"{path.relative_to(ROOT)}:{line} imports {name}; name its package among the dependencies in "
+            "pyproject.toml, or in an extra, and then import it inside the function that uses it"
+        )
+
+
+def test_what_is_not_declared_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.test_architecture.PACKAGE", tmp_path)
+    source = tmp_path / "x.py"
+    source.write_text(
+        "import yaml, os, jinja2\nfrom . import types\nimport matplotlib.figure\n"
+        "def f():\n    from openai import OpenAI\n    import pytest\n"
+    )
+    assert list(undeclared(source)) == [(1, "jinja2"), (3, "matplotlib.figure"), (6, "pytest")]
