@@ -5,7 +5,7 @@ import json
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from tests.evaluation.judge_server import TEMPLATE, serve
+from tests.evaluation.judge_server import GRADE_TEMPLATE, TEMPLATE, serve
 from tests.helpers import ranked_rows, tiny_model, tiny_tokenizer
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.evaluation import best_of_n, sample, wilson
@@ -195,6 +195,26 @@ def test_a_judge_behind_an_endpoint(capsys, files, tmp_path, monkeypatch):
     assert (found["wins"], found["ties"], found["losses"]) == (5, 0, 1)
     assert len(read(tmp_path / "verdicts.jsonl")) == 12
     assert "sk-secret" not in (tmp_path / "verdicts.jsonl").read_text()
+
+
+def test_a_reward_behind_an_endpoint(capsys, files, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-a-test")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.yaml").write_text(GRADE_TEMPLATE)
+    command = ["best-of-n", files["two"], "--samples", 1]
+    with serve() as server:
+        asked = [*command, "--reward", "endpoint:m", "--template", "t.yaml", "--cache", "c.jsonl"]
+        stopped = fails(capsys, *asked, "--base-url", server.url, "--cap-requests", 2)
+        assert "cap of 2 requests" in stopped
+        found = run(capsys, *asked, "--base-url", server.url)
+        assert set(server.asked.values()) == {1}
+    assert found["curve"] == run(capsys, *command, "--reward", LENGTH)["curve"]
+    assert len(read(tmp_path / "c.jsonl")) == 6
+    assert "no cache to set" in fails(capsys, *command, "--reward", LENGTH, "--cache", "c.jsonl")
+    assert "it asks for a grade" in fails(
+        capsys, "win-rate", files["two"], "--against", files["met"], "--judge", "endpoint:m", "--template", "score"
+    )
 
 
 def test_tables(capsys, files, tmp_path):

@@ -1,4 +1,4 @@
-"""A local stand-in for an OpenAI-compatible endpoint, which prefers the longer answer and can be told to misbehave."""
+"""A local stand-in for an OpenAI-compatible endpoint, which prefers long answers and can be told to misbehave."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ messages:
 verdict: 'Verdict: (A|B|TIE)'
 request: {temperature: 0, top_k: 1}
 """
+GRADE_TEMPLATE = r"""
+messages: [{role: user, content: "{prompt}|{completion}"}]
+grade: 'Score: (\S+)'
+"""
 
 
 def longer(prompt: str, first: str, second: str) -> str:
     verdict = "A" if len(first) > len(second) else "B" if len(second) > len(first) else "TIE"
     return f"They differ in length.\nVerdict: {verdict}"
+
+
+def graded(prompt: str, completion: str) -> str:
+    return f"It is of some length.\nScore: {len(completion)}"
 
 
 def body_of(text: str | None, tokens: int = 10) -> str:
@@ -66,7 +74,7 @@ class Server:
             self.requests.append(request)
             self.asked[question] += 1
             self.keys.add(authorization)
-        return self.misbehave(number, question) or Reply(body_of(longer(*question)))
+        return self.misbehave(number, question) or Reply(body_of((longer if len(question) == 3 else graded)(*question)))
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import threading
 import pytest
 
 from tests.evaluation.judge_server import TEMPLATE, Reply, body_of, serve
-from trl_dpo_ext.evaluation.endpoint import EndpointJudge, SpendingCapError, wait_before
+from trl_dpo_ext.evaluation.endpoint import SpendingCapError, wait_before
+from trl_dpo_ext.evaluation.endpoint_judges import EndpointJudge
 from trl_dpo_ext.evaluation.judges import JudgeError, apply_judge, get_judge
 
 KEY = "sk-this-must-never-be-seen-0123456789"
@@ -47,7 +48,7 @@ def test_each_pair_is_asked_in_both_orders(server, judge):
     assert asking(PROMPTS, FIRSTS, SECONDS) == VERDICTS
     expected = {*zip(PROMPTS, FIRSTS, SECONDS, strict=True), *zip(PROMPTS, SECONDS, FIRSTS, strict=True)}
     assert set(server.asked) == expected
-    assert (asking.requests, asking.tokens) == (8, 80)
+    assert (asking.endpoint.requests, asking.endpoint.tokens) == (8, 80)
     assert all(request["model"] == "a-judge" for request in server.requests)
     assert all((request["temperature"], request["top_k"]) == (0, 1) for request in server.requests)
     assert server.keys == {f"Bearer {KEY}"}
@@ -92,7 +93,7 @@ def test_failed_requests_are_repeated(server, judge, reply):
     server.misbehave = fails(2, reply)
     asking = judge(attempts=3)
     assert asking(PROMPTS, FIRSTS, SECONDS) == VERDICTS
-    assert asking.requests == 24
+    assert asking.endpoint.requests == 24
     assert set(server.asked.values()) == {3}
 
 
@@ -199,10 +200,10 @@ def test_the_error_that_stopped_the_others_is_reported(server, judge, monkeypatc
     first = (PROMPTS[0], FIRSTS[0], SECONDS[0])
     server.misbehave = lambda number, question: Reply("{}", 500) if question == first else None
     asking = judge(max_requests=2, workers=2)
-    asking._stopped = LateEvent()
+    asking.endpoint._stopped = LateEvent()
     with pytest.raises(SpendingCapError, match=r"cap of 2 requests is reached .* 1 of 8 questions are settled"):
         asking(PROMPTS, FIRSTS, SECONDS)
-    assert asking._stopped.other_ended.is_set()
+    assert asking.endpoint._stopped.other_ended.is_set()
 
 
 def test_an_error_of_another_kind_is_not_covered_up(server, judge, monkeypatch):

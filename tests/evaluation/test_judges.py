@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.evaluation.judge_server import TEMPLATE
+from tests.evaluation.judge_server import GRADE_TEMPLATE, TEMPLATE
 from trl_dpo_ext.evaluation import RewardError
 from trl_dpo_ext.evaluation.judges import JudgeError, apply_judge, get_judge, reward_judge
-from trl_dpo_ext.evaluation.templates import load_template
+from trl_dpo_ext.evaluation.templates import GRADE, VERDICT, load_template
 
 
 def length(prompts, completions):
@@ -53,6 +53,50 @@ def test_verdicts_are_checked():
 )
 def test_packaged_templates_read_answers(name, answer, verdict):
     assert load_template(name).read(answer) == verdict
+
+
+@pytest.mark.parametrize(
+    ("answer", "grade"),
+    [
+        ("It answers the question.\nScore: 8", 8.0),
+        ("**Score: 8/10**", 8.0),
+        ("**Score:** 10", 10.0),
+        ("score:7.5.", 7.5),
+        ("Score: **3**", 3.0),
+        ("Score: 2\nNo, wait.\nScore: 9", 9.0),
+        ("Score: 85", None),
+        ("Score: 10.5", None),
+        ("Score: 100", None),
+        ("Score: 0", None),
+        ("Score: -3", None),
+        ("I would say 8.", None),
+        ("", None),
+    ],
+)
+def test_the_packaged_grade_is_a_number_from_1_to_10(answer, grade):
+    assert load_template("score", GRADE).read(answer) == grade
+
+
+@pytest.mark.parametrize("answer", ["Score: nan", "Score: -inf", "Score: high", "Score: 1e999", "none"])
+def test_a_grade_is_a_finite_number_whatever_the_pattern_finds(tmp_path, answer):
+    (tmp_path / "mine.yaml").write_text(GRADE_TEMPLATE)
+    template = load_template(str(tmp_path / "mine.yaml"), GRADE)
+    assert template.read(answer) is None
+    assert template.read("Score: -2.5e1") == -25.0
+
+
+def test_templates_of_the_other_kind():
+    with pytest.raises(JudgeError, match="'score': it asks for a grade, as a reward does; a judge of pairs needs one"):
+        load_template("score", VERDICT)
+    with pytest.raises(RewardError, match="'helpful': it asks for a verdict, as a judge of pairs does; a reward needs"):
+        load_template("helpful", GRADE)
+
+
+def test_the_packaged_grading_template_holds_the_texts():
+    (message,) = load_template("score", GRADE).ask("the PROMPT {completion}", "the COMPLETION {prompt} {first}")
+    content = message["content"]
+    assert [content.count(text) for text in ("the PROMPT {completion}", "the COMPLETION {prompt} {first}")] == [1, 1]
+    assert content.index("PROMPT") < content.index("COMPLETION")
 
 
 @pytest.mark.parametrize("name", ["helpful", "summary"])

@@ -13,7 +13,7 @@ from typing import Any
 from ._console import console
 
 MODEL = "folder of an adapter or a model, Hub id, or .jsonl file of samples (prompt, completion)"
-JUDGE = (
+SCORER = (
     "vader, a classifier or reward model (Hub id or folder), package.module:function, or endpoint:MODEL behind an "
     "OpenAI-compatible endpoint"
 )
@@ -37,26 +37,27 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     winning = kinds.add_parser("win-rate", help="how often a judge prefers a model's completions")
     winning.add_argument("model", nargs="+", help=MODEL)
     winning.add_argument("--against", help="what they meet: the same kinds; by default the dataset's best completions")
-    winning.add_argument("--judge", required=True, help=JUDGE)
+    winning.add_argument("--judge", required=True, help=SCORER)
     winning.add_argument("--temperature", type=_temperature, nargs="+", default=[1.0], help="one or more (default: 1)")
     winning.add_argument("--pairs", metavar="FILE", help="write the judged pairs as .jsonl, for people and `agreement`")
     _add_data(winning)
-    _add_endpoint(winning)
+    _add_endpoint(winning, "helpful (default), summary")
     _add_json(winning)
     winning.set_defaults(run=_guarded(_win_rate))
 
     best = kinds.add_parser("best-of-n", help="the reward of the best of n samples, for every n")
     best.add_argument("model", help=MODEL)
-    best.add_argument("--reward", required=True, help=JUDGE.partition(", or endpoint")[0])
+    best.add_argument("--reward", required=True, help=SCORER)
     best.add_argument("--samples", type=_count, default=16, help="of each prompt (default: 16)")
     best.add_argument("--temperature", type=_temperature, default=1.0, help="(default: 1)")
     _add_data(best)
+    _add_endpoint(best, "score (default)")
     _add_json(best)
     best.set_defaults(run=_guarded(_best_of_n))
 
     agreeing = kinds.add_parser("agreement", help="how often judges agree, with each other and with people")
     agreeing.add_argument("pairs", help=".jsonl file of pairs: prompt, first, second, and columns of labels")
-    agreeing.add_argument("--judge", action="append", default=[], help=f"{JUDGE}; may be given several times")
+    agreeing.add_argument("--judge", action="append", default=[], help=f"{SCORER}; may be given several times")
     agreeing.add_argument(
         "--label",
         action="append",
@@ -64,7 +65,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="COLUMN",
         help="column that says first, second, tie or nothing; may be given several times",
     )
-    _add_endpoint(agreeing)
+    _add_endpoint(agreeing, "helpful (default), summary")
     _add_json(agreeing)
     agreeing.set_defaults(run=_guarded(_agreement))
 
@@ -88,10 +89,10 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", type=_count, default=32, help="prompts sampled at once (default: 32)")
 
 
-def _add_endpoint(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("judges behind an endpoint", "The key is taken from OPENAI_API_KEY.")
+def _add_endpoint(command: argparse.ArgumentParser, templates: str) -> None:
+    group = command.add_argument_group("a model behind an endpoint", "The key is taken from OPENAI_API_KEY.")
     group.add_argument("--base-url", help="of the endpoint (default: OpenAI's)")
-    group.add_argument("--template", help="helpful (default), summary, or the path of your own")
+    group.add_argument("--template", help=f"{templates}, or the path of your own")
     group.add_argument("--cache", help="file of all answers, which go on from there (default: verdicts.jsonl)")
     group.add_argument("--cap-requests", type=_count, dest="max_requests", help="send no more requests than this")
     group.add_argument("--cap-tokens", type=_count, dest="max_tokens", help="ask nothing more after so many tokens")
@@ -224,7 +225,7 @@ def _best_of_n(arguments: argparse.Namespace) -> None:
     from ..evaluation import apply_reward, best_of_n, get_reward
     from ._samples import completions
 
-    reward = get_reward(arguments.reward)
+    reward = get_reward(arguments.reward, **_endpoint(arguments, [arguments.reward]))
     prompts = _prompts(arguments, [arguments.model])
     if len(prompts.raw) < 2:
         raise ValueError(f"An interval needs at least two prompts, got {len(prompts.raw)}.")
@@ -346,15 +347,23 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _judges(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     from ..evaluation import get_judge
-    from ..evaluation.judges import ENDPOINT
+    from ..evaluation.rewards import ENDPOINT
+
+    settings = _endpoint(arguments, names)
+    return {name: get_judge(name, **(settings if name.startswith(ENDPOINT) else {})) for name in names}
+
+
+def _endpoint(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    """Return what is said about the endpoint, for judges or rewards that ask one; empty where none does."""
+    from ..evaluation.rewards import ENDPOINT
 
     options = ("base_url", "template", "cache", "max_requests", "max_tokens")
     given = {name: getattr(arguments, name) for name in options if getattr(arguments, name) is not None}
-    endpoints = [name for name in names if name.startswith(ENDPOINT)]
-    if given and not endpoints:
-        raise ValueError(f"No judge is behind an endpoint (endpoint:MODEL), so there is no {', '.join(given)} to set.")
-    settings = {**given, "progress": sys.stderr.isatty()}
-    return {name: get_judge(name, **(settings if name in endpoints else {})) for name in names}
+    if any(name.startswith(ENDPOINT) for name in names):
+        return {**given, "progress": sys.stderr.isatty()}
+    if given:
+        raise ValueError(f"Nothing here asks an endpoint (endpoint:MODEL), so there is no {', '.join(given)} to set.")
+    return {}
 
 
 def _of(model: str, temperature: float) -> float | None:

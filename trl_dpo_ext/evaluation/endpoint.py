@@ -1,4 +1,4 @@
-"""A judge behind any OpenAI-compatible endpoint: swapped positions, retries, a cache of answers, a cap on spending."""
+"""Questions to a model behind any OpenAI-compatible endpoint: retries, a cache of answers, a cap on spending."""
 
 from __future__ import annotations
 
@@ -7,45 +7,54 @@ import json
 import os
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from .judges import JudgeError
-from .templates import load_template
+from .judges import EndpointError
+from .templates import Template
 from .verdicts import VerdictCache
 
 LONGEST_WAIT = 60.0  # seconds
 
 
-class SpendingCapError(JudgeError):
+class SpendingCapError(EndpointError):
     """The cap on requests or tokens is reached. What was answered is in the cache; with a higher cap it goes on."""
 
 
-class EndpointJudge:
-    """Asks a model which of two completions is better, each pair in both orders.
+class Answer(NamedTuple):
+    """What came of a question.
 
-    A completion wins if the model prefers it in both orders; two different verdicts, like two ties, are a tie
-    (Zheng et al., arXiv 2306.05685, section 3.4: it cancels a preference for the first or the second place).
+    Attributes:
+        value: verdict or grade, or None where no answer holds one.
+        text: of the answer that holds it, or of the last one.
+    """
+
+    value: float | None
+    text: str
+
+
+class Endpoint:
+    """Asks a model questions made from a template, and reads the answers.
 
     Every answer is on the disk before it is used, so a run that is killed goes on where it was: no question that has
-    a verdict is asked again. A question is known by model, request and messages; the address is no part of it.
-    Answers without a verdict are kept too, and the question is asked again up to `attempts` times; then there is no
-    verdict.
+    a verdict or a grade is asked again. A question is known by model, request and messages; the address is no part of
+    it. Answers without a value are kept too, and the question is asked again up to `attempts` times; then there is
+    none.
 
     Args:
         model: as the endpoint calls it.
-        template: "helpful", "summary", or the path of a YAML file; see `load_template`.
+        template: of the questions.
         cache: JSONL file of the answers.
         base_url: of the endpoint; None takes OPENAI_BASE_URL, or OpenAI's own. The key is taken from OPENAI_API_KEY;
             a server of your own may need none.
-        max_requests: requests sent at most by this judge, failed ones included; None for no cap.
+        max_requests: requests sent at most by this object, failed ones included; None for no cap.
         max_tokens: prompt and answer tokens spent at most, as the endpoint counts them. Known only after each
             answer, so up to `workers` answers more may be spent.
-        attempts: of a request that fails (timeout, 429, 5xx, broken answer), and of a question without a verdict.
+        attempts: of a request that fails (timeout, 429, 5xx, broken answer), and of a question without a value.
         timeout: of a request, seconds.
         workers: requests at the same time. As many answers, not yet received, can be lost by a kill.
         progress: show a progress bar.
@@ -55,14 +64,14 @@ class EndpointJudge:
         tokens: spent so far.
 
     Raises:
-        JudgeError: openai isn't installed, no key, an unusable template, cache or argument.
+        EndpointError: openai isn't installed, no key, an unusable cache or argument.
     """
 
     def __init__(
         self,
         model: str,
+        template: Template,
         *,
-        template: str = "helpful",
         cache: str | Path = "verdicts.jsonl",
         base_url: str | None = None,
         max_requests: int | None = None,
@@ -80,8 +89,8 @@ class EndpointJudge:
             ("workers", workers),
         ):
             if value is not None and not value > 0:
-                raise JudgeError(f"{name}={value!r} is out of range, expected more than 0.")
-        self.model, self.template, self.cache = model, load_template(template), Path(cache)
+                raise EndpointError(f"{name}={value!r} is out of range, expected more than 0.")
+        self.model, self.template, self.cache = model, template, Path(cache)
         self.max_requests, self.max_tokens = max_requests, max_tokens
         self.attempts, self.workers, self.progress = attempts, workers, progress
         self.requests = self.tokens = 0
@@ -92,19 +101,21 @@ class EndpointJudge:
         self._stopped = threading.Event()
         self._error: BaseException | None = None
 
-    def __call__(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[float | None]:
-        """Return a verdict for each pair.
+    def ask(self, questions: Iterable[Sequence[str]]) -> list[Answer]:
+        """Return what came of each question; the same one is asked once.
+
+        Args:
+            questions: the texts of each, in the order of the template's places.
 
         Raises:
             SpendingCapError: the cap is reached.
-            JudgeError: the endpoint refuses, or doesn't answer.
+            EndpointError: the endpoint refuses, or doesn't answer.
         """
-        rows = list(zip(prompts, firsts, seconds, strict=True))
-        orders = [self.template.ask(*row) for row in rows], [self.template.ask(p, b, a) for p, a, b in rows]
+        messages = [self.template.ask(*texts) for texts in questions]
+        keys = [self._key_of(m) for m in messages]
         with VerdictCache(self.cache) as cache:
-            self._settle_all({self._key_of(m): m for order in orders for m in order}, cache)
-            there, back = ([self._verdict(cache, self._key_of(m)) for m in order] for order in orders)
-        return [_both(one, other) for one, other in zip(there, back, strict=True)]
+            self._settle_all(dict(zip(keys, messages, strict=True)), cache)
+            return [self._answer(cache, key) for key in keys]
 
     def _settle_all(self, questions: dict[str, list[dict[str, str]]], cache: VerdictCache) -> None:
         unsettled = {key: messages for key, messages in questions.items() if not self._settled(cache, key)}
@@ -124,7 +135,7 @@ class EndpointJudge:
                 self._stop(error)
         if self._error is None:
             return
-        if isinstance(self._error, JudgeError):
+        if isinstance(self._error, EndpointError):
             left = sum(not self._settled(cache, key) for key in questions)
             raise type(self._error)(
                 f"{self._error} {len(questions) - left} of {len(questions)} questions are settled and in "
@@ -133,15 +144,14 @@ class EndpointJudge:
         raise self._error
 
     def _settle(self, key: str, messages: list[dict[str, str]], cache: VerdictCache) -> bool:
-        """Ask until there is a verdict or no attempt is left; whether that was reached. Never raises: see `_stop`."""
+        """Ask until there is a value or no attempt is left; whether that was reached. Never raises: see `_stop`."""
         try:
             while not self._settled(cache, key):
                 if self._stopped.is_set():
                     return False
                 answer, tokens = self._ask(messages)
-                verdict = self.template.read(answer)
-                facts = {"model": self.model, "template": self.template.name, "tokens": tokens, "verdict": verdict}
-                cache.add(key, answer, **facts)
+                facts = {"model": self.model, "template": self.template.name, "tokens": tokens}
+                cache.add(key, answer, **facts, **{self.template.kind.name: self.template.read(answer)})
         except _StoppedError:
             return False
         except BaseException as error:
@@ -156,12 +166,12 @@ class EndpointJudge:
         self._stopped.set()
 
     def _settled(self, cache: VerdictCache, key: str) -> bool:
-        return self._verdict(cache, key) is not None or len(cache.answers(key)) >= self.attempts
+        return self._answer(cache, key).value is not None or len(cache.answers(key)) >= self.attempts
 
-    def _verdict(self, cache: VerdictCache, key: str) -> float | None:
-        # Read anew, so that a corrected pattern finds its verdicts in answers that are there already.
-        read = (self.template.read(answer) for answer in cache.answers(key))
-        return next((verdict for verdict in read if verdict is not None), None)
+    def _answer(self, cache: VerdictCache, key: str) -> Answer:
+        # Read anew, so that a corrected pattern finds its values in answers that are there already.
+        read = [Answer(self.template.read(text), text) for text in cache.answers(key)]
+        return next((answer for answer in read if answer.value is not None), read[-1] if read else Answer(None, ""))
 
     def _key_of(self, messages: list[dict[str, str]]) -> str:
         asked = json.dumps([self.model, self.template.request, messages], sort_keys=True)
@@ -188,15 +198,15 @@ class EndpointJudge:
             except openai.APIStatusError as error:
                 problem, headers = error, error.response.headers
                 if error.status_code not in (408, 409, 429) and error.status_code < 500:
-                    raise JudgeError(self._scrubbed(f"The endpoint refused: {error}.")) from None
+                    raise EndpointError(self._scrubbed(f"The endpoint refused: {error}.")) from None
                 if error.code == "insufficient_quota":
-                    raise JudgeError(self._scrubbed(f"The account has nothing left to spend: {error}.")) from None
+                    raise EndpointError(self._scrubbed(f"The account has nothing left to spend: {error}.")) from None
             seconds = wait_before(attempt + 1, headers)
             if seconds > LONGEST_WAIT:
-                raise JudgeError(f"The endpoint asks to wait {seconds:g} s.")
+                raise EndpointError(f"The endpoint asks to wait {seconds:g} s.")
             if attempt + 1 < self.attempts and self._stopped.wait(seconds):
                 raise _StoppedError
-        raise JudgeError(self._scrubbed(f"The endpoint failed {self.attempts} times, the last time: {problem}."))
+        raise EndpointError(self._scrubbed(f"The endpoint failed {self.attempts} times, the last time: {problem}."))
 
     def _count_request(self) -> None:
         with self._lock:
@@ -237,10 +247,10 @@ def _client(base_url: str | None, timeout: float) -> tuple[Any, str]:
     try:
         import openai
     except ImportError as error:
-        raise JudgeError("A judge behind an endpoint needs openai: pip install 'trl-dpo-ext[judge]'.") from error
+        raise EndpointError("A model behind an endpoint needs openai: pip install 'trl-dpo-ext[judge]'.") from error
     key = os.environ.get("OPENAI_API_KEY", "")
     if not key and base_url is None and "OPENAI_BASE_URL" not in os.environ:
-        raise JudgeError("Set OPENAI_API_KEY to your key, or name the endpoint of your own server in base_url.")
+        raise EndpointError("Set OPENAI_API_KEY to your key, or name the endpoint of your own server in base_url.")
     # Retried here instead, where every request is counted against the cap. The client wants some key.
     return openai.OpenAI(api_key=key or "none", base_url=base_url, timeout=timeout, max_retries=0), key
 
@@ -253,10 +263,3 @@ def _read(body: str) -> tuple[str, int]:
         return ("" if content is None else str(content)), int(tokens)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise _BrokenAnswerError(f"an answer without a message: {body[:200]!r}") from None
-
-
-def _both(one: float | None, other: float | None) -> float | None:
-    """Return the verdict of both orders; `other` has the completions swapped."""
-    if one is None or other is None:
-        return None
-    return one if one == 1 - other else 0.5

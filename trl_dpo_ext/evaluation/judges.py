@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .rewards import Reward, apply_reward, get_reward
+from .rewards import ENDPOINT, Reward, RewardError, apply_reward, get_reward
 
 Judge = Callable[[list[str], list[str], list[str]], Sequence[float | None]]
 """`judge(prompts, firsts, seconds) -> verdicts`, all [N]: 1 where the first completion is better, 0 where the second
 is, 0.5 for a tie, None where the judge came to no verdict."""
 
-ENDPOINT = "endpoint:"
-
 
 class JudgeError(ValueError):
     """A judge that doesn't exist, can't be asked, or says something other than a verdict for each pair."""
+
+
+class EndpointError(JudgeError, RewardError):
+    """A model behind an endpoint can't be asked, or doesn't answer, whether as a judge or as a reward."""
 
 
 def get_judge(name: str, **endpoint: Any) -> Judge:
@@ -24,14 +26,14 @@ def get_judge(name: str, **endpoint: Any) -> Judge:
     Args:
         name: "endpoint:MODEL", a model behind an OpenAI-compatible endpoint, or a reward as `get_reward` takes it:
             the completion with the higher reward is better.
-        endpoint: further arguments of `EndpointJudge`, for such a judge only.
+        endpoint: `template` and the arguments of `Endpoint`, for such a judge only.
 
     Raises:
         JudgeError: the endpoint's arguments are unusable, or belong to no endpoint.
         RewardError: as `get_reward`.
     """
     if name.startswith(ENDPOINT):
-        from .endpoint import EndpointJudge
+        from .endpoint_judges import EndpointJudge
 
         return EndpointJudge(name.removeprefix(ENDPOINT), **endpoint)
     if endpoint:

@@ -1,4 +1,4 @@
-"""Rewards: functions that say how good completions are, by name, by dotted path, or by model."""
+"""Rewards: functions that say how good completions are, by name, by dotted path, by model, or by endpoint."""
 
 from __future__ import annotations
 
@@ -6,28 +6,40 @@ import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ..registry import did_you_mean
 
 Reward = Callable[[list[str], list[str]], list[float]]
 """`reward(prompts, completions) -> rewards`, all [N]; higher is better."""
 
+ENDPOINT = "endpoint:"
+
 
 class RewardError(ValueError):
     """A reward that doesn't exist, can't be loaded, or returns something other than one finite number a completion."""
 
 
-def get_reward(name: str) -> Reward:
+def get_reward(name: str, **endpoint: Any) -> Reward:
     """Return a reward by its name.
 
     Args:
-        name: "vader"; "package.module:function"; or a Hub id or a folder of a classifier or reward model of
-            transformers, which `classifier` loads.
+        name: "vader"; "package.module:function"; a Hub id or a folder of a classifier or reward model of
+            transformers, which `classifier` loads; or "endpoint:MODEL", the grades of a model behind an
+            OpenAI-compatible endpoint.
+        endpoint: `template` and the arguments of `Endpoint`, for such a reward only.
 
     Raises:
         RewardError: an unknown name, a module that can't be imported, no such function in it, a package that a
-            ready reward needs and isn't installed, or a model that can't be loaded.
+            ready reward needs and isn't installed, a model that can't be loaded, or arguments of an endpoint that are
+            unusable or belong to none.
     """
+    if name.startswith(ENDPOINT):
+        from .endpoint_judges import EndpointReward
+
+        return EndpointReward(name.removeprefix(ENDPOINT), **endpoint)
+    if endpoint:
+        raise RewardError(f"The reward {name!r} asks no endpoint, so it takes no {', '.join(sorted(endpoint))}.")
     if name in _READY:
         return _READY[name]()
     if "/" in name or Path(name).is_dir():
@@ -39,7 +51,7 @@ def get_reward(name: str) -> Reward:
     known = ", ".join(sorted(_READY))
     raise RewardError(
         f"Unknown reward {name!r}.{did_you_mean(name, _READY)} Known rewards: {known}; a classifier or reward model "
-        "by Hub id (owner/name) or folder; your own as 'package.module:function'."
+        "by Hub id (owner/name) or folder; your own as 'package.module:function'; endpoint:MODEL."
     )
 
 

@@ -1,4 +1,4 @@
-"""Answers of a judge on disk: what was paid for stays, whatever happens to the process."""
+"""Answers of an endpoint on disk: what was paid for stays, whatever happens to the process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .judges import JudgeError
+from .judges import EndpointError
 
 
 class VerdictCache:
@@ -22,7 +22,7 @@ class VerdictCache:
         path: of the file; made if it isn't there.
 
     Raises:
-        JudgeError: another process has it open, its folder doesn't exist, or a line is no answer; names the line.
+        EndpointError: another process has it open, its folder doesn't exist, or a line is no answer; names the line.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -34,14 +34,14 @@ class VerdictCache:
         try:
             self._file = open(self.path, "a+b")
         except OSError as error:
-            raise JudgeError(f"The verdict cache {str(self.path)!r} can't be opened: {error.strerror}.") from error
+            raise EndpointError(f"The verdict cache {str(self.path)!r} can't be opened: {error.strerror}.") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
         except BlockingIOError:
             self._file.close()
-            raise JudgeError(f"The verdict cache {str(self.path)!r} is in use by another process.") from None
-        except JudgeError:
+            raise EndpointError(f"The verdict cache {str(self.path)!r} is in use by another process.") from None
+        except EndpointError:
             self._file.close()
             raise
         return self
@@ -74,7 +74,7 @@ class VerdictCache:
                 row = json.loads(line)
                 self._answers.setdefault(str(row["key"]), []).append(str(row["answer"]))
             except (ValueError, KeyError, TypeError):
-                raise JudgeError(
-                    f"{self.path}, line {number} is no answer of a judge. Correct or remove that line, or name "
+                raise EndpointError(
+                    f"{self.path}, line {number} is no answer of an endpoint. Correct or remove that line, or name "
                     "another cache."
                 ) from None
