@@ -6,6 +6,7 @@ Plain functions, so that scripts which a test starts in another process can use 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
@@ -209,14 +210,22 @@ def load_script(path: str) -> Any:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, for `accelerate launch --main_process_port` and torchrun."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A TCP port that nobody uses, for `accelerate launch --main_process_port` and torchrun.
+
+    The system deals out ports from 32768 upwards (Linux; macOS from 49152): one of those could be somebody's before the
+    launcher listens on it, seconds later.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)  # tests seed the other generators
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
-def run_python(*arguments: str, env: dict[str, str] | None = None, timeout: float = 300) -> str:
+def run_python(*arguments: str, env: dict[str, str] | None = None, timeout: float = 1800) -> str:
     """Run Python in a fresh process from the repository's root; return what it printed.
+
+    The timeout is for what hangs: on a busy machine, half a minute can become ten.
 
     Raises:
         AssertionError: it failed; the message holds the end of its stderr.

@@ -80,11 +80,13 @@ def test_there_are_accelerate_configs():
 def test_two_cpu_processes_find_each_other(tmp_path):
     script = tmp_path / "count.py"
     script.write_text(
+        "import contextlib\n"
         "import torch\n"
         "from accelerate import Accelerator\n"
         "accelerator = Accelerator()\n"
         "accelerator.print('processes', int(accelerator.reduce(torch.ones(()))))\n"
-        "accelerator.wait_for_everyone()\n"  # gloo aborts a process whose peer leaves while it still waits
+        "with contextlib.suppress(RuntimeError):\n"  # the other was through first, and has left
+        "    accelerator.wait_for_everyone()\n"  # gloo aborts a process whose peer leaves while it still waits
         "accelerator.end_training()\n"
     )
     config = str(ROOT / "recipes" / "accelerate" / "cpu_2.yaml")

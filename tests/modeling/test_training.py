@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -154,4 +155,6 @@ def _rank(rank: int, folder: str) -> None:
     _rank_loss(wrapped, model, rank)[0].backward()
     if rank == 0:
         torch.save({name: p.grad for name, p in model.named_parameters()}, f"{folder}/gradients.pt")
+    with contextlib.suppress(RuntimeError):  # the other rank was through first, and has left
+        dist.barrier()
     dist.destroy_process_group()

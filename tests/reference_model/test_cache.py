@@ -33,12 +33,11 @@ def values_of(group: Group) -> list[np.ndarray]:
     ]
 
 
-def filled(root: Path, groups: list[Group] = GROUPS, files: int = 1) -> ReferenceCache:
+def filled(root: Path, groups: list[Group] = GROUPS) -> ReferenceCache:
     cache = ReferenceCache(root, "abc", "float32")
     cache.check_room(0, 0)
-    for number in range(files):
-        for group in groups[number::files]:
-            cache.add(response_keys(group), values_of(group))
+    for group in groups:
+        cache.add(response_keys(group), values_of(group))
     cache.refresh()
     return cache
 
@@ -110,7 +109,7 @@ def test_keys_of_any_bytes_are_told_apart(tmp_path):
 def test_values_stay_on_disk_and_travel_to_workers(tmp_path):
     groups = [Group([prompt], [[1, 2], [3]]) for prompt in range(1, 61)]
     opened = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
-    cache = filled(tmp_path, groups, files=60)
+    cache = filled(tmp_path, groups)
     assert len(list(cache.folder.iterdir())) == 60
     if opened:
         assert len(os.listdir("/proc/self/fd")) <= opened + 2  # or a large cache would use up the open files
@@ -227,9 +226,9 @@ def test_damage_is_found_and_mended(damage, tmp_path, caplog):
 
 
 def test_a_sound_file_beside_a_damaged_one_is_used(tmp_path):
-    cache = filled(tmp_path, GROUPS, files=2)
-    path = max(cache.folder.glob("*.arrow"), key=lambda path: path.stat().st_mtime_ns)  # that of the second group
-    truncate(path)
+    first = _only_file(filled(tmp_path, GROUPS[:1]))
+    (second,) = set(filled(tmp_path, GROUPS[1:]).folder.glob("*.arrow")) - {first}
+    truncate(second)
     again = ReferenceCache(tmp_path, "abc", "float32")
     assert_holds(again, GROUPS[:1])
     assert again.lookup(GROUPS[1]) is None

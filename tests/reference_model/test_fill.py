@@ -175,7 +175,7 @@ def test_files_are_written_as_the_pass_goes_on(tmp_path, monkeypatch):
 
 def together(count: int, work: Callable[[Processes], None]) -> None:
     """Run as many processes as threads, which wait for each other as processes do."""
-    barrier, failures = threading.Barrier(count, timeout=60), []
+    barrier, failures = threading.Barrier(count, timeout=600), []
 
     def run(index: int) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,7 @@ def in_child(work: Callable[[], Any]) -> int:
 def in_two_ranks(work: Callable[[int], Any]) -> list[int]:
     """Do the work in two processes that train together, each with its rank; return their statuses."""
     port = helpers.free_port()
+    ended, working = os.pipe()  # at its end when neither holds `working` any more
 
     def join(rank: int) -> None:
         AcceleratorState._reset_state(True)
@@ -44,7 +46,13 @@ def in_two_ranks(work: Callable[[int], Any]) -> list[int]:
             {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
             | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
         )
-        work(rank)
+        try:
+            work(rank)
+        finally:  # who leaves first breaks what the other has not received yet; half a minute, should that one hang
+            os.close(working)
+            select.select([ended], [], [], 30)
 
     children = [_fork(lambda rank=rank: join(rank)) for rank in range(2)]
+    os.close(working)
+    os.close(ended)
     return [os.waitpid(child, 0)[1] for child in children]

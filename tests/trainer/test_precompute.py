@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import PartialState
 from datasets import Dataset
 from peft import get_peft_model
 
 from tests import helpers
-from tests.trainer import support
+from tests.trainer import forks, support
 from tests.traps.support import fresh, row_logps, token_logps
 from trl_dpo_ext.reference import cache as cache_module
 from trl_dpo_ext.reference import fill
@@ -347,18 +347,8 @@ def test_two_processes_share_the_pass(tiny_model_dir, tmp_path):
     model, forwards = watched(tiny_model_dir)
     alone = storing(model, tmp_path / "alone", data, eval_dataset=data)
     total, expected = len(forwards), alone.evaluate()["eval_loss"]
-    port = helpers.free_port()
 
-    def rank(number: int) -> None:
-        os.environ |= {
-            "RANK": str(number),
-            "LOCAL_RANK": str(number),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        AcceleratorState._reset_state(reset_partial_state=True)
+    def work(number: int) -> None:
         forwards.clear()
         trainer = storing(model, tmp_path / "shared", data, eval_dataset=data)
         assert PartialState().num_processes == 2
@@ -366,8 +356,7 @@ def test_two_processes_share_the_pass(tiny_model_dir, tmp_path):
         result = {"computed": computed, "loss": trainer.evaluate()["eval_loss"], "values": all_stored(trainer).tolist()}
         (tmp_path / f"{number}.json").write_text(json.dumps(result))
 
-    children = [in_a_child(lambda number=number: rank(number)) for number in range(2)]
-    assert [status_of(pid) for pid in children] == [0, 0]
+    assert forks.in_two_ranks(work) == [0, 0]
     results = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2)]
     assert sum(result["computed"] for result in results) == total
     assert min(result["computed"] for result in results) >= total // 2
