@@ -6,9 +6,10 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from tests.evaluation.judge_server import GRADE_TEMPLATE, TEMPLATE, serve
-from tests.helpers import ranked_rows, tiny_model, tiny_tokenizer
+from tests.helpers import load_script, ranked_rows, tiny_model, tiny_tokenizer
 from trl_dpo_ext.cli import main
-from trl_dpo_ext.evaluation import best_of_n, sample, wilson
+from trl_dpo_ext.data import load_splits
+from trl_dpo_ext.evaluation import FrontierCallback, best_of_n, sample, wilson
 
 LENGTH = "tests.test_cli_evaluate:length"
 
@@ -167,6 +168,27 @@ def test_sample_then_best_of_n_of_the_file(capsys, tiny_model_dir, data, tmp_pat
     assert found["curve"] == json.loads(json.dumps([point.as_dict() for point in best_of_n(list(rewards.values()))]))
     direct = run(capsys, "best-of-n", tiny_model_dir, "--reward", LENGTH, *options)
     assert direct["curve"] == found["curve"]
+
+
+def test_first_prompts_are_those_of_a_recipe(capsys, tiny_model_dir, tmp_path):
+    rows = ranked_rows(8, seed=5)
+    rows[1]["prompt"] = rows[0]["prompt"]  # stays twice
+    rows[2]["ranks"] = [0] * len(rows[2]["ranks"])  # all tied: dropped
+    rows[3]["completions"] = None  # invalid: dropped
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "test.jsonl", rows)
+    dataset = load_splits(str(tmp_path / "data"), needs="test")["test"]
+    prompts = load_script("recipes/train.py").held_out_prompts(dataset, tiny_tokenizer(), 6)
+    assert prompts == [rows[i]["prompt"] for i in (0, 1, 4, 5)]
+    options = ["--data", tmp_path / "data", "--first", "--prompts", 6, "--max-new-tokens", 3, "--samples", 2]
+    found = run(capsys, "best-of-n", tiny_model_dir, "--reward", LENGTH, *options)
+    assert found["prompts"] == 4
+    callback = FrontierCallback(
+        None, prompts, length, reward_name="x", method="dpo", reference=tiny_model(tiny_tokenizer())
+    )
+    assert found["prompts_sha256"] == callback.settings["prompts_sha256"]
+    drawn = run(capsys, "best-of-n", tiny_model_dir, "--reward", LENGTH, *(o for o in options if o != "--first"))
+    assert drawn["prompts_sha256"] != found["prompts_sha256"]
 
 
 def test_agreement_of_a_reward_and_people(capsys, tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,14 @@ import torch
 from tests import helpers
 from tests.trainer import support
 from trl_dpo_ext.cli import main
-from trl_dpo_ext.evaluation import FrontierCallback, FrontierError, dominating, evaluate_policy, read_frontier
+from trl_dpo_ext.evaluation import (
+    FrontierCallback,
+    FrontierError,
+    best_of_n,
+    dominating,
+    evaluate_policy,
+    read_frontier,
+)
 
 PROMPTS = ["the film was", "two sisters", "great actors", "a"]
 SETTINGS: dict[str, Any] = {"max_new_tokens": 5, "seed": 3}
@@ -139,7 +148,7 @@ def test_dominance_against_the_definition():
 # The command
 
 
-def write(folder: Any, rows: list[tuple[int, float, float]], **settings: Any) -> str:
+def write(folder: Any, rows: list[tuple[int, float, float]], *, method: str = "dpo", **settings: Any) -> str:
     """A run's folder with (step, reward, KL)."""
     points = [
         {
@@ -151,9 +160,9 @@ def write(folder: Any, rows: list[tuple[int, float, float]], **settings: Any) ->
         }
         for step, reward, kl in rows
     ]
-    shared = {"reward": "vader", "prompts": 8, "prompts_sha256": "0", "max_new_tokens": 4, "seed": 0, "batch_size": 32}
+    shared = {"reward": "vader", "prompts": 2, "prompts_sha256": "0", "max_new_tokens": 4, "seed": 0, "batch_size": 32}
     folder.mkdir(parents=True)
-    content = {"format": 1, "method": "dpo", "settings": {**shared, **settings}, "points": points}
+    content = {"format": 1, "method": method, "settings": {**shared, **settings}, "points": points}
     (folder / "frontier.json").write_text(json.dumps(content))
     return str(folder)
 
@@ -162,7 +171,7 @@ def write(folder: Any, rows: list[tuple[int, float, float]], **settings: Any) ->
 def runs(tmp_path):
     return [
         write(tmp_path / "dpo", [(0, 0.0, 0.0), (100, 0.5, 1.0), (200, 0.4, 2.0)]),
-        write(tmp_path / "ipo", [(0, 0.0, 0.0), (100, 0.5, 1.5)]),
+        write(tmp_path / "ipo", [(0, 0.0, 0.0), (100, 0.5, 1.5)], method="ipo"),
     ]
 
 
@@ -176,8 +185,8 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
     assert "3 of 5 points are not dominated" in printed
     assert (output / "frontier.png").read_bytes().startswith(b"\x89PNG")
     lines = (output / "frontier.csv").read_text().splitlines()
-    assert lines[0].startswith("run,step,reward,reward_low,reward_high,kl,kl_standard_error,kl_log_ratio")
-    assert lines[3] == "dpo,200,0.4,0.30000000000000004,0.5,2.0,0.2,3.0,0.4,dpo,100"
+    assert lines[0].startswith("run,method,step,reward,reward_low,reward_high,kl,kl_standard_error,kl_log_ratio")
+    assert lines[3] == "dpo,dpo,200,0.4,0.30000000000000004,0.5,2.0,0.2,3.0,0.4,dpo,100"
     assert [line.split(",")[-2:] for line in lines[1:]] == [["", ""]] * 2 + [["dpo", "100"], ["", ""], ["dpo", "100"]]
     assert sorted(path.name for path in output.iterdir()) == ["frontier.csv", "frontier.png"]
 
@@ -192,6 +201,111 @@ def test_runs_of_the_same_name(tmp_path, capsys):
     runs = [write(tmp_path / seed / "dpo", [(0, 0.0, 0.0)]) for seed in ("1", "2")]
     assert main(["eval", "frontier", *runs, "--json", "-"]) == 0
     assert [row["run"] for row in json.loads(capsys.readouterr().out)["points"]] == runs
+
+
+def test_many_runs_are_shown_by_method(tmp_path, capsys, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn: dict[str, list[Any]] = {"scatter": [], "plot": [], "errorbar": []}
+
+    def spy(name: str) -> None:
+        real = getattr(Axes, name)
+        monkeypatch.setattr(Axes, name, lambda self, *a, **k: drawn[name].append((a, k)) or real(self, *a, **k))
+
+    for name in drawn:
+        spy(name)
+
+    def shown(runs: list[str]) -> list[str]:
+        for calls in drawn.values():
+            calls.clear()
+        assert main(["eval", "frontier", *runs, "--output", str(tmp_path / "picture")]) == 0
+        return [kwargs["label"] for _, kwargs in drawn["plot"] if "label" in kwargs]
+
+    # Run i reaches i / 10 at a KL of 1; so all but the best are dominated, but for their first points.
+    runs = [
+        write(tmp_path / f"run{i}", [(0, 0.0, 0.0), (9, i / 10, 1.0)], method="ab"[i % 2]) for i in range(11)
+    ]  # fmt: skip
+    assert shown(runs) == ["a", "b"]
+    printed = capsys.readouterr().out
+    assert "method" in printed
+    # Every run has its line, every point its mark, in the colour of its method.
+    assert [kwargs["color"] for _, kwargs in drawn["plot"]] == ["C0"] * 7 + ["C1"] * 6
+    assert [len(args[0]) for args, _ in drawn["scatter"]] == [12, 10]
+    assert drawn["scatter"][0][1]["facecolors"] == ["C0", "none"] * 5 + ["C0"] * 2
+    # Bars stand at points that aren't dominated.
+    assert [len(args[0]) for args, _ in drawn["errorbar"]] == [7, 5]
+
+    assert shown(runs[:10]) == [f"run{i}" for i in range(10)]
+    assert "method" not in capsys.readouterr().out
+    assert [len(args[0]) for args, _ in drawn["errorbar"]] == [2] * 10
+    # Methods don't help where each run has its own.
+    own = [write(tmp_path / f"own{i}", [(0, 0.0, 0.0)], method=str(i)) for i in range(11)]
+    assert shown(own) == [f"own{i}" for i in range(11)]
+    looks = {(kwargs["color"], kwargs["marker"]) for _, kwargs in drawn["plot"] if "label" in kwargs}
+    assert len(looks) == 11
+
+
+def curve(path: Any, **changes: Any) -> str:
+    """What eval best-of-n writes: E of the best of 1, 2, 3 of (0, 0, 3) and (3, 3, 3)."""
+    content = {
+        "reward": "vader",
+        "temperature": 1.0,
+        "prompts": 2,
+        "prompts_sha256": "0",
+        "max_new_tokens": 4,
+        "curve": [point.as_dict() for point in best_of_n([[0, 0, 3], [3, 3, 3]], resamples=10)],
+        **changes,
+    }
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_best_of_n_beside_runs(runs, tmp_path, capsys, monkeypatch):
+    from matplotlib.axes import Axes
+
+    lines, bands = [], []
+    plot, fill = Axes.plot, Axes.fill_between
+    monkeypatch.setattr(Axes, "plot", lambda self, *a, **k: lines.append(a) or plot(self, *a, **k))
+    monkeypatch.setattr(Axes, "fill_between", lambda self, *a, **k: bands.append(a) or fill(self, *a, **k))
+    arguments = [*runs, "--best-of-n", curve(tmp_path / "curve.json"), "--output", str(tmp_path)]
+    assert main(["eval", "frontier", *arguments, "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)["best_of_n"]
+    assert [row["reward"]["mean"] for row in found] == pytest.approx([2, 2.5, 3])
+    assert lines[-1][0] == pytest.approx([0, math.log(2) - 1 / 2, math.log(3) - 2 / 3])
+    assert lines[-1][1] == pytest.approx([2, 2.5, 3])
+    assert lines[-1][2] == "--"
+    assert bands[0][1:] == ([row["reward"]["low"] for row in found], [row["reward"]["high"] for row in found])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": "length"}, "differently (reward: 'length' and 'vader')"),
+        ({"prompts": 3}, "(prompts: 3 and 2)"),
+        ({"prompts_sha256": "1"}, "(other prompts)"),
+        ({"max_new_tokens": 64}, "--first --prompts 2 --max-new-tokens 4, with the runs' --data"),
+        ({"temperature": 0.7}, "(temperature: 0.7 and 1)"),
+        ({"temperature": None}, "(temperature: None and 1)"),
+        ({"curve": [{"n": 1}]}, "is not what eval best-of-n --json writes: KeyError 'reward'"),
+        ({"curve": []}, "is not what eval best-of-n --json writes"),
+    ],
+)
+def test_best_of_n_that_was_measured_otherwise(runs, tmp_path, capsys, changes, message):
+    arguments = ["--best-of-n", curve(tmp_path / "curve.json", **changes), "--output", str(tmp_path / "out")]
+    assert main(["eval", "frontier", *runs, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["rewards", "kls"])
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5, 0.5], [0.5, None], [0.5, math.nan], [0.5, True], "ab", None])
+def test_points_without_a_number_for_each_prompt(runs, capsys, name, values):
+    file = Path(runs[0]) / "frontier.json"
+    content = json.loads(file.read_text())
+    content["points"][1][name] = values
+    file.write_text(json.dumps(content))
+    assert main(["eval", "frontier", *runs]) == 2
+    assert f"step 100: {name} should be 2 finite numbers, one a prompt" in capsys.readouterr().err
 
 
 def test_mistakes_are_sentences(runs, tmp_path, capsys):

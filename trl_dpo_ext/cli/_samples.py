@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Prompts:
-    """Different prompts, and what the dataset answers.
+    """Prompts, and what the dataset answers.
 
     Attributes:
         raw: [N] text or messages, as a model gets them.
@@ -41,9 +41,18 @@ def as_text(prompt: Any) -> str:
 
 
 def read_prompts(
-    dataset: str, *, config: str | None, split: str, converter: str | None, count: int, seed: int
+    dataset: str, *, config: str | None, split: str, converter: str | None, count: int, seed: int | None
 ) -> Prompts:
-    """Return prompts of a split, drawn at random, each with its best completion.
+    """Return prompts of a split, each with its best completion.
+
+    Args:
+        dataset: as `load_splits` takes it.
+        config: of the dataset.
+        split: of the dataset.
+        converter: its name, or None.
+        count: prompts at most.
+        seed: draws different ones; None takes those of the first `count` rows, as recipes/train.py does: without the
+            invalid and all-tied ones among them, a prompt as often as it is there.
 
     Raises:
         DataError, FileNotFoundError: as `load_splits`.
@@ -55,15 +64,21 @@ def read_prompts(
     rows = load_splits(dataset, config=config, needs=split)[split]
     if converter is not None:
         rows = convert_dataset(rows, converter, name=split, invalid_rows="drop")
+    if seed is None:
+        rows = format_dataset(rows.select(range(min(count, len(rows)))), name=split, invalid_rows="drop")
+        return Prompts([row["prompt"] for row in rows], [_best(row) for row in rows])
     rows = format_dataset(rows, name=split, invalid_rows="drop", reads_ties=True).shuffle(seed=seed)
     found: dict[str, tuple[Any, str]] = {}
     for row in rows:
-        best = row["completions"][row["ranks"].index(0)]
-        text = best if isinstance(best, str) else "\n".join(message.get("content") or "" for message in best)
-        found.setdefault(as_text(row["prompt"]), (row["prompt"], text))
+        found.setdefault(as_text(row["prompt"]), (row["prompt"], _best(row)))
         if len(found) == count:
             break
     return Prompts([prompt for prompt, _ in found.values()], [text for _, text in found.values()])
+
+
+def _best(row: Mapping[str, Any]) -> str:
+    best = row["completions"][row["ranks"].index(0)]
+    return best if isinstance(best, str) else "\n".join(message.get("content") or "" for message in best)
 
 
 def is_file(source: str) -> bool:

@@ -74,6 +74,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "folder", metavar="RUN", nargs="+", help="output folder of a run trained with reward and frontier_steps"
     )
     reaching.add_argument("--output", metavar="FOLDER", help="write frontier.png and frontier.csv there; made if new")
+    reaching.add_argument(
+        "--best-of-n", metavar="FILE", help="draw this curve beside the runs: what `best-of-n --json FILE` wrote"
+    )
     _add_json(reaching)
     reaching.set_defaults(run=_guarded(_frontier))
 
@@ -84,6 +87,9 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", default="test", help="(default: test)")
     command.add_argument("--converter", help="brings the rows into an accepted form, as `dataset_converter` does")
     command.add_argument("--prompts", type=_count, default=128, help="how many at most (default: 128)")
+    command.add_argument(
+        "--first", action="store_true", help="take the split's first prompts, as a recipe does, and draw none"
+    )
     command.add_argument("--max-new-tokens", type=_count, default=64, help="length of a sample (default: 64)")
     command.add_argument("--seed", type=int, default=0, help="of prompts and samples (default: 0)")
     command.add_argument("--batch-size", type=_count, default=32, help="prompts sampled at once (default: 32)")
@@ -278,7 +284,7 @@ def _agreement(arguments: argparse.Namespace) -> None:
 
 
 def _frontier(arguments: argparse.Namespace) -> None:
-    from ..evaluation import frontier_table, gather, read_frontier, write_frontier_csv
+    from ..evaluation import frontier_table, gather, read_best_of_n, read_frontier, write_frontier_csv
     from ..evaluation.plots import plot_frontier
 
     folders = [Path(run).resolve() for run in arguments.folder]
@@ -293,16 +299,22 @@ def _frontier(arguments: argparse.Namespace) -> None:
     frontiers = {name: read_frontier(run) for name, run in zip(names, arguments.folder, strict=True)}
     placed = gather(frontiers)
     settings = next(iter(frontiers.values())).settings
+    curve = [] if arguments.best_of_n is None else read_best_of_n(arguments.best_of_n, settings)
     if arguments.output is not None:
         output = Path(arguments.output)
         output.mkdir(exist_ok=True)
         title = f"{settings['reward']}, {settings['prompts']} prompts, {settings['max_new_tokens']} new tokens"
         try:
-            plot_frontier(placed, output / "frontier.png", title)
+            plot_frontier(placed, output / "frontier.png", title, curve)
         except ImportError as error:
             raise ValueError(str(error)) from error
         write_frontier_csv(placed, output / "frontier.csv")
-    if _write(arguments, {"settings": settings, "points": [row.as_dict() for row in placed]}):
+    report = {
+        "settings": settings,
+        "points": [row.as_dict() for row in placed],
+        "best_of_n": [point.as_dict() for point in curve],
+    }
+    if _write(arguments, report):
         return
     console().print(frontier_table(placed, settings))
     free = sum(row.dominated_by is None for row in placed)
@@ -332,7 +344,7 @@ def _prompts(arguments: argparse.Namespace, sources: list[str]) -> Any:
             split=arguments.split,
             converter=arguments.converter,
             count=arguments.prompts,
-            seed=arguments.seed,
+            seed=None if arguments.first else arguments.seed,
         )
     file = next(filter(is_file, sources), None)
     if file is None:
@@ -373,9 +385,12 @@ def _of(model: str, temperature: float) -> float | None:
 
 
 def _settings(arguments: argparse.Namespace, prompts: Any) -> dict[str, Any]:
+    from ..evaluation.frontier import prompts_sha256
+
     return {
         "data": arguments.data,
         "prompts": len(prompts.raw),
+        "prompts_sha256": prompts_sha256(prompts.texts),
         "max_new_tokens": arguments.max_new_tokens,
         "seed": arguments.seed,
     }

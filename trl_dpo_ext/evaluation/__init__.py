@@ -3,7 +3,7 @@
 from .agreement import Agreement, agreement, agreement_table, agreements
 from .best_of_n import BestOfN, best_of_n, kl_bound
 from .classifier import classifier
-from .dominance import PlacedPoint, dominating, frontier_table, gather, write_frontier_csv
+from .dominance import PlacedPoint, dominating, frontier_table, gather, read_best_of_n, write_frontier_csv
 from .frontier import Frontier, FrontierCallback, FrontierError, FrontierPoint, read_frontier
 from .judges import Judge, JudgeError, apply_judge, get_judge, reward_judge
 from .kl import Reference, SequenceKL, sequence_kl
@@ -52,6 +52,7 @@ __all__ = [
     "get_judge",
     "get_reward",
     "kl_bound",
+    "read_best_of_n",
     "read_frontier",
     "reward_judge",
     "sample",

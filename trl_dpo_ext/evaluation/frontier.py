@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -143,7 +144,7 @@ class FrontierCallback(TrainerCallback):
         self.settings = {
             "reward": reward_name,
             "prompts": len(prompts),
-            "prompts_sha256": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
+            "prompts_sha256": prompts_sha256(prompts),
             **self._sampling,
         }
 
@@ -240,9 +241,31 @@ def read_frontier(run: str | Path) -> Frontier:
             )
             for row in content["points"]
         ]
-        return Frontier(str(content["method"]), dict(content["settings"]), points)
+        frontier = Frontier(str(content["method"]), dict(content["settings"]), points)
+        prompts = int(frontier.settings["prompts"])
     except (KeyError, TypeError, ValueError) as error:
         raise FrontierError(f"{path} is no frontier of a run: {type(error).__name__} {error}.") from error
+    for point in points:
+        for name, values in (("rewards", point.rewards), ("kls", point.kls)):
+            if not _numbers(values, prompts):
+                raise FrontierError(
+                    f"{path}, step {point.step}: {name} should be {prompts} finite numbers, one a prompt. Points can't "
+                    "be paired without them; take the file as the run wrote it, or train again."
+                )
+    return frontier
+
+
+def _numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    )
+
+
+def prompts_sha256(prompts: Sequence[str]) -> str:
+    """Return what tells whether the same prompts were sampled, in the same order."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
 def settings_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:

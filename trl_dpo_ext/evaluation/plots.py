@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .dominance import PlacedPoint
+import numpy as np
+
+from .best_of_n import BestOfN
+from .dominance import COLOURS, PlacedPoint, by_method
 
 # Panels of `plot_curves`: title, unit, and the logged keys in order of preference; with a reference the rewards exist,
 # without one the log-probs themselves order the responses.
@@ -24,6 +27,8 @@ _PANELS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
     ),
     ("log-prob of best and worst response", "nats", (("logps/chosen", "logps/rejected"),)),
 )
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # their number and that of the colours have no divisor in common
 
 
 def plot_curves(log_history: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
@@ -55,51 +60,85 @@ def plot_curves(log_history: Sequence[dict[str, Any]], path: str | Path, title: 
     figure.savefig(path, dpi=120)
 
 
-def plot_frontier(placed: Sequence[PlacedPoint], path: str | Path, title: str = "") -> None:
-    """Draw mean reward against sequence KL, a line for each run in the order of its steps.
+def plot_frontier(
+    placed: Sequence[PlacedPoint], path: str | Path, title: str = "", best_of_n: Sequence[BestOfN] = ()
+) -> None:
+    """Draw mean reward against sequence KL on a square-root scale, a line for each run in the order of its steps.
 
     Upright bars are the rewards' intervals, level ones two standard errors of the KL to each side. Dominated points are
-    hollow.
+    hollow. Where runs share methods and outnumber the colours, a colour stands for a method.
 
     Args:
         placed: from `gather`.
         path: PNG file; it appears whole or not at all.
         title: of the picture.
+        best_of_n: from `read_best_of_n`: a dashed line with a band, over the bound on its KL.
 
     Raises:
         ImportError: matplotlib isn't installed; the message says how to get it.
     """
-    figure = _figure(9, 6)
+    figure = _figure(10, 6)
     axis = figure.subplots()
-    for run in dict.fromkeys(row.run for row in placed):
-        rows = [row for row in placed if row.run == run]
-        points = [row.point for row in rows]
-        kls, rewards = [point.kl.summed for point in points], [point.reward for point in points]
-        means = [reward.mean for reward in rewards]
-        container = axis.errorbar(
-            kls,
-            means,
-            # A bootstrap interval of a skewed mean may, by a rounding, end on the wrong side of it.
-            yerr=[[max(0.0, r.mean - r.low) for r in rewards], [max(0.0, r.high - r.mean) for r in rewards]],
-            xerr=[2 * point.kl.summed_standard_error for point in points],
-            linewidth=1,
-            elinewidth=0.6,
-            label=run,
-        )
-        color = container.lines[0].get_color()
+    # No flag for this: with more runs than colours, two runs of one colour would be taken for one.
+    grouped = by_method(placed)
+    names = [row.method if grouped else row.run for row in placed]
+    for number, name in enumerate(dict.fromkeys(names)):
+        rows = [row for row, its in zip(placed, names, strict=True) if its == name]
+        color, marker = f"C{number % COLOURS}", _MARKERS[number % len(_MARKERS)]
+        thin = {"linewidth": 0.6, "alpha": 0.5} if grouped else {"linewidth": 1}
+        for run in dict.fromkeys(row.run for row in rows):
+            line = [row for row in rows if row.run == run]
+            axis.plot(*_places(line), color=color, **thin)
+        # The bars of very many points would cover everything: those that can be the best of all keep theirs.
+        _bars(axis, [row for row in rows if not grouped or row.dominated_by is None], color)
         faces = ["none" if row.dominated_by else color for row in rows]
-        axis.scatter(kls, means, facecolors=faces, edgecolors=color, zorder=3)
+        size = 20 if grouped else 36
+        axis.scatter(*_places(rows), s=size, marker=marker, facecolors=faces, edgecolors=color, linewidths=1, zorder=3)
+        axis.plot([], [], color=color, marker=marker, linewidth=1, label=name)
+    if best_of_n:
+        bounds, rewards = [point.kl_bound for point in best_of_n], [point.reward for point in best_of_n]
+        label = f"best of n ≤ {best_of_n[-1].n}, KL at most"
+        axis.plot(bounds, [r.mean for r in rewards], "--", color="black", linewidth=1.5, label=label, zorder=4)
+        axis.fill_between(bounds, [r.low for r in rewards], [r.high for r in rewards], color="black", alpha=0.12)
     level = placed[0].point.reward.level
+    largest = max([row.point.kl.summed for row in placed] + [point.kl_bound for point in best_of_n])
+    _square_root(axis, largest)
     axis.set(
         title=title,
         xlabel="sequence KL(policy || reference), nats, ± 2 SE",
         ylabel=f"mean reward, {100 * level:g} % interval",
     )
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, title="hollow: dominated")
+    figure.legend(loc="outside right upper", fontsize=8, title="hollow: dominated")
     temporary = Path(path).with_name(Path(path).name + ".tmp")
     figure.savefig(temporary, dpi=120, format="png")
     temporary.replace(path)
+
+
+def _places(rows: Sequence[PlacedPoint]) -> tuple[list[float], list[float]]:
+    return [row.point.kl.summed for row in rows], [row.point.reward.mean for row in rows]
+
+
+def _bars(axis: Any, rows: Sequence[PlacedPoint], color: str) -> None:
+    rewards = [row.point.reward for row in rows]
+    axis.errorbar(
+        *_places(rows),
+        # A bootstrap interval of a skewed mean may, by a rounding, end on the wrong side of it.
+        yerr=[[max(0.0, r.mean - r.low) for r in rewards], [max(0.0, r.high - r.mean) for r in rewards]],
+        xerr=[2 * row.point.kl.summed_standard_error for row in rows],
+        fmt="none",
+        ecolor=color,
+        elinewidth=0.6,
+    )
+
+
+def _square_root(axis: Any, largest: float) -> None:
+    """Scale the KL: a small change of the policy moves the reward by its size, and the KL by its square."""
+    # Signed, since a bar may end below 0.
+    axis.set_xscale("function", functions=(lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x**2))
+    steps = [digit * 10.0**power for power in range(-4, 6) for digit in (1, 2, 5)]
+    ticks = [0.0, *(step for step in steps if largest / 100 <= step <= largest)]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def _figure(width: float, height: float) -> Any:
