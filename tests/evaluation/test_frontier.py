@@ -188,7 +188,7 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
     assert lines[0].startswith("run,method,step,reward,reward_low,reward_high,kl,kl_standard_error,kl_log_ratio")
     assert lines[3] == "dpo,dpo,200,0.4,0.30000000000000004,0.5,2.0,0.2,3.0,0.4,dpo,100"
     assert [line.split(",")[-2:] for line in lines[1:]] == [["", ""]] * 2 + [["dpo", "100"], ["", ""], ["dpo", "100"]]
-    assert sorted(path.name for path in output.iterdir()) == ["frontier.csv", "frontier.png"]
+    assert sorted(path.name for path in output.iterdir()) == ["budgets.csv", "frontier.csv", "frontier.png"]
 
     assert main(["eval", "frontier", *runs, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -30,7 +30,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sampling.add_argument("model", help="folder of an adapter or a model, or Hub id")
     sampling.add_argument("output", help=".jsonl file to write")
     sampling.add_argument("--samples", type=_count, default=1, help="of each prompt (default: 1)")
-    sampling.add_argument("--temperature", type=_temperature, default=1.0, help="(default: 1)")
+    sampling.add_argument("--temperature", type=_nonnegative, default=1.0, help="(default: 1)")
     _add_data(sampling)
     sampling.set_defaults(run=_guarded(_sample))
 
@@ -38,7 +38,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     winning.add_argument("model", nargs="+", help=MODEL)
     winning.add_argument("--against", help="what they meet: the same kinds; by default the dataset's best completions")
     winning.add_argument("--judge", required=True, help=SCORER)
-    winning.add_argument("--temperature", type=_temperature, nargs="+", default=[1.0], help="one or more (default: 1)")
+    winning.add_argument("--temperature", type=_nonnegative, nargs="+", default=[1.0], help="one or more (default: 1)")
     winning.add_argument("--pairs", metavar="FILE", help="write the judged pairs as .jsonl, for people and `agreement`")
     _add_data(winning)
     _add_endpoint(winning, "helpful (default), summary")
@@ -49,7 +49,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     best.add_argument("model", help=MODEL)
     best.add_argument("--reward", required=True, help=SCORER)
     best.add_argument("--samples", type=_count, default=16, help="of each prompt (default: 16)")
-    best.add_argument("--temperature", type=_temperature, default=1.0, help="(default: 1)")
+    best.add_argument("--temperature", type=_nonnegative, default=1.0, help="(default: 1)")
     _add_data(best)
     _add_endpoint(best, "score (default)")
     _add_json(best)
@@ -73,7 +73,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     reaching.add_argument(
         "folder", metavar="RUN", nargs="+", help="output folder of a run trained with reward and frontier_steps"
     )
-    reaching.add_argument("--output", metavar="FOLDER", help="write frontier.png and frontier.csv there; made if new")
+    reaching.add_argument(
+        "--output", metavar="FOLDER", help="write frontier.png, frontier.csv and budgets.csv there; made if new"
+    )
+    reaching.add_argument("--baseline", metavar="METHOD", help="what other methods are compared with, for example dpo")
+    reaching.add_argument(
+        "--budgets", metavar="NATS", type=_nonnegative, nargs="+", default=[1, 2, 4, 8], help="of KL (default: 1 2 4 8)"
+    )
     reaching.add_argument(
         "--best-of-n", metavar="FILE", help="draw this curve beside the runs: what `best-of-n --json FILE` wrote"
     )
@@ -115,7 +121,7 @@ def _count(text: str) -> int:
     return value
 
 
-def _temperature(text: str) -> float:
+def _nonnegative(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
@@ -284,22 +290,23 @@ def _agreement(arguments: argparse.Namespace) -> None:
 
 
 def _frontier(arguments: argparse.Namespace) -> None:
-    from ..evaluation import frontier_table, gather, read_best_of_n, read_frontier, write_frontier_csv
+    from ..evaluation import (
+        budgets_table,
+        frontier_table,
+        gather,
+        read_best_of_n,
+        within_budgets,
+        write_budgets_csv,
+        write_frontier_csv,
+    )
     from ..evaluation.plots import plot_frontier
+    from ._runs import read_runs
 
-    folders = [Path(run).resolve() for run in arguments.folder]
-    if twice := next(
-        (run for run, folder in zip(arguments.folder, folders, strict=True) if folders.count(folder) > 1), None
-    ):
-        raise ValueError(f"The run {twice} is given twice.")
-    # By the folders' own names, where those tell them apart.
-    names = [folder.name for folder in folders]
-    if len(set(names)) < len(names):
-        names = [str(Path(run)) for run in arguments.folder]
-    frontiers = {name: read_frontier(run) for name, run in zip(names, arguments.folder, strict=True)}
+    frontiers = read_runs(arguments.folder)
     placed = gather(frontiers)
     settings = next(iter(frontiers.values())).settings
     curve = [] if arguments.best_of_n is None else read_best_of_n(arguments.best_of_n, settings)
+    within = within_budgets(placed, arguments.budgets, baseline=arguments.baseline)
     if arguments.output is not None:
         output = Path(arguments.output)
         output.mkdir(exist_ok=True)
@@ -309,18 +316,22 @@ def _frontier(arguments: argparse.Namespace) -> None:
         except ImportError as error:
             raise ValueError(str(error)) from error
         write_frontier_csv(placed, output / "frontier.csv")
+        write_budgets_csv(within, output / "budgets.csv")
     report = {
         "settings": settings,
         "points": [row.as_dict() for row in placed],
         "best_of_n": [point.as_dict() for point in curve],
+        "baseline": arguments.baseline,
+        "within_budgets": [row.as_dict() for row in within],
     }
     if _write(arguments, report):
         return
     console().print(frontier_table(placed, settings))
     free = sum(row.dominated_by is None for row in placed)
     print(f"{free} of {len(placed)} points are not dominated (by their means; the intervals are not looked at).")
+    console().print(budgets_table(within, arguments.baseline))
     if arguments.output is not None:
-        print(f"Saved to {output}: frontier.png, frontier.csv.")
+        print(f"Saved to {output}: frontier.png, frontier.csv, budgets.csv.")
 
 
 def _labels(rows: list[dict[str, Any]], column: str, path: str) -> list[float | None]:

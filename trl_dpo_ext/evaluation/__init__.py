@@ -2,6 +2,7 @@
 
 from .agreement import Agreement, agreement, agreement_table, agreements
 from .best_of_n import BestOfN, best_of_n, kl_bound
+from .budgets import WithinBudget, budgets_table, within_budgets, write_budgets_csv
 from .classifier import classifier
 from .dominance import PlacedPoint, dominating, frontier_table, gather, read_best_of_n, write_frontier_csv
 from .frontier import Frontier, FrontierCallback, FrontierError, FrontierPoint, read_frontier
@@ -34,6 +35,7 @@ __all__ = [
     "SignTest",
     "WinRate",
     "WinRateDifference",
+    "WithinBudget",
     "agreement",
     "agreement_table",
     "agreements",
@@ -42,6 +44,7 @@ __all__ = [
     "best_of_n",
     "bootstrap_difference",
     "bootstrap_mean",
+    "budgets_table",
     "classifier",
     "compare",
     "comparison_table",
@@ -64,5 +67,7 @@ __all__ = [
     "win_rate_difference",
     "win_rate_of",
     "win_rate_table",
+    "within_budgets",
+    "write_budgets_csv",
     "write_frontier_csv",
 ]

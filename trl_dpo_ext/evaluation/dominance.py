@@ -84,7 +84,10 @@ def read_best_of_n(path: str | Path, settings: Mapping[str, Any]) -> list[BestOf
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        curve = [BestOfN(**{**row, "reward": Interval(**row["reward"])}) for row in content["curve"]]
+        curve = [
+            BestOfN(int(row["n"]), Interval(**row["reward"]), float(row["standard_error"]), float(row["kl_bound"]))
+            for row in content["curve"]
+        ]
         measured = {key: content[key] for key in ("reward", "prompts", "prompts_sha256", "max_new_tokens")}
         temperature = content["temperature"]
         if not curve:

@@ -85,7 +85,7 @@ def plot_frontier(
     for number, name in enumerate(dict.fromkeys(names)):
         rows = [row for row, its in zip(placed, names, strict=True) if its == name]
         color, marker = f"C{number % COLOURS}", _MARKERS[number % len(_MARKERS)]
-        thin = {"linewidth": 0.6, "alpha": 0.5} if grouped else {"linewidth": 1}
+        thin = {"linewidth": 0.6, "alpha": 0.5} if grouped else {"linewidth": 1.0}
         for run in dict.fromkeys(row.run for row in rows):
             line = [row for row in rows if row.run == run]
             axis.plot(*_places(line), color=color, **thin)
