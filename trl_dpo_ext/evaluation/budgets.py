@@ -130,7 +130,7 @@ class _Fit:
     picks: tuple[tuple[str, int], ...]
 
 
-def _cross_fit(rows: Sequence[PlacedPoint], budget: float) -> _Fit | None:
+def _cross_fit(rows: list[PlacedPoint], budget: float) -> _Fit | None:
     rewards, kls = (np.array([getattr(row.point, name) for row in rows]) for name in ("rewards", "kls"))  # [points, N]
     first, second = slice(0, None, 2), slice(1, None, 2)
     measured, spent = np.empty(rewards.shape[1]), np.empty(rewards.shape[1])
