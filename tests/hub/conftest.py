@@ -12,6 +12,7 @@ def hub(monkeypatch, tmp_path):
     with standin.running() as served:
         # What HF_ENDPOINT, HF_HUB_OFFLINE=0, HF_HUB_DISABLE_XET=1, HF_TOKEN and HF_HUB_CACHE would have set at import.
         monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", served.url)  # of its plain functions
         address = "{endpoint}/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address.replace("{endpoint}", served.url))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

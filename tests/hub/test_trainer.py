@@ -148,7 +148,8 @@ def test_what_is_overridden_is_what_transformers_and_trl_call():
     def parameters(method):
         return list(inspect.signature(method).parameters)
 
-    assert parameters(Trainer.push_to_hub) == parameters(PushesToHub.push_to_hub)
+    # transformers 5.6 has no `private` yet.
+    assert [name for name in parameters(Trainer.push_to_hub) if name not in parameters(PushesToHub.push_to_hub)] == []
     assert parameters(Trainer._push_from_checkpoint) == parameters(PushesToHub._push_from_checkpoint)
     assert "self.push_to_hub(" in inspect.getsource(Trainer.save_model)
     assert "_internal_call" in parameters(Trainer.save_model)
