@@ -11,6 +11,7 @@ import pytest
 
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.evaluation import FrontierError, PlacedPoint, bootstrap_difference, bootstrap_mean, within_budgets
+from trl_dpo_ext.evaluation.budgets import Pick, best_mixture
 from trl_dpo_ext.evaluation.frontier import FrontierPoint
 from trl_dpo_ext.evaluation.kl import SequenceKL
 from trl_dpo_ext.evaluation.stats import Interval
@@ -33,13 +34,17 @@ POINTS = [
 
 
 def test_by_hand():
-    none, _, one, other, two, _ = within_budgets(POINTS, [0.5, 1.0, 2.0], baseline="b")
-    assert [row.method for row in (none, one, two)] == ["a", "a", "a"]
-    assert none.picks == (("one", 0), ("one", 0))
-    assert none.reward == bootstrap_mean([0.0, 0.5, 0.0, 0.5])
+    half, _, one, other, two, _ = within_budgets(POINTS, [0.5, 1.0, 2.0], baseline="b")
+    assert [row.method for row in (half, one, two)] == ["a", "a", "a"]
+    # Picked on the first half: half of one at 0 and half of one at 9 (KL 1, reward 3), measured on prompts 1 and 3; on
+    # the second: half of two instead, measured on 0 and 2.
+    start = Pick("one", 0, 0.5)
+    assert half.picks == ((start, Pick("one", 9, 0.5)), (start, Pick("two", 9, 0.5)))
+    assert half.reward == bootstrap_mean([1.0, 0.75, 1.0, 0.75])
+    assert half.kl == (0.5 + 1.5 + 1.5 + 1.5) / 4
     # Picked on the first half: one, measured on prompts 1 and 3; on the second: two, measured on 0 and 2.
     for row in (one, two):
-        assert row.picks == (("one", 9), ("two", 9))
+        assert row.picks == ((Pick("one", 9, 1.0),), (Pick("two", 9, 1.0),))
         assert row.reward == bootstrap_mean([2.0, 1.0, 2.0, 1.0])
         assert row.kl == (1 + 3 + 3 + 3) / 4
     # The baseline is not within 1.
@@ -49,10 +54,42 @@ def test_by_hand():
     assert two.difference.mean == 0.5
 
 
+def test_the_best_mixture_is_the_concave_envelope():
+    """Against shares of all points on a grid: no mixture within the budget has more reward."""
+    generator = np.random.default_rng(3)
+    grid = (
+        np.array([(i, j, k, 20 - i - j - k) for i in range(21) for j in range(21 - i) for k in range(21 - i - j)]) / 20
+    )
+    for _ in range(50):
+        rewards, kls = generator.normal(size=4), np.abs(generator.normal(size=4)).round(1)
+        kls[0] = 0.0
+        budget = generator.uniform(0, kls.max() * 1.2)
+        shares = best_mixture(rewards, kls, budget)
+        assert shares.sum() == pytest.approx(1)
+        assert (shares >= 0).all()
+        assert np.count_nonzero(shares) <= 2
+        assert shares @ kls <= budget + 1e-12
+        of_grid = (grid @ rewards)[grid @ kls <= budget].max()
+        assert of_grid <= shares @ rewards + 1e-12
+        assert shares @ rewards - of_grid < 0.05 * np.ptp(rewards) * 3  # as fine as the grid is
+
+
+def test_a_mixture_strays_no_further_than_its_share():
+    """That the KL of a mixture is at most the weighted mean, on distributions over eight completions."""
+    generator = np.random.default_rng(4)
+    reference, one, two = generator.dirichlet(np.ones(8), size=3)
+
+    def kl(policy: np.ndarray) -> float:
+        return float(policy @ np.log(policy / reference))
+
+    for w in (0.1, 0.5, 0.9):
+        assert kl((1 - w) * one + w * two) < (1 - w) * kl(one) + w * kl(two)
+
+
 def test_of_equal_rewards_that_of_least_kl():
     points = [point(str(kl), 0, [1.0, 1.0], [kl, kl]) for kl in (2.0, 1.0, 3.0)]
     (row,) = within_budgets(points, [8.0])
-    assert row.picks == (("1.0", 0), ("1.0", 0))
+    assert row.picks == ((Pick("1.0", 0, 1.0),), (Pick("1.0", 0, 1.0),))
 
 
 def world(generator: Any, methods: dict[str, np.ndarray], prompts: int) -> list[PlacedPoint]:
@@ -83,7 +120,7 @@ def test_intervals_cover_and_the_best_of_many_is_not_flattered(means):
         # All points are within the budget by a wide margin, or about half of them by chance.
         budget = 2.0 if trial % 2 else 8.0
         _, row = within_budgets(placed, [budget], baseline="one", resamples=150, seed=trial)
-        truth = np.mean([many[step] for _, step in row.picks])
+        truth = np.mean([sum(pick.share * many[pick.step] for pick in picks) for picks in row.picks])
         rewards += row.reward.low <= truth <= row.reward.high
         differences += row.difference.low <= truth - 0.3 <= row.difference.high
         errors.append(row.difference.mean - (truth - 0.3))
@@ -145,7 +182,7 @@ def test_the_command(tmp_path, capsys):
         ("3.0", "dpo", "1.0", "0.0"),
         ("3.0", "ipo", "2.5", "1.5"),
     ]
-    assert (rows[3]["kl"], rows[3]["pick_1_run"], rows[3]["pick_2_step"]) == ("3.0", "y", "9")
+    assert (rows[3]["kl"], rows[3]["pick_1"], rows[1]["pick_2"]) == ("3.0", "1.000 y, step 9", "")
 
     assert main(["eval", "frontier", *runs, *options, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)

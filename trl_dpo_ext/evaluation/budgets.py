@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,15 @@ BUDGETS = (1.0, 2.0, 4.0, 8.0)  # nats
 
 
 @dataclass(frozen=True)
+class Pick:
+    """A point and its share of a mixture."""
+
+    run: str
+    step: int
+    share: float
+
+
+@dataclass(frozen=True)
 class WithinBudget:
     """What a method reaches within a budget.
 
@@ -27,10 +36,11 @@ class WithinBudget:
         budget: nats of KL.
         reward: mean reward of the picks with its interval, each measured on the half that it wasn't picked by; None
             where no point is within the budget.
-        kl: their mean KL, measured on the same prompts; it may come out a little over the budget.
+        kl: what their KL is at most, measured on the same prompts; it may come out a little over the budget.
         difference: reward minus that of the baseline, prompt by prompt; None without a baseline, or where either has no
             point.
-        picks: run and step picked on the first half of the prompts and on the second; empty where there is none.
+        picks: what was picked on the first half of the prompts and on the second: one point, or two with the share of
+            completions that each would give; empty where there is none.
     """
 
     method: str
@@ -38,7 +48,7 @@ class WithinBudget:
     reward: Interval | None
     kl: float | None
     difference: Interval | None
-    picks: tuple[tuple[str, int], ...]
+    picks: tuple[tuple[Pick, ...], ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers by name."""
@@ -48,7 +58,7 @@ class WithinBudget:
             "reward": None if self.reward is None else self.reward.as_dict(),
             "kl": self.kl,
             "difference": None if self.difference is None else self.difference.as_dict(),
-            "picks": [{"run": run, "step": step} for run, step in self.picks],
+            "picks": [[asdict(pick) for pick in picks] for picks in self.picks],
         }
 
 
@@ -61,12 +71,17 @@ def within_budgets(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> list[WithinBudget]:
-    """Return for each budget and method the reward of its best point within the budget.
+    """Return for each budget and method the reward of its best mixture of two points within the budget.
 
-    The best of many points looks better than it is on the prompts that it was picked by. So a point is picked on every
-    second prompt (of all points of the method's runs whose mean KL is within the budget there, the one with the highest
-    mean reward there) and measured on the other prompts; then the other way round. Each prompt has so one reward, of a
-    point that it had no say in, and the mean of them is the method's.
+    Methods leave points at different KLs, so the best single point within a budget would say as much about the grid as
+    about the method. Two policies can be mixed: each completion drawn from one of them with probability w, from the
+    other with 1 - w. The reward of that is the mean of theirs, weighted so, and its KL is at most the weighted mean of
+    theirs, because the KL is convex. So the upper concave envelope of a method's points can be had, the reference at
+    KL 0 being one of them, and at a budget it is the best mixture of a point within and one beyond.
+
+    The best of many looks better than it is on the prompts that it was picked by. So a mixture is picked by the means
+    over every second prompt and measured on the other prompts; then the other way round. Each prompt has so one
+    reward, of a mixture that it had no say in, and the mean of them is the method's.
 
     The interval is a percentile bootstrap over prompts with the picks held fixed. It is about the trained runs: how
     their mean reward would come out on other prompts. It isn't about training again with other seeds, nor does it hold
@@ -127,7 +142,7 @@ def within_budgets(
 class _Fit:
     rewards: np.ndarray  # [N] each of the point that was picked without it
     kl: float
-    picks: tuple[tuple[str, int], ...]
+    picks: tuple[tuple[Pick, ...], ...]
 
 
 def _cross_fit(rows: list[PlacedPoint], budget: float) -> _Fit | None:
@@ -136,15 +151,40 @@ def _cross_fit(rows: list[PlacedPoint], budget: float) -> _Fit | None:
     measured, spent = np.empty(rewards.shape[1]), np.empty(rewards.shape[1])
     picks = []
     for here, there in ((first, second), (second, first)):
-        reward, kl = rewards[:, here].mean(axis=1), kls[:, here].mean(axis=1)
-        within = np.flatnonzero(kl <= budget)
-        if not len(within):
+        shares = best_mixture(rewards[:, here].mean(axis=1), kls[:, here].mean(axis=1), budget)
+        if shares is None:
             return None
-        # Of equally good ones that of least KL.
-        best = max(within, key=lambda point: (reward[point], -kl[point]))
-        measured[there], spent[there] = rewards[best, there], kls[best, there]
-        picks.append((rows[best].run, rows[best].point.step))
+        measured[there], spent[there] = shares @ rewards[:, there], shares @ kls[:, there]
+        picks.append(tuple(Pick(rows[i].run, rows[i].point.step, float(shares[i])) for i in np.flatnonzero(shares)))
     return _Fit(measured, float(spent.mean()), tuple(picks))
+
+
+def best_mixture(rewards: np.ndarray, kls: np.ndarray, budget: float) -> np.ndarray | None:
+    """Return each point's share of the mixture with the most reward whose mean KL is within the budget.
+
+    Args:
+        rewards: [P] of the points.
+        kls: [P] of the points, nats.
+        budget: nats.
+
+    Returns:
+        [P] shares, which sum to 1; one or two aren't 0. Of equally good mixtures that of least KL. None where no point
+        is within the budget.
+
+    Example:
+        >>> best_mixture(np.array([0.0, 1.0]), np.array([0.0, 4.0]), 1.0).tolist()
+        [0.75, 0.25]
+    """
+    within, beyond = np.flatnonzero(kls <= budget), np.flatnonzero(kls > budget)
+    if not len(within):
+        return None
+    mixtures = [(point, point, 0.0) for point in within]
+    mixtures += [(i, j, (budget - kls[i]) / (kls[j] - kls[i])) for i in within for j in beyond]
+    ways = [((1 - w) * rewards[i] + w * rewards[j], -((1 - w) * kls[i] + w * kls[j])) for i, j, w in mixtures]
+    i, j, w = mixtures[max(range(len(ways)), key=ways.__getitem__)]
+    shares = np.zeros(len(kls))
+    shares[i], shares[j] = 1 - w, w if j != i else 1 - w
+    return shares
 
 
 def budgets_table(found: Sequence[WithinBudget], baseline: str | None = None) -> Table:
@@ -158,7 +198,7 @@ def budgets_table(found: Sequence[WithinBudget], baseline: str | None = None) ->
     note = "" if level is None else f" [{100 * level:g} % interval over prompts, for one comparison at a time]"
     table = Table(title=Text(f"Mean reward within a budget of KL{note}"))
     difference = () if baseline is None else (f"minus {baseline}",)
-    for column in ("KL ≤", "method", "reward", *difference, "KL"):
+    for column in ("KL ≤", "method", "reward", *difference, "KL at most"):
         table.add_column(Text(column), justify="left" if column == "method" else "right")
     for row, following in zip(found, [*found[1:], None], strict=False):
         table.add_row(
@@ -182,8 +222,8 @@ def write_budgets_csv(found: Sequence[WithinBudget], path: str | Path) -> None:
             numbers.update(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
         numbers["kl"] = row.kl
         for half in (0, 1):
-            run, step = row.picks[half] if row.picks else (None, None)
-            numbers.update({f"pick_{half + 1}_run": run, f"pick_{half + 1}_step": step})
+            picks = row.picks[half] if row.picks else ()
+            numbers[f"pick_{half + 1}"] = " + ".join(f"{p.share:.3f} {p.run}, step {p.step}" for p in picks)
         rows.append(numbers)
     write_csv(rows, path)
 
