@@ -1,0 +1,153 @@
+"""The controlled sentiment experiment of the DPO paper (arXiv 2305.18290, section 6.1) in small: all of it.
+
+    python recipes/controlled_sentiment/run.py
+
+Sentences, the fine-tuned reference, rankings, the learned reward, the runs of grid.yaml, best-of-n of the reference,
+and at the end the frontier of all of them. What is done is not done again, so a run that was stopped goes on when it
+is started again; what was under way begins anew. Delete outputs/controlled_sentiment to begin from nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from trl_dpo_ext.record import hardware, write_json
+
+HERE = Path("recipes/controlled_sentiment")
+OUTPUT = Path("outputs/controlled_sentiment")
+DATA, PAIRS, SFT, RUNS = (OUTPUT / name for name in ("data", "pairs", "sft", "runs"))
+BUDGETS = (1, 2, 4, 8, 16)  # nats
+PYTHON = sys.executable
+
+
+def device() -> list[str]:
+    """Return the option that undoes the recipes' `use_cpu` where there is a GPU."""
+    return ["--use_cpu", "false"] if torch.accelerator.is_available() else []
+
+
+def preparation() -> dict[str, list[str]]:
+    """Return the commands of all that the runs need, in their order."""
+    model = subprocess.run([PYTHON, "recipes/quickstart/model.py"], stdout=subprocess.PIPE, text=True, check=True)
+    folder = model.stdout.splitlines()[-1]
+    return {
+        "sentences": [str(HERE / "sentences.py"), str(OUTPUT / "sentences")],
+        "sft": ["-m", "trl.scripts.sft", "--config", str(HERE / "sft.yaml"), "--model_name_or_path", folder, *device()],
+        "data": ["recipes/quickstart/build_data.py", "--model", str(SFT), "--output", str(DATA), "--new-tokens", "16"],
+        "pairs": [str(HERE / "pairs.py"), str(DATA), str(PAIRS)],
+        "reward_model": ["-m", "trl.scripts.reward", "--config", str(HERE / "reward_model.yaml"), *device()],
+    }
+
+
+def grid() -> dict[str, dict[str, Any]]:
+    """Return what each run changes, by its name."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "grid.yaml").read_text())
+    return found
+
+
+def runs() -> dict[str, list[str]]:
+    """Return the commands of the runs in grid.yaml by name."""
+    commands = {}
+    for name, settings in grid().items():
+        script, config = ("rloo.py", "rloo.yaml") if "recipe" in settings else ("train.py", "preferences.yaml")
+        options = [
+            part
+            for key, value in {**settings, "output_dir": str(RUNS / name)}.items()
+            if key != "recipe"
+            for part in (f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value))
+        ]
+        commands[name] = [f"recipes/{script}", "--config", str(HERE / config), *options, *device()]
+    return commands
+
+
+def best_of_n(preferences: dict[str, Any]) -> list[str]:
+    """Return the command that draws from the reference for best-of-n, on the prompts of the runs."""
+    given = {
+        "data": DATA,
+        "reward": preferences["reward"],
+        "prompts": preferences["eval_prompts"],
+        "max-new-tokens": preferences["eval_max_new_tokens"],
+        "samples": 16,
+        "json": OUTPUT / "best_of_n.json",
+    }
+    options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    return ["-m", "trl_dpo_ext", "eval", "best-of-n", str(SFT), "--first", *options]
+
+
+def gather(names: list[str]) -> Path:
+    """Draw the picture of finished runs, and write what there is to know about them into one file; return it."""
+    frontier, report = OUTPUT / "frontier", OUTPUT / "frontier.json"
+    command = ["-m", "trl_dpo_ext", "eval", "frontier", *(str(RUNS / name) for name in names)]
+    command += ["--baseline", "dpo", "--budgets", *map(str, BUDGETS), "--best-of-n", str(OUTPUT / "best_of_n.json")]
+    command += ["--output", str(frontier), "--json", str(report)]
+    subprocess.run([PYTHON, *command], check=True)
+    done = {path.stem: json.loads(path.read_text()) for path in sorted((OUTPUT / "done").glob("*.json"))}
+    record = {
+        **json.loads(report.read_text()),
+        "grid": {name: settings for name, settings in grid().items() if name in names},
+        "seconds": {name: entry["seconds"] for name, entry in done.items()},
+        "hardware": hardware(),
+    }
+    write_json(OUTPUT / "results.json", record)
+    return OUTPUT / "results.json"
+
+
+def finish(name: str, command: list[str], threads: int) -> bool:
+    """Run a command unless it was finished before; whether it is finished now."""
+    done, log = (OUTPUT / folder / f"{name}.{end}" for folder, end in (("done", "json"), ("logs", "txt")))
+    if done.exists():
+        return True
+    for path in (done, log):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{time.strftime('%H:%M:%S')} {name}: {shlex.join(['python', *command])}", flush=True)
+    started = time.time()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with open(log, "w") as file:
+        code = subprocess.run([PYTHON, *command], stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
+    if code:
+        print(f"{name} failed with exit code {code}; the end of {log}:\n{log.read_text()[-1500:]}", flush=True)
+        return False
+    record: dict[str, Any] = {"command": command, "seconds": round(time.time() - started, 1)}
+    temporary = done.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record))
+    temporary.replace(done)
+    return True
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prepare, run, gather."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2), which share the cores")
+    parser.add_argument("--only", nargs="+", default=["*"], help="names or patterns of runs in grid.yaml")
+    options = parser.parse_args(arguments)
+    chosen = {name: command for name, command in runs().items() if any(fnmatch(name, one) for one in options.only)}
+    if not chosen:
+        sys.exit(f"No run matches {' '.join(options.only)}. Runs: {', '.join(runs())}.")
+    cores = len(os.sched_getaffinity(0))
+    for name, command in preparation().items():
+        if not finish(name, command, cores):
+            sys.exit(1)
+    preferences = yaml.safe_load((HERE / "preferences.yaml").read_text())
+    tasks = {**chosen, "best_of_n": best_of_n(preferences)}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        threads = max(1, cores // options.jobs)
+        finished = list(pool.map(lambda item: finish(*item, threads), tasks.items()))
+    if not all(finished):
+        sys.exit(f"{finished.count(False)} of {len(finished)} runs failed. Start again to try those alone.")
+    print(f"Saved: {gather(list(chosen))}, and the picture in {OUTPUT / 'frontier'}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Train a policy on a reward with RLOO and a KL penalty: the RL baseline that preference losses are compared with.
+
+    accelerate launch --config_file recipes/accelerate/cpu.yaml \
+        recipes/rloo.py --config recipes/controlled_sentiment/rloo.yaml
+
+The trainer is TRL's (RLOO: Ahmadian et al., arXiv 2402.14740); TRL 1.16 has no PPO. What is added here are the rewards
+of this package, and the points of reward against KL that recipes/train.py takes too. Any field of RLOOArguments,
+trl.RLOOConfig and trl.ModelConfig is a key of the YAML file and an option here; options win. Adapters only, because
+the reference is the model without its adapter.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from train import RESULT, USER_ERRORS, adapter_config, held_out_prompts
+from trl import ModelConfig, RLOOConfig, RLOOTrainer, ScriptArguments, get_quantization_config
+
+from trl_dpo_ext.data import load_splits
+from trl_dpo_ext.evaluation import FrontierCallback, Reward, compare, evaluate_policy, get_reward
+from trl_dpo_ext.parsing import ParseError, StrictParser
+from trl_dpo_ext.record import versions, write_json
+
+
+@dataclass
+class RLOOArguments(ScriptArguments):
+    """What a recipe says besides the training configuration and the model.
+
+    Args:
+        dataset_name: as in recipes/train.py; its prompts are used.
+        reward: what the policy is trained on; the same names as in recipes/train.py.
+        eval_reward: the true reward, which the points are taken with; by default `reward`.
+        eval_prompts: held-out prompts sampled for each point.
+        eval_max_new_tokens: length of those samples, in tokens.
+        eval_seed: seed of those samples.
+        frontier_steps: optimizer steps between points in frontier.json.
+    """
+
+    reward: str | None = field(default=None, metadata={"help": "What is trained on: vader, a reward model, ..."})
+    eval_reward: str | None = field(default=None, metadata={"help": "True reward of the points; default: reward."})
+    eval_prompts: int = field(default=64, metadata={"help": "Held-out prompts sampled for each point."})
+    eval_max_new_tokens: int = field(default=24, metadata={"help": "Length of those samples, in tokens."})
+    eval_seed: int = field(default=0, metadata={"help": "Seed of those samples."})
+    frontier_steps: int = field(default=100, metadata={"help": "Optimizer steps between points."})
+
+    def __post_init__(self) -> None:
+        for name in ("dataset_name", "reward"):
+            if not getattr(self, name):
+                raise ParseError(f"{name} is missing.")
+
+
+def on_text(reward: Reward) -> Any:
+    """Return a reward in the form that TRL calls, with further arguments that it has no use for."""
+
+    def called(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return reward(prompts, completions)
+
+    return called
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse, train, take the points, save the adapter and, last, result.json; print the table."""
+    started = time.time()
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    parser = StrictParser((RLOOArguments, RLOOConfig, ModelConfig))
+    try:
+        recipe, config, model_args = parser.parse_args_and_config(args)
+    except ValueError as error:
+        raise ParseError(str(error)) from error
+    output = Path(config.output_dir)
+    if (output / RESULT).exists():
+        raise FileExistsError(f"{output} holds a finished run ({RESULT}). Choose another output_dir.")
+    if (peft_config := adapter_config(model_args)) is None:
+        raise ParseError("use_peft: true is needed; the reference is the model without its adapter.")
+    reward, true_reward = (get_reward(name) for name in (recipe.reward, recipe.eval_reward or recipe.reward))
+    splits = load_splits(recipe.dataset_name, needs=recipe.dataset_train_split)
+    config.model_init_kwargs = {"dtype": model_args.dtype, **(config.model_init_kwargs or {})}
+    trainer = RLOOTrainer(
+        model=model_args.model_name_or_path,
+        reward_funcs=on_text(reward),
+        args=config,
+        train_dataset=splits[recipe.dataset_train_split].select_columns("prompt"),
+        quantization_config=get_quantization_config(model_args),
+        peft_config=peft_config,
+    )
+    true = recipe.eval_reward or recipe.reward
+    policy = {
+        "tokenizer": trainer.processing_class,
+        "prompts": held_out_prompts(splits[recipe.dataset_test_split], trainer.processing_class, recipe.eval_prompts),
+        "reward": true_reward,
+        "reference": trainer.model.disable_adapter,
+        "max_new_tokens": recipe.eval_max_new_tokens,
+        "seed": recipe.eval_seed,
+    }
+    before = evaluate_policy(trainer.model, **policy)
+    frontier = FrontierCallback(
+        **policy,
+        reward_name=true,
+        method="rloo, true reward" if recipe.reward == true else "rloo, learned reward",
+        every=recipe.frontier_steps,
+        start=before,
+    )
+    trainer.add_callback(frontier)
+    trainer.train()
+    trainer.save_model(config.output_dir)
+    after = frontier.after(trainer.state.global_step)
+    if trainer.is_world_process_zero() and after is not None:
+        comparison = compare(before, after)
+        record = {
+            "recipe": parser.given,
+            "evaluation": comparison.as_dict(),
+            "log": trainer.state.log_history,
+            "versions": versions(),
+            "seconds": round(time.time() - started, 1),
+        }
+        write_json(output / RESULT, record)
+        comparison.print()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        main()
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
