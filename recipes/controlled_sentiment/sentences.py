@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "quickstart"))
 
 from build_data import SEED, read_snippets
 
-COUNT = 4096
+COUNT = 1024
 
 
 def main(folder: str) -> None:
