@@ -73,8 +73,8 @@ class RecipeArguments(ScriptArguments):
         dataset_converter: what brings the dataset's columns into an accepted form, for example "nectar"; see
             trl_dpo_ext.data.converters. None where they are in one already.
         import_module: modules imported first, for example one that registers your own losses or converters.
-        reward: the true reward of samples, "vader", a classifier or reward model (Hub id or folder), or
-            "package.module:function"; without one nothing is sampled.
+        reward: the true reward of samples, "vader", a classifier or reward model (Hub id or folder),
+            "package.module:function", or "endpoint:MODEL" for grades of a judge; without one nothing is sampled.
         eval_prompts: held-out prompts sampled before and after training.
         eval_max_new_tokens: length of those samples, in tokens.
         eval_seed: seed of those samples, the same before and after.
@@ -292,7 +292,7 @@ def save_record(
     output = Path(trainer.args.output_dir)
     history = trainer.state.log_history
     (output / "recipe.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
-    plot_curves(history, output / "curves.png", title=" + ".join(trainer.args.loss_type))
+    plot_curves(history, output / "curves.png", " + ".join(trainer.args.loss_type), comparison)
     trainer.save_record(
         metrics={**next((entry for entry in reversed(history) if "loss" in entry), {}), **metrics},
         evaluation=comparison and comparison.as_dict(),

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -74,6 +75,38 @@ def test_a_run_leaves_what_the_docs_promise(train, recipe, tmp_path, capsys):
     # The saved recipe is the run: parsed again it gives the same settings.
     *_, again = train.parse(["--config", str(out / "recipe.yaml"), "--overwrite_output_dir", "true"])
     assert {**result["recipe"], "overwrite_output_dir": True} == again
+
+
+def vowels(prompts, completions):
+    return [float(sum(text.count(vowel) for vowel in "aeiou")) for text in completions]
+
+
+def test_reward_win_rate_and_kl_are_wherever_one_looks_for_them(train, recipe, tmp_path, capsys, monkeypatch):
+    from matplotlib.axes import Axes
+
+    bars, draw = [], Axes.errorbar
+    monkeypatch.setattr(Axes, "errorbar", lambda self, *a, **k: bars.append((a, k["yerr"])) or draw(self, *a, **k))
+    train.main(recipe(reward=f"{__name__}:vowels", eval_prompts=6, eval_max_new_tokens=8, learning_rate=0.05))
+
+    evaluation = json.loads((tmp_path / "out" / "result.json").read_text())["evaluation"]
+    before, after, wins = evaluation["before"]["reward"], evaluation["after"]["reward"], evaluation["win_rate"]["rate"]
+    kl = evaluation["after"]["kl"]
+    assert before["low"] < before["mean"] < before["high"] and kl["standard_error"] > 0
+    terminal = " ".join(capsys.readouterr().out.split())
+    card = (tmp_path / "out" / "README.md").read_text()
+    for interval in (before, after, wins):
+        mean, low, high = (interval[key] for key in ("mean", "low", "high"))
+        assert f"{mean:.2f} [{low:.2f}, {high:.2f}]" in terminal
+        assert f"{mean:.3f} [{low:.3f}, {high:.3f}]" in card
+    for text in (terminal, card):
+        assert f"{kl['mean']:.2f} ± {kl['standard_error']:.2f}" in text
+
+    expected = [
+        *((x["mean"], x["mean"] - x["low"], x["high"] - x["mean"]) for x in (before, after, wins)),
+        (kl["mean"], 2 * kl["standard_error"], 2 * kl["standard_error"]),
+    ]
+    drawn = [(y, *np.broadcast_to(np.ravel(arms), 2)) for (_, y), arms in bars]
+    np.testing.assert_allclose(drawn, expected)
 
 
 def test_a_frontier_ends_at_the_final_evaluation(train, recipe, tmp_path):

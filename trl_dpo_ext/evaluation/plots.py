@@ -10,6 +10,8 @@ import numpy as np
 
 from .best_of_n import BestOfN
 from .dominance import COLOURS, PlacedPoint, by_method
+from .report import Comparison
+from .stats import Interval
 
 # Panels of `plot_curves`: title, unit, and the logged keys in order of preference; with a reference the rewards exist,
 # without one the log-probs themselves order the responses.
@@ -31,20 +33,25 @@ _PANELS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # their number and that of the colours have no divisor in common
 
 
-def plot_curves(log_history: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
-    """Draw loss, margins, accuracy and log-probs over training, with evaluation as dots.
+def plot_curves(
+    log_history: Sequence[dict[str, Any]], path: str | Path, title: str = "", comparison: Comparison | None = None
+) -> None:
+    """Draw loss, margins, accuracy and log-probs over training, with evaluation as dots; below them, what came of it.
 
     Args:
         log_history: `trainer.state.log_history`, one dict per log.
         path: PNG or any format matplotlib knows.
         title: of the whole picture.
+        comparison: of samples before and after training: a row of mean reward, win rate and sequence KL, with bars.
 
     Raises:
         ImportError: matplotlib isn't installed; the message says how to get it.
     """
-    figure = _figure(10, 7)
+    figure = _figure(10, 7 if comparison is None else 10)
+    rows = 1 if comparison is None else 2
+    above, *below = figure.subfigures(rows, 1, squeeze=False, height_ratios=(7, 3)[:rows]).flat
     logged = {key for entry in log_history for key in entry}
-    for axis, (name, unit, choices) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+    for axis, (name, unit, choices) in zip(above.subplots(2, 2).flat, _PANELS, strict=True):
         keys = next((keys for keys in choices if keys[0] in logged), ())
         for key in keys:
             train = [(entry["step"], entry[key]) for entry in log_history if key in entry]
@@ -56,8 +63,39 @@ def plot_curves(log_history: Sequence[dict[str, Any]], path: str | Path, title: 
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
+    if comparison is not None:
+        _outcome(below[0], comparison)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def _outcome(figure: Any, comparison: Comparison) -> None:
+    before, after, wins = comparison.before, comparison.after, comparison.win_rate.rate
+    rewards, win_rate, kl = figure.subplots(1, 3)
+    level = f"{100 * wins.level:g} % interval"
+    for place, interval in enumerate((before.reward, after.reward)):
+        _upright(rewards, place, interval)
+    rewards.set(title=f"mean reward, {level}", xticks=[0, 1], xticklabels=["before", "after"])
+    _upright(win_rate, 0, wins)
+    win_rate.axhline(0.5, color="black", linestyle="--", linewidth=1)
+    win_rate.set(title=f"win rate, {level}", xticks=[0], xticklabels=["after against before"], ylim=(0, 1))
+    kl.set(title="sequence KL to the reference, ± 2 SE", ylabel="nats", xticks=[0], xticklabels=["after"])
+    if after.kl is None:
+        kl.text(0, 0.5, "no reference", ha="center", transform=kl.get_xaxis_transform())
+    else:
+        kl.errorbar(0, after.kl.mean, yerr=2 * after.kl.standard_error, fmt="o", capsize=4)
+    for axis in (rewards, win_rate, kl):
+        axis.margins(x=0.5)
+        axis.grid(alpha=0.3)
+
+
+def _upright(axis: Any, place: float, interval: Interval) -> None:
+    axis.errorbar(place, interval.mean, yerr=[[d] for d in _arms(interval)], fmt="o", color="C0", capsize=4)
+
+
+def _arms(interval: Interval) -> tuple[float, float]:
+    # A bootstrap interval of a skewed mean may, by a rounding, end on the wrong side of it.
+    return max(0.0, interval.mean - interval.low), max(0.0, interval.high - interval.mean)
 
 
 def plot_frontier(
@@ -120,11 +158,9 @@ def _places(rows: Sequence[PlacedPoint]) -> tuple[list[float], list[float]]:
 
 
 def _bars(axis: Any, rows: Sequence[PlacedPoint], color: str) -> None:
-    rewards = [row.point.reward for row in rows]
     axis.errorbar(
         *_places(rows),
-        # A bootstrap interval of a skewed mean may, by a rounding, end on the wrong side of it.
-        yerr=[[max(0.0, r.mean - r.low) for r in rewards], [max(0.0, r.high - r.mean) for r in rewards]],
+        yerr=np.array([_arms(row.point.reward) for row in rows]).reshape(-1, 2).T,
         xerr=[2 * row.point.kl.summed_standard_error for row in rows],
         fmt="none",
         ecolor=color,
