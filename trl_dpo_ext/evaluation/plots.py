@@ -79,7 +79,7 @@ def _outcome(figure: Any, comparison: Comparison) -> None:
     _upright(win_rate, 0, wins)
     win_rate.axhline(0.5, color="black", linestyle="--", linewidth=1)
     win_rate.set(title=f"win rate, {level}", xticks=[0], xticklabels=["after against before"], ylim=(0, 1))
-    kl.set(title="sequence KL to the reference, ± 2 SE", ylabel="nats", xticks=[0], xticklabels=["after"])
+    kl.set(title="sequence KL, ± 2 SE", ylabel="nats", xticks=[0], xticklabels=["after"])
     if after.kl is None:
         kl.text(0, 0.5, "no reference", ha="center", transform=kl.get_xaxis_transform())
     else:
