@@ -76,6 +76,16 @@ def test_bfloat16_without_a_gpu(gpus):
     hardware.check_bf16(bf16=True, fp16=False, use_cpu=True)
 
 
+@pytest.mark.parametrize("supported", [True, False])
+def test_bfloat16_on_a_cpu_that_emulates_it_is_said(monkeypatch, caplog, supported):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    hardware.check_bf16(bf16=False, fp16=False, use_cpu=True)
+    assert not caplog.records
+    hardware.check_bf16(bf16=None, fp16=False, use_cpu=True)
+    assert ("bf16: false" in caplog.text) is not supported
+
+
 # Sharded weights
 
 
