@@ -1,0 +1,17 @@
+"""`trl-dpo-ext eval`: samples, win rates, best-of-n, agreement of judges, frontiers of runs; one module each."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import agreement, best_of_n, frontier, sample, win_rate
+
+KINDS = (sample, win_rate, best_of_n, agreement, frontier)
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser("eval", help="say how good a model is: samples, win rate, best-of-n, judges")
+    kinds = command.add_subparsers(title="evaluations", metavar="EVALUATION", required=True)
+    for kind in KINDS:
+        kind.add(kinds)

@@ -1,0 +1,62 @@
+"""`eval best-of-n`: the reward of the best of n samples."""
+
+from __future__ import annotations
+
+import argparse
+
+from .._console import console
+from .inputs import endpoint_options, prompts_of, sampling_options
+from .options import MODEL, SCORER, Kinds, add_data, add_endpoint, add_json, count, guarded, nonnegative
+from .report import settings, temperature_of, write
+
+
+def add(kinds: Kinds) -> None:
+    """Add the evaluation to the parser."""
+    command = kinds.add_parser("best-of-n", help="the reward of the best of n samples, for every n")
+    command.add_argument("model", help=MODEL)
+    command.add_argument("--reward", required=True, help=SCORER)
+    command.add_argument("--samples", type=count, default=16, help="of each prompt (default: 16)")
+    command.add_argument("--temperature", type=nonnegative, default=1.0, help="(default: 1)")
+    add_data(command)
+    add_endpoint(command, "score (default)")
+    add_json(command)
+    command.set_defaults(run=guarded(_run))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from ...evaluation import apply_reward, best_of_n, get_reward
+    from .._samples import completions
+
+    reward = get_reward(arguments.reward, **endpoint_options(arguments, [arguments.reward]))
+    prompts = prompts_of(arguments, [arguments.model])
+    if len(prompts.raw) < 2:
+        raise ValueError(f"An interval needs at least two prompts, got {len(prompts.raw)}.")
+    found = completions(
+        arguments.model, prompts, [arguments.temperature], samples=arguments.samples, **sampling_options(arguments)
+    )[arguments.temperature]
+    texts = [text for text in prompts.texts for _ in range(arguments.samples)]
+    rewards = apply_reward(reward, texts, [completion for row in found for completion in row])
+    n = arguments.samples
+    curve = best_of_n([rewards[start : start + n] for start in range(0, len(rewards), n)])
+    report = {
+        "reward": arguments.reward,
+        "model": arguments.model,
+        "temperature": temperature_of(arguments.model, arguments.temperature),
+        **settings(arguments, prompts),
+        "curve": [point.as_dict() for point in curve],
+    }
+    if write(arguments, report):
+        return
+    level = curve[0].reward.level
+    table = Table(title=Text(f"Best of n, {len(prompts.raw)} prompts [{100 * level:g} % bootstrap interval]"))
+    for column in ("n", "expected reward", "SE", "KL at most, nats"):
+        table.add_column(column, justify="right")
+    for point in curve:
+        if point.n & (point.n - 1) == 0 or point.n == n:  # powers of two; JSON has all
+            r = point.reward
+            row = Text(f"{r.mean:.3f} [{r.low:.3f}, {r.high:.3f}]")
+            table.add_row(str(point.n), row, f"{point.standard_error:.3f}", f"{point.kl_bound:.2f}")
+    console().print(table)

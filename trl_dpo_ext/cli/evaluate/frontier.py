@@ -1,0 +1,75 @@
+"""`eval frontier`: reward against KL of training runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .._console import console
+from .options import Kinds, add_json, guarded, nonnegative
+from .report import write
+
+
+def add(kinds: Kinds) -> None:
+    """Add the evaluation to the parser."""
+    command = kinds.add_parser("frontier", help="reward against KL of training runs, and which points are dominated")
+    command.add_argument(
+        "folder", metavar="RUN", nargs="+", help="output folder of a run trained with reward and frontier_steps"
+    )
+    command.add_argument(
+        "--output", metavar="FOLDER", help="write frontier.png, frontier.csv and budgets.csv there; made if new"
+    )
+    command.add_argument("--baseline", metavar="METHOD", help="what other methods are compared with, for example dpo")
+    command.add_argument(
+        "--budgets", metavar="NATS", type=nonnegative, nargs="+", default=[1, 2, 4, 8], help="of KL (default: 1 2 4 8)"
+    )
+    command.add_argument(
+        "--best-of-n", metavar="FILE", help="draw this curve beside the runs: what `best-of-n --json FILE` wrote"
+    )
+    add_json(command)
+    command.set_defaults(run=guarded(_run))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from ...evaluation import (
+        budgets_table,
+        frontier_table,
+        gather,
+        read_best_of_n,
+        within_budgets,
+        write_budgets_csv,
+        write_frontier_csv,
+    )
+    from ...evaluation.plots import plot_frontier
+    from .._runs import read_runs
+
+    frontiers = read_runs(arguments.folder)
+    placed = gather(frontiers)
+    settings = next(iter(frontiers.values())).settings
+    curve = [] if arguments.best_of_n is None else read_best_of_n(arguments.best_of_n, settings)
+    within = within_budgets(placed, arguments.budgets, baseline=arguments.baseline)
+    if arguments.output is not None:
+        output = Path(arguments.output)
+        output.mkdir(exist_ok=True)
+        title = f"{settings['reward']}, {settings['prompts']} prompts, {settings['max_new_tokens']} new tokens"
+        try:
+            plot_frontier(placed, output / "frontier.png", title, curve)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        write_frontier_csv(placed, output / "frontier.csv")
+        write_budgets_csv(within, output / "budgets.csv")
+    report = {
+        "settings": settings,
+        "points": [row.as_dict() for row in placed],
+        "best_of_n": [point.as_dict() for point in curve],
+        "baseline": arguments.baseline,
+        "within_budgets": [row.as_dict() for row in within],
+    }
+    if write(arguments, report):
+        return
+    console().print(frontier_table(placed, settings))
+    free = sum(row.dominated_by is None for row in placed)
+    print(f"{free} of {len(placed)} points are not dominated (by their means; the intervals are not looked at).")
+    console().print(budgets_table(within, arguments.baseline))
+    if arguments.output is not None:
+        print(f"Saved to {output}: frontier.png, frontier.csv, budgets.csv.")

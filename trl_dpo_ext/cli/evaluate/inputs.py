@@ -1,0 +1,56 @@
+"""What the options ask for: prompts, sampling, judges."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+
+def prompts_of(arguments: argparse.Namespace, sources: list[str]) -> Any:
+    """Return the prompts of --data, or else of the first file of samples, after a look at all sources."""
+    from .._samples import check_source, is_file, prompts_of_file, read_prompts
+
+    for source in sources:
+        check_source(source)
+    if arguments.data is not None:
+        return read_prompts(
+            arguments.data,
+            config=arguments.config,
+            split=arguments.split,
+            converter=arguments.converter,
+            count=arguments.prompts,
+            seed=None if arguments.first else arguments.seed,
+        )
+    file = next(filter(is_file, sources), None)
+    if file is None:
+        raise ValueError("Say with --data where the prompts come from.")
+    return prompts_of_file(file, arguments.prompts)
+
+
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `sample`."""
+    options = {name: getattr(arguments, name) for name in ("max_new_tokens", "seed", "batch_size")}
+    return {**options, "progress": sys.stderr.isatty()}
+
+
+def get_judges(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    """Return judges by name."""
+    from ...evaluation import get_judge
+    from ...evaluation.rewards import ENDPOINT
+
+    settings = endpoint_options(arguments, names)
+    return {name: get_judge(name, **(settings if name.startswith(ENDPOINT) else {})) for name in names}
+
+
+def endpoint_options(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    """Return what is said about the endpoint, for judges or rewards that ask one; empty where none does."""
+    from ...evaluation.rewards import ENDPOINT
+
+    options = ("base_url", "template", "cache", "max_requests", "max_tokens")
+    given = {name: getattr(arguments, name) for name in options if getattr(arguments, name) is not None}
+    if any(name.startswith(ENDPOINT) for name in names):
+        return {**given, "progress": sys.stderr.isatty()}
+    if given:
+        raise ValueError(f"Nothing here asks an endpoint (endpoint:MODEL), so there is no {', '.join(given)} to set.")
+    return {}

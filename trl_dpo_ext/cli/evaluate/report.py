@@ -1,0 +1,39 @@
+"""The numbers of an evaluation as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def temperature_of(model: str, temperature: float) -> float | None:
+    """Return the temperature a model was sampled at; None for a file of samples."""
+    from .._samples import is_file
+
+    return None if is_file(model) else temperature
+
+
+def settings(arguments: argparse.Namespace, prompts: Any) -> dict[str, Any]:
+    """Return what two reports must share to be compared."""
+    from ...evaluation.frontier import prompts_sha256
+
+    return {
+        "data": arguments.data,
+        "prompts": len(prompts.raw),
+        "prompts_sha256": prompts_sha256(prompts.texts),
+        "max_new_tokens": arguments.max_new_tokens,
+        "seed": arguments.seed,
+    }
+
+
+def write(arguments: argparse.Namespace, report: dict[str, Any]) -> bool:
+    """Write the report where it is wanted; whether that is all that is to be printed."""
+    from ...record import versions, write_json
+
+    report = {**report, "versions": versions()}
+    if arguments.json == "-":
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    elif arguments.json is not None:
+        write_json(arguments.json, report)
+    return bool(arguments.json == "-")
