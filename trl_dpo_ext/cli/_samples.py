@@ -101,7 +101,7 @@ def check_source(source: str) -> None:
     """
     if is_file(source):
         read_jsonl(source, ("prompt", "completion"))
-    elif _is_adapter(source):
+    elif is_adapter(source):
         from ..hub.run import read_run
 
         read_run(source).trained_base()
@@ -138,15 +138,25 @@ def completions(
     from ..evaluation import sample
 
     model, tokenizer = load_model(source)
-    rendered = [
+    texts = rendered(prompts, tokenizer, samples)
+    sampled = {t: sample(model, tokenizer, texts, temperature=t, **options).completions for t in temperatures}
+    return {t: by_prompt(found, samples) for t, found in sampled.items()}
+
+
+def rendered(prompts: Prompts, tokenizer: Any, samples: int) -> list[str]:
+    """Return what a model continues, [N * samples]: each prompt `samples` times, conversations in its chat template."""
+    return [
         prompt
         if isinstance(prompt, str)
         else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
         for prompt in prompts.raw
         for _ in range(samples)
     ]
-    sampled = {t: sample(model, tokenizer, rendered, temperature=t, **options).completions for t in temperatures}
-    return {t: [texts[i : i + samples] for i in range(0, len(texts), samples)] for t, texts in sampled.items()}
+
+
+def by_prompt(texts: Sequence[str], samples: int) -> list[list[str]]:
+    """Return [N * samples] completions as [N][samples]."""
+    return [list(texts[i : i + samples]) for i in range(0, len(texts), samples)]
 
 
 def load_model(source: str) -> tuple[Any, Any]:
@@ -156,23 +166,32 @@ def load_model(source: str) -> tuple[Any, Any]:
         FileNotFoundError, ValueError, OSError: there is none, or it can't be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from ..hub.load import load_adapter
-    from ..hub.run import read_run
 
-    if _is_adapter(source):
-        model, base = load_adapter(source), read_run(source).trained_base().model
-        own = (Path(source) / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(source if own else base)
-    else:
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    model: Any = load_adapter(source) if is_adapter(source) else AutoModelForCausalLM.from_pretrained(source)
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
         model = model.to("cuda")
-    return model, tokenizer
+    return model, load_tokenizer(source)
 
 
-def _is_adapter(source: str) -> bool:
+def load_tokenizer(source: str) -> Any:
+    """Return the tokenizer of a model; of an adapter its own, or else its base's.
+
+    Raises:
+        ValueError, OSError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    from ..hub.run import read_run
+
+    own = not is_adapter(source) or (Path(source) / "tokenizer_config.json").is_file()
+    return AutoTokenizer.from_pretrained(source if own else read_run(source).trained_base().model)
+
+
+def is_adapter(source: str) -> bool:
+    """Whether a source is the folder of an adapter."""
     return (Path(source) / "adapter_config.json").is_file()
 
 

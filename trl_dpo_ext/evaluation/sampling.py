@@ -70,13 +70,10 @@ def sample(
         ValueError: no prompts, or an argument out of range.
         TypeError: a prompt that isn't a string.
     """
-    _check(prompts, max_new_tokens, temperature, batch_size)
-    prompt_ids = [one_bos(list(ids), tokenizer) for ids in tokenizer(list(prompts))["input_ids"]]
-    empty = next((row for row, ids in enumerate(prompt_ids) if not ids), None)
-    if empty is not None:
-        raise ValueError(f"prompts[{empty}]={prompts[empty]!r} has no tokens: there is nothing to continue.")
+    check_sampling(prompts, max_new_tokens, temperature, batch_size)
+    prompt_ids = tokenized(prompts, tokenizer)
     config = _generation_config(model, tokenizer, max_new_tokens, temperature)
-    ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or [])
+    ends = set(config.eos_token_id or [])
     completion_ids: list[list[int]] = []
     # Only the CPU's and CUDA's random states can be saved device by device.
     with evaluation_mode(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -91,7 +88,7 @@ def sample(
                 generation_config=config,
             )
             completion_ids += [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].tolist()]
-    completions = [_text(tokenizer, p, c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    completions = [completion_text(tokenizer, p, c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
     return Samples(list(prompts), completions, prompt_ids, completion_ids, temperature)
 
 
@@ -130,7 +127,8 @@ def sequence_logps(
     return torch.cat(logps) if logps else torch.zeros(0)
 
 
-def _check(prompts: Sequence[str], max_new_tokens: int, temperature: float, batch_size: int) -> None:
+def check_sampling(prompts: Sequence[str], max_new_tokens: int, temperature: float, batch_size: int = 1) -> None:
+    """Raise the errors of `sample` for its arguments."""
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts={prompts!r}: expected a list of at least one string.")
     for row, prompt in enumerate(prompts):
@@ -147,11 +145,8 @@ def _check(prompts: Sequence[str], max_new_tokens: int, temperature: float, batc
 
 
 def _generation_config(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> GenerationConfig:
-    own = getattr(model, "generation_config", None)
-    ends = getattr(own, "eos_token_id", None)
-    ends = tokenizer.eos_token_id if ends is None else ends
-    first_end = ends[0] if isinstance(ends, list) else ends
-    padding = next((i for i in (tokenizer.pad_token_id, first_end) if i is not None), 0)
+    ends = end_tokens(getattr(model, "generation_config", None), tokenizer)
+    padding = next((i for i in (tokenizer.pad_token_id, *ends) if i is not None), 0)
     # Every knob is given a value because generate() fills those left out from the model's own generation config.
     warpers = {"temperature": temperature, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "min_p": 0.0}
     return GenerationConfig(
@@ -161,10 +156,30 @@ def _generation_config(model: Any, tokenizer: Any, max_new_tokens: int, temperat
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         use_cache=True,  # training with gradient checkpointing switches it off
-        eos_token_id=ends,
+        eos_token_id=ends or None,
         pad_token_id=padding,
         **(warpers if temperature > 0 else {}),
     )
+
+
+def end_tokens(config: Any, tokenizer: Any) -> list[int]:
+    """Return the token ids that end a completion: those of a model's generation config, else the tokenizer's EOS."""
+    ends = getattr(config, "eos_token_id", None)
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def tokenized(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Return the token ids of each prompt.
+
+    Raises:
+        ValueError: a prompt without any.
+    """
+    prompt_ids = [one_bos(list(ids), tokenizer) for ids in tokenizer(list(prompts))["input_ids"]]
+    empty = next((row for row, ids in enumerate(prompt_ids) if not ids), None)
+    if empty is not None:
+        raise ValueError(f"prompts[{empty}]={prompts[empty]!r} has no tokens: there is nothing to continue.")
+    return prompt_ids
 
 
 def one_bos(ids: list[int], tokenizer: Any) -> list[int]:
@@ -197,7 +212,8 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
     return ids[: end + 1]
 
 
-def _text(tokenizer: Any, prompt_ids: list[int], completion_ids: list[int]) -> str:
+def completion_text(tokenizer: Any, prompt_ids: list[int], completion_ids: list[int]) -> str:
+    """Return the text behind the prompt, leading space included and special tokens left out."""
     # Decoded together, since some tokenizers drop the leading space of whatever they decode.
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     whole: str = tokenizer.decode([*prompt_ids, *completion_ids], **options)

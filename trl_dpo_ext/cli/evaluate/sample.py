@@ -15,19 +15,34 @@ def add(kinds: Kinds) -> None:
     command.add_argument("output", help=".jsonl file to write")
     command.add_argument("--samples", type=count, default=1, help="of each prompt (default: 1)")
     command.add_argument("--temperature", type=nonnegative, default=1.0, help="(default: 1)")
+    command.add_argument("--vllm", action="store_true", help="sample with vLLM, which you install yourself")
     add_data(command)
     command.set_defaults(run=guarded(_run))
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from .._samples import completions, is_file, write_jsonl
+    from .._samples import by_prompt, completions, is_file, load_tokenizer, rendered, write_jsonl
+    from .._vllm import vllm_model
 
     if is_file(arguments.model):
         raise ValueError(f"{arguments.model} is a file of samples; give a model.")
+    placed = vllm_model(arguments.model) if arguments.vllm else None
     prompts = prompts_of(arguments, [arguments.model])
-    found = completions(
-        arguments.model, prompts, [arguments.temperature], samples=arguments.samples, **sampling_options(arguments)
-    )[arguments.temperature]
+    options = sampling_options(arguments)
+    if placed is not None:
+        from ...evaluation.vllm_sampling import sample_with_vllm
+
+        tokenizer = load_tokenizer(arguments.model)
+        texts = rendered(prompts, tokenizer, arguments.samples)
+        del options["batch_size"]  # vLLM makes its own batches
+        sampled = sample_with_vllm(
+            tokenizer=tokenizer, prompts=texts, temperature=arguments.temperature, **placed, **options
+        )
+        found = by_prompt(sampled.completions, arguments.samples)
+    else:
+        found = completions(arguments.model, prompts, [arguments.temperature], samples=arguments.samples, **options)[
+            arguments.temperature
+        ]
     rows = [
         {"prompt": prompt, "completion": text, "temperature": arguments.temperature}
         for prompt, texts in zip(prompts.texts, found, strict=True)
