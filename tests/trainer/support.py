@@ -120,7 +120,8 @@ def assert_same_run(run: Run, expected: Run, rtol: float = 1e-5) -> None:
             assert_same_tensors(values, others, rtol)
         except AssertionError as error:
             raise AssertionError(f"gradients of step {step}: {error}") from None
-    assert_same_tensors(run.weights, expected.weights, rtol)
+    # Adam divides a gradient by its own size: where that is near 0, its rounding moves the weight.
+    assert_same_tensors(run.weights, expected.weights, 10 * rtol)
     assert_same_logs(run.logs, expected.logs, rtol)
 
 

@@ -29,6 +29,7 @@ PARAMETERS = (
     "model.norm.weight",
     "lm_head.weight",
 )
+ROUNDING = 1e-4  # relative, of float32 through a model; up to 2e-5 was seen, on a processor without AVX-512
 OWN = {spec.name: spec for spec in list_losses() if spec.fn.__module__.startswith("trl_dpo_ext.losses")}
 # Those with a running mean have a test of their own below.
 STATELESS = [spec for spec in OWN.values() if spec.statistic is None]
@@ -169,12 +170,12 @@ class Setting:
         """Compare value and gradient of the trainer with those of the transcription."""
         expected, gradients = self.expected(loss)
         value, found = self.computed(**settings)
-        assert value == pytest.approx(expected, rel=1e-5)
-        support.assert_same_tensors(found, gradients, rtol=1e-5)
+        assert value == pytest.approx(expected, rel=ROUNDING)
+        support.assert_same_tensors(found, gradients, rtol=ROUNDING)
 
     def check_value(self, loss: Loss, **settings: Any) -> None:
         value, _ = self.computed(**settings)
-        assert value == pytest.approx(loss(self.prompts()), rel=1e-5)
+        assert value == pytest.approx(loss(self.prompts()), rel=ROUNDING)
 
 
 @pytest.fixture(scope="module")
