@@ -27,7 +27,7 @@ demo: $(VENV)/.installed-demo  ## Train a small language model on ranked prefere
 test: lint  ## Check style and types, run all tests and the examples in docstrings
 	$(BIN)/python -m pytest -n 2
 
-traps: $(VENV)/.installed-test  ## Run the trap suite: sixteen silent bugs, each put back by hand and noticed
+traps: $(VENV)/.installed-test  ## Run the tests of the sixteen silent bugs alone (docs/reliability.md)
 	$(BIN)/python -m pytest -n 2 tests -k trap_
 
 lint: $(VENV)/.installed-test  ## Check style and types only

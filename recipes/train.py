@@ -88,7 +88,8 @@ class RecipeArguments(ScriptArguments):
     )
     import_module: list[str] = field(default_factory=list, metadata={"help": "Modules to import first."})
     reward: str | None = field(
-        default=None, metadata={"help": "True reward: vader, a reward model, or package.module:function."}
+        default=None,
+        metadata={"help": "True reward: vader, a reward model, package.module:function, or endpoint:MODEL."},
     )
     eval_prompts: int = field(default=64, metadata={"help": "Held-out prompts sampled before and after training."})
     eval_max_new_tokens: int = field(default=24, metadata={"help": "Length of those samples, in tokens."})

@@ -12,7 +12,6 @@ from packaging.utils import canonicalize_name
 from tests.helpers import ROOT
 
 PACKAGE = ROOT / "trl_dpo_ext"
-HUGGING_FACE = {"accelerate", "datasets", "peft", "transformers", "trl"}
 
 # Part of the package -> the other parts it may import. Parts that aren't named here (parsing, cli, ...) may import any.
 INTERNAL = {

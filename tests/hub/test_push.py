@@ -81,6 +81,7 @@ def test_trap_14_a_local_base_model_becomes_a_hub_id_in_every_file(hub, run, tin
 
 
 def test_trap_14_a_local_base_model_is_refused_before_anything_is_sent(hub, run, tiny_model_dir):
+    # To see it fail: in base_model_id, take any name for a Hub id.
     with pytest.raises(RunError, match="--base-model OWNER/NAME") as caught:
         push_run(run, "me/mine")
     assert tiny_model_dir in str(caught.value)

@@ -170,6 +170,7 @@ def test_weights_that_cannot_be_read_are_said_and_not_compared(tiny_model_dir, t
 @pytest.mark.parametrize("kind", ["starting adapter", "starting adapter beside another", "moved"])
 def test_trap_14_the_copy_is_not_saved_with_the_model(kind, tiny_model_dir, tmp_path):
     """TRL writes its frozen copy into `ref/` of every output folder, from where it is pushed."""
+    # To see it fail: in saves_no_copy, select all adapters.
     settings = {"sync_ref_model": True, "ref_model_sync_steps": 1, **LORA} if kind == "moved" else {}
     model = tiny_model_dir if kind == "moved" else adapted(tiny_model_dir)
     if "another" in kind:
