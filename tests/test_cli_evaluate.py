@@ -84,6 +84,7 @@ def test_win_rate_of_files_by_hand(capsys, files):
     assert (two["wins"], two["ties"], two["losses"]) == (5, 0, 1)
     assert one["rate"] == wilson(4.5, 6).as_dict()
     (compared,) = found["comparisons"]
+    assert compared["temperature"] is None
     # On p0, p2 the second wins instead of tying, on p4 it loses instead of tying; elsewhere both win.
     assert compared["difference"]["mean"] == pytest.approx(5 / 6 - 4.5 / 6)
     assert (compared["test"]["first"], compared["test"]["second"], compared["test"]["p_value"]) == (1, 2, 1.0)
@@ -122,6 +123,19 @@ def test_win_rate_of_an_adapter_over_temperatures(capsys, adapter, tiny_model_di
     )
     assert [row["first"] for row in greedy] == alone.completions
     assert [row["first"] for row in rows if row["model"] == adapter and row["temperature"] == 0] != alone.completions
+
+
+def test_a_file_meets_a_model_at_each_temperature(capsys, tiny_model_dir, data, tmp_path):
+    texts = {row["prompt"]: "a" * 12 for row in read(tmp_path / "data" / "test.jsonl")}
+    samples = write(tmp_path / "s.jsonl", [{"prompt": prompt, "completion": text} for prompt, text in texts.items()])
+    pairs = tmp_path / "pairs.jsonl"
+    command = ["win-rate", samples, "--against", tiny_model_dir, "--judge", LENGTH, "--max-new-tokens", 3]
+    command += ["--temperature", 0, 1, "--pairs", pairs]
+    assert [result["temperature"] for result in run(capsys, *command)["results"]] == [0, 1]
+    assert {row["temperature"] for row in read(pairs)} == {0, 1}
+    assert main(["eval", *map(str, command)]) == 0
+    rows = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert rows == ["0", "1"]
 
 
 def test_a_model_against_itself(capsys, tiny_model_dir, data):

@@ -44,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> None:
     report = {
         "reward": arguments.reward,
         "model": arguments.model,
-        "temperature": temperature_of(arguments.model, arguments.temperature),
+        "temperature": temperature_of(arguments.temperature, arguments.model),
         **settings(arguments, prompts),
         "curve": [point.as_dict() for point in curve],
     }

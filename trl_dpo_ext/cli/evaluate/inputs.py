@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .._samples import Prompts
 
 
-def prompts_of(arguments: argparse.Namespace, sources: list[str]) -> Any:
+def prompts_of(arguments: argparse.Namespace, sources: list[str]) -> Prompts:
     """Return the prompts of --data, or else of the first file of samples, after a look at all sources."""
     from .._samples import check_source, is_file, prompts_of_file, read_prompts
 

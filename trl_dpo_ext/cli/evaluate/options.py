@@ -66,7 +66,7 @@ def nonnegative(text: str) -> float:
 def guarded(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
     """Return a command that checks its output paths, runs, and says mistakes in a sentence, with exit code 2."""
 
-    def guarded(arguments: argparse.Namespace) -> int:
+    def command(arguments: argparse.Namespace) -> int:
         try:
             sys.path.insert(0, str(Path.cwd()))  # for functions of one's own, as recipes/train.py does
             _check_outputs(arguments)
@@ -76,7 +76,7 @@ def guarded(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Nam
             return 2
         return 0
 
-    return guarded
+    return command
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .._samples import Prompts
 
 
-def temperature_of(model: str, temperature: float) -> float | None:
-    """Return the temperature a model was sampled at; None for a file of samples."""
+def temperature_of(temperature: float, *sources: str) -> float | None:
+    """Return the temperature that sources are sampled at; None where all are files of samples."""
     from .._samples import is_file
 
-    return None if is_file(model) else temperature
+    return None if all(map(is_file, sources)) else temperature
 
 
-def settings(arguments: argparse.Namespace, prompts: Any) -> dict[str, Any]:
+def settings(arguments: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
     """Return what two reports must share to be compared."""
     from ...evaluation.frontier import prompts_sha256
 

@@ -35,7 +35,8 @@ def _run(arguments: argparse.Namespace) -> None:
     (judge,) = get_judges(arguments, [arguments.judge]).values()
     if len(set(arguments.model)) < len(arguments.model):
         raise ValueError("The same model is given twice. To see it meet itself, give it to --against.")
-    sources = [*arguments.model, *filter(None, [arguments.against])]
+    opponent = [] if arguments.against is None else [arguments.against]
+    sources = [*arguments.model, *opponent]
     prompts = prompts_of(arguments, sources)
     if arguments.against is None and prompts.own is None:
         raise ValueError("Say with --against what the samples meet, or give a dataset with --data.")
@@ -53,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> None:
             firsts, seconds = [texts[0] for texts in found], [texts[0] for texts in met[t]]
             rates[model, t] = win_rate(judge, prompts.texts, firsts, seconds)
             rows = zip(prompts.texts, firsts, seconds, rates[model, t].verdicts, strict=True)
-            facts = {"model": model, "temperature": None if is_file(model) else t}
+            facts = {"model": model, "temperature": temperature_of(t, model, *opponent)}
             pairs += [{"prompt": p, "first": a, "second": b, "judge": WORDS[v], **facts} for p, a, b, v in rows]
     compared = {
         (one, other, t): win_rate_difference(rates[one, t], rates[other, t])
@@ -69,22 +70,29 @@ def _run(arguments: argparse.Namespace) -> None:
         "against": against,
         **settings(arguments, prompts),
         "results": [
-            {"model": m, "temperature": temperature_of(m, t), **rate.as_dict()} for (m, t), rate in rates.items()
+            {"model": m, "temperature": temperature_of(t, m, *opponent), **rate.as_dict()}
+            for (m, t), rate in rates.items()
         ],
         "comparisons": [
-            {"first": one, "second": other, "temperature": t, **result.as_dict()}
+            {
+                "first": one,
+                "second": other,
+                "temperature": temperature_of(t, one, other, *opponent),
+                **result.as_dict(),
+            }
             for (one, other, t), result in compared.items()
         ],
     }
     if write(arguments, report):
         return
-    shown = {(m, "-" if temperature_of(m, t) is None else f"{t:g}"): rate for (m, t), rate in rates.items()}
+    shown = {(m, "-" if temperature_of(t, m, *opponent) is None else f"{t:g}"): rate for (m, t), rate in rates.items()}
     console().print(win_rate_table(shown, against))
     for (one, other, t), result in compared.items():
         d, test = result.difference, result.test
+        where = "" if temperature_of(t, one, other, *opponent) is None else f" at temperature {t:g}"
         console().print(
             Text(
-                f"{other} - {one} at temperature {t:g}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]; better on "
+                f"{other} - {one}{where}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]; better on "
                 f"{test.second} prompts, worse on {test.first}, exact sign test p = {test.p_value:.3g}."
             ),
             soft_wrap=True,
