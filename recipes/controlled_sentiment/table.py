@@ -36,7 +36,7 @@ def within(results: Mapping[str, Any]) -> str:
     budgets = list(dict.fromkeys(row["budget"] for row in rows))
     cells = {(row["method"], row["budget"]): row for row in rows}
     lines = [
-        f"| within | {' | '.join(f'{budget:g} nats' for budget in budgets)} |",
+        f"| KL at most, nats | {' | '.join(f'{budget:g}' for budget in budgets)} |",
         f"| --- |{' ---: |' * len(budgets)}",
         f"| **{baseline}** | {' | '.join(interval(cells[baseline, budget]['reward']) for budget in budgets)} |",
     ]

@@ -199,3 +199,65 @@ def test_what_is_finished_is_not_done_again(run, tmp_path, monkeypatch, capfd):
     assert run.finish("one", [*command, "0"], 1)
     assert (tmp_path / "count").read_text() == "xx"
     assert json.loads((tmp_path / "done" / "one.json").read_text())["command"] == [*command, "0"]
+
+
+@pytest.fixture(scope="module")
+def table() -> Any:
+    return load_script(f"{FOLDER}/table.py")
+
+
+def test_the_docs_show_the_results(table):
+    results = json.loads((ROOT / "benchmarks/results/controlled_sentiment.json").read_text())
+    page = (ROOT / "docs/evaluation.md").read_text()
+    shown = page.partition("<!-- experiment:begin -->\n")[2].partition("<!-- experiment:end -->")[0]
+    assert shown == f"{table.reached(results)}\n\n{table.within(results)}\n"
+    grid = yaml.safe_load((ROOT / FOLDER / "grid.yaml").read_text())
+    assert results["grid"] == grid
+    assert {point["run"] for point in results["points"]} == set(grid)
+
+
+def test_the_tables_by_hand(table):
+    def interval(mean: float) -> dict[str, float]:
+        return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "level": 0.95}
+
+    def point(run: str, step: int, reward: float, kl: float, free: bool = True) -> dict[str, Any]:
+        return {
+            "run": run,
+            "method": run[:3],
+            "step": step,
+            "reward": interval(reward),
+            "kl": {"summed": kl, "summed_standard_error": kl / 10},
+            "dominated_by": None if free else {"run": "dpo-1", "step": 2},
+        }
+
+    def within(method: str, budget: float, reward: float | None, difference: float | None) -> dict[str, Any]:
+        values = {"reward": reward, "difference": difference}
+        return {"method": method, "budget": budget} | {k: v if v is None else interval(v) for k, v in values.items()}
+
+    results = {
+        "baseline": "dpo",
+        "points": [
+            point("dpo-1", 0, 0.9, 0.0),  # the reference is nobody's merit
+            point("dpo-1", 2, 0.5, 4.0),
+            point("dpo-2", 0, 0.9, 0.0),
+            point("dpo-2", 2, 0.25, 5.0, free=False),
+            point("ipo-1", 0, 0.9, 0.0),
+            point("ipo-1", 2, 0.375, 6.0, free=False),
+        ],
+        "within_budgets": [
+            within("dpo", 1, 0.5, 0.0),
+            within("ipo", 1, 0.25, -0.25),
+            within("dpo", 0.5, 0.75, 0.0),
+            within("ipo", 0.5, None, None),
+        ],
+    }
+    assert table.reached(results).splitlines()[2:] == [
+        "| dpo | 2 | 2, 1 | 0.50 [0.40, 0.60] | 4.00 ± 0.40 | dpo-1, 2 |",
+        "| ipo | 1 | 1, 0 | 0.38 [0.28, 0.47] | 6.00 ± 0.60 | ipo-1, 2 |",
+    ]
+    assert table.within(results).splitlines() == [
+        "| KL at most, nats | 1 | 0.5 |",
+        "| --- | ---: | ---: |",
+        "| **dpo** | 0.50 [0.40, 0.60] | 0.75 [0.65, 0.85] |",
+        "| ipo, against dpo | -0.25 [-0.35, -0.15] | n/a |",
+    ]
