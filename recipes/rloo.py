@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from train import RESULT, USER_ERRORS, adapter_config, held_out_prompts
+from transformers import AutoTokenizer
 from trl import ModelConfig, RLOOConfig, RLOOTrainer, ScriptArguments, get_quantization_config
 
 from trl_dpo_ext.data import load_splits
-from trl_dpo_ext.evaluation import FrontierCallback, Reward, compare, evaluate_policy, get_reward
+from trl_dpo_ext.evaluation import FrontierCallback, Reward, compare, evaluate_policy, get_reward, prompt_text
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.record import versions, write_json
 
@@ -56,11 +57,12 @@ class RLOOArguments(ScriptArguments):
                 raise ParseError(f"{name} is missing.")
 
 
-def on_text(reward: Reward) -> Any:
-    """Return a reward in the form that TRL calls, with further arguments that it has no use for."""
+def on_text(reward: Reward, tokenizer: Any) -> Any:
+    """Return a reward in the form that TRL calls; it reads conversations as `held_out_prompts` writes them."""
 
-    def called(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-        return reward(prompts, completions)
+    def called(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        answers = [answer if isinstance(answer, str) else answer[-1]["content"] for answer in completions]
+        return reward([prompt_text(prompt, tokenizer) for prompt in prompts], answers)
 
     return called
 
@@ -82,19 +84,27 @@ def main(args: list[str] | None = None) -> None:
         raise ParseError("use_peft: true is needed; the reference is the model without its adapter.")
     reward, true_reward = (get_reward(name) for name in (recipe.reward, recipe.eval_reward or recipe.reward))
     splits = load_splits(recipe.dataset_name, needs=recipe.dataset_train_split)
-    config.model_init_kwargs = {"dtype": model_args.dtype, **(config.model_init_kwargs or {})}
+    config.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "dtype": model_args.dtype,
+        **(config.model_init_kwargs or {}),
+    }
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left", truncation_side="left"
+    )
     trainer = RLOOTrainer(
         model=model_args.model_name_or_path,
-        reward_funcs=on_text(reward),
+        reward_funcs=on_text(reward, tokenizer),
         args=config,
+        processing_class=tokenizer,
         train_dataset=splits[recipe.dataset_train_split].select_columns("prompt"),
         quantization_config=get_quantization_config(model_args),
         peft_config=peft_config,
     )
     true = recipe.eval_reward or recipe.reward
     policy = {
-        "tokenizer": trainer.processing_class,
-        "prompts": held_out_prompts(splits[recipe.dataset_test_split], trainer.processing_class, recipe.eval_prompts),
+        "tokenizer": tokenizer,
+        "prompts": held_out_prompts(splits[recipe.dataset_test_split], tokenizer, recipe.eval_prompts),
         "reward": true_reward,
         "reference": trainer.model.disable_adapter,
         "max_new_tokens": recipe.eval_max_new_tokens,

@@ -35,6 +35,7 @@ from trl_dpo_ext.evaluation import (
     compare,
     evaluate_policy,
     get_reward,
+    prompt_text,
 )
 from trl_dpo_ext.evaluation.plots import plot_curves
 from trl_dpo_ext.hub import PushError, RunError
@@ -127,13 +128,8 @@ def held_out_prompts(dataset: Any, tokenizer: Any, count: int) -> list[str]:
     """Return the first prompts of the test split as text, conversations through the chat template."""
     streams = isinstance(dataset, IterableDataset)
     first = dataset.take(count) if streams else dataset.select(range(min(count, len(dataset))))
-    prompts = [row["prompt"] for row in format_dataset(first, name="test", invalid_rows="drop")]
-    return [
-        prompt
-        if isinstance(prompt, str)
-        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        for prompt in prompts
-    ]
+    rows = format_dataset(first, name="test", invalid_rows="drop")
+    return [prompt_text(row["prompt"], tokenizer) for row in rows]
 
 
 def parse(args: list[str] | None = None) -> tuple[RecipeArguments, PreferenceConfig, ModelConfig, dict[str, Any]]:

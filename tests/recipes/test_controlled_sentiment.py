@@ -178,6 +178,29 @@ def test_rloo_trains_on_a_reward_and_takes_points(rloo, data, tiny_model_dir, tm
         rloo.main(options(data, tiny_model_dir, tmp_path / "out"))
 
 
+def test_rewards_of_rl_read_conversations_as_the_policy_does(rloo, tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name, seed in (("train", 0), ("test", 1)):
+        rows = ranked_rows(4, seed=seed, conversational=True)
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = []
+
+    def length(prompts: list[str], completions: list[str]) -> list[float]:
+        asked.extend([*prompts, *completions])
+        return [float(len(completion)) for completion in completions]
+
+    monkeypatch.setattr(rloo, "get_reward", lambda name: length)
+    given = options(tmp_path, tiny_model_dir, tmp_path / "out", reward="length", max_steps=1)
+    rloo.main([*given, "--eval_reward", "length"])
+    assert all(isinstance(text, str) for text in asked)
+    tokenizer = rloo.AutoTokenizer.from_pretrained(tiny_model_dir)
+    expected = {
+        tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        for row in ranked_rows(4, seed=0, conversational=True)
+    }
+    assert set(asked) & expected
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"use_peft": False}, "use_peft: true is needed"), ({"rewards": "vader"}, "Unknown option --rewards")],

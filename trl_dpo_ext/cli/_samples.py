@@ -145,13 +145,9 @@ def completions(
 
 def rendered(prompts: Prompts, tokenizer: Any, samples: int) -> list[str]:
     """Return what a model continues, [N * samples]: each prompt `samples` times, conversations in its chat template."""
-    return [
-        prompt
-        if isinstance(prompt, str)
-        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        for prompt in prompts.raw
-        for _ in range(samples)
-    ]
+    from ..evaluation import prompt_text
+
+    return [prompt_text(prompt, tokenizer) for prompt in prompts.raw for _ in range(samples)]
 
 
 def by_prompt(texts: Sequence[str], samples: int) -> list[list[str]]:

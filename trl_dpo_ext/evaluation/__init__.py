@@ -10,7 +10,7 @@ from .judges import Judge, JudgeError, apply_judge, get_judge, reward_judge
 from .kl import Reference, SequenceKL, sequence_kl
 from .report import Comparison, Evaluation, compare, comparison_table, evaluate_policy
 from .rewards import Reward, RewardError, apply_reward, get_reward
-from .sampling import Samples, sample, sequence_logps
+from .sampling import Samples, prompt_text, sample, sequence_logps
 from .stats import Interval, SignTest, bootstrap_difference, bootstrap_mean, sign_test, wilson
 from .win_rate import WinRate, WinRateDifference, win_rate, win_rate_difference, win_rate_of, win_rate_table
 
@@ -55,6 +55,7 @@ __all__ = [
     "get_judge",
     "get_reward",
     "kl_bound",
+    "prompt_text",
     "read_best_of_n",
     "read_frontier",
     "reward_judge",

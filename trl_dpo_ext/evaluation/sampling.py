@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +90,13 @@ def sample(
             completion_ids += [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].tolist()]
     completions = [completion_text(tokenizer, p, c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
     return Samples(list(prompts), completions, prompt_ids, completion_ids, temperature)
+
+
+def prompt_text(prompt: str | Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
+    """Return a prompt as the model reads it, for `sample`: text as it is, a conversation through the chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
 
 
 def sequence_logps(
