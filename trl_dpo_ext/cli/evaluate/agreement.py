@@ -31,7 +31,7 @@ def add(kinds: Kinds) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from ...evaluation import agreement_table, agreements, apply_judge
-    from .._samples import read_jsonl
+    from .sources import read_jsonl
 
     names = [*arguments.label, *arguments.judge]
     if len(set(names)) < 2 or len(set(names)) < len(names):

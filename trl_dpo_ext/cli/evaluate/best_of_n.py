@@ -28,7 +28,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from rich.text import Text
 
     from ...evaluation import apply_reward, best_of_n, get_reward
-    from .._samples import completions
+    from .sources import completions
 
     reward = get_reward(arguments.reward, **endpoint_options(arguments, [arguments.reward]))
     prompts = prompts_of(arguments, [arguments.model])

@@ -41,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> None:
         write_frontier_csv,
     )
     from ...evaluation.plots import plot_frontier
-    from .._runs import read_runs
+    from .runs import read_runs
 
     frontiers = read_runs(arguments.folder)
     placed = gather(frontiers)

@@ -7,12 +7,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .._samples import Prompts
+    from .sources import Prompts
 
 
 def prompts_of(arguments: argparse.Namespace, sources: list[str]) -> Prompts:
     """Return the prompts of --data, or else of the first file of samples, after a look at all sources."""
-    from .._samples import check_source, is_file, prompts_of_file, read_prompts
+    from .sources import check_source, is_file, prompts_of_file, read_prompts
 
     for source in sources:
         check_source(source)

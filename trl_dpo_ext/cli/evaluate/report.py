@@ -7,12 +7,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .._samples import Prompts
+    from .sources import Prompts
 
 
 def temperature_of(temperature: float, *sources: str) -> float | None:
     """Return the temperature that sources are sampled at; None where all are files of samples."""
-    from .._samples import is_file
+    from .sources import is_file
 
     return None if all(map(is_file, sources)) else temperature
 

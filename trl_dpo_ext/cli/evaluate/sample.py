@@ -21,8 +21,8 @@ def add(kinds: Kinds) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from .._samples import by_prompt, completions, is_file, load_tokenizer, rendered, write_jsonl
-    from .._vllm import vllm_model
+    from .sources import by_prompt, completions, is_file, load_tokenizer, rendered, write_jsonl
+    from .vllm import vllm_model
 
     if is_file(arguments.model):
         raise ValueError(f"{arguments.model} is a file of samples; give a model.")

@@ -30,7 +30,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from rich.text import Text
 
     from ...evaluation import win_rate, win_rate_difference, win_rate_table
-    from .._samples import completions, is_file, write_jsonl
+    from .sources import completions, is_file, write_jsonl
 
     (judge,) = get_judges(arguments, [arguments.judge]).values()
     if len(set(arguments.model)) < len(arguments.model):

@@ -57,7 +57,7 @@ def read_prompts(
     Raises:
         DataError, FileNotFoundError: as `load_splits`.
     """
-    from ..data import convert_dataset, format_dataset, get_converter, load_splits
+    from ...data import convert_dataset, format_dataset, get_converter, load_splits
 
     if converter is not None:
         get_converter(converter)
@@ -102,11 +102,11 @@ def check_source(source: str) -> None:
     if is_file(source):
         read_jsonl(source, ("prompt", "completion"))
     elif is_adapter(source):
-        from ..hub.run import read_run
+        from ...hub.run import read_run
 
         read_run(source).trained_base()
     else:
-        from ..trainer.model_folder import check_model
+        from ...trainer.model_folder import check_model
 
         check_model(source, needs_tokenizer=True)
 
@@ -135,7 +135,7 @@ def completions(
                 raise ValueError(f"{source} has {len(found.get(text, []))} samples of {text!r}; needed: {samples}.")
         rows = [found[text][:samples] for text in prompts.texts]
         return dict.fromkeys(temperatures, rows)
-    from ..evaluation import sample
+    from ...evaluation import sample
 
     model, tokenizer = load_model(source)
     texts = rendered(prompts, tokenizer, samples)
@@ -145,7 +145,7 @@ def completions(
 
 def rendered(prompts: Prompts, tokenizer: Any, samples: int) -> list[str]:
     """Return what a model continues, [N * samples]: each prompt `samples` times, conversations in its chat template."""
-    from ..evaluation import prompt_text
+    from ...evaluation import prompt_text
 
     return [prompt_text(prompt, tokenizer) for prompt in prompts.raw for _ in range(samples)]
 
@@ -164,7 +164,7 @@ def load_model(source: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ..hub.load import load_adapter
+    from ...hub.load import load_adapter
 
     model: Any = load_adapter(source) if is_adapter(source) else AutoModelForCausalLM.from_pretrained(source)
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
@@ -180,7 +180,7 @@ def load_tokenizer(source: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    from ..hub.run import read_run
+    from ...hub.run import read_run
 
     own = not is_adapter(source) or (Path(source) / "tokenizer_config.json").is_file()
     return AutoTokenizer.from_pretrained(source if own else read_run(source).trained_base().model)

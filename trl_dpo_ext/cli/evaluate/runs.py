@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluation import Frontier, read_frontier
+from ...evaluation import Frontier, read_frontier
 
 
 def read_runs(folders: Sequence[str]) -> dict[str, Frontier]:

@@ -14,9 +14,9 @@ def vllm_model(source: str) -> dict[str, Any]:
     Raises:
         ValueError: vLLM isn't installed, or can't take this adapter.
     """
-    from ..evaluation.vllm_sampling import import_vllm, lora_rank
-    from ..hub.run import read_run
-    from ._samples import is_adapter
+    from ...evaluation.vllm_sampling import import_vllm, lora_rank
+    from ...hub.run import read_run
+    from .sources import is_adapter
 
     import_vllm()
     if not is_adapter(source):
