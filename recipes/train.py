@@ -42,7 +42,7 @@ from trl_dpo_ext.hub import PushError, RunError
 from trl_dpo_ext.memory import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.reference import CacheError, ReferenceMismatchError
-from trl_dpo_ext.trainer import CheckpointError, ConfigError, DiskSpaceError, ModelFolderError, TrainingError, sharding
+from trl_dpo_ext.training import CheckpointError, ConfigError, DiskSpaceError, ModelFolderError, TrainingError, sharding
 
 RESULT = "result.json"
 USER_ERRORS = (

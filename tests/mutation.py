@@ -34,7 +34,7 @@ from tests.mutants import Mutant, mutants_of
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = [
     *sorted((ROOT / "tests/losses").glob("*.py")),
-    ROOT / "tests/reference.py",
+    ROOT / "tests/losses/transcriptions.py",
     *sorted((ROOT / "trl_dpo_ext/testing").glob("*.py")),
 ]
 
@@ -86,7 +86,7 @@ def rest(path: str, module: str) -> None:
     done = ("test_values.py::test_value[", "test_every_loss.py::test_check[", "test_every_loss.py::test_direction[")
     chosen = ["tests/losses", path, *(f"--deselect=tests/losses/{test}" for test in done)]
     if Path(path).stem in ("spec", "catalog"):
-        chosen += ["tests/test_cli.py", "tests/trainer/test_config.py"]
+        chosen += ["tests/test_cli.py", "tests/training/test_config.py"]
     else:
         chosen.append("--ignore=tests/losses/test_kit.py")  # it registers its own losses
     options = ["-x", "-q", "-p", "no:cacheprovider", "--noconftest", "--assert=plain", "-W", "ignore"]

@@ -143,4 +143,4 @@ def test_the_tests_that_reliability_names_exist():
     for number, files in re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", page, flags=re.MULTILINE):
         for name in re.findall(r"`(tests/[\w/]+\.py)`", files):
             text = (ROOT / name).read_text()
-            assert f"def test_trap_{int(number):02}_" in text or name == "tests/trainer/test_accumulation.py", name
+            assert f"def test_trap_{int(number):02}_" in text or name == "tests/training/test_accumulation.py", name

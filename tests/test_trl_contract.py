@@ -21,8 +21,9 @@ from transformers import Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from tests import helpers
-from tests.trainer import support
-from trl_dpo_ext.trainer import PreferenceTrainer, _trl
+from tests.training import support
+from trl_dpo_ext._compat import trl as _trl
+from trl_dpo_ext.training import PreferenceTrainer
 
 VERSIONS = f"TRL {trl.__version__}, transformers {transformers.__version__}"
 
@@ -230,7 +231,7 @@ def test_the_fused_head(theirs):
     assert torch.allclose(again.log_probs[:, :5], outputs.log_probs, atol=1e-5)
 
 
-# trl_dpo_ext/trainer/_trl.py
+# trl_dpo_ext/_compat/trl.py
 
 
 def test_everything_private_stands_in_one_file():

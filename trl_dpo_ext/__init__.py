@@ -25,7 +25,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .losses import LossSpec, get_loss, list_losses, register_loss
-    from .trainer import (
+    from .training import (
         MinorDPOTrainer,
         PlackettLuceTrainer,
         PreferenceConfig,

@@ -9,7 +9,7 @@ import torch
 from transformers.trainer_pt_utils import find_batch_size
 
 from trl_dpo_ext.data.collator import PreferenceCollator
-from trl_dpo_ext.modeling.layout import Group, padded_layout
+from trl_dpo_ext.modeling.layout import PromptGroup, padded_layout
 
 ROWS: list[dict[str, Any]] = [
     {"prompt_ids": [5, 6], "completion_ids": [[7], [8, 9, 3]], "ranks": [1, 0], "scores": [0.5, 2.0]},
@@ -60,7 +60,7 @@ def test_stored_reference_log_probs_stand_where_their_tokens_are():
     stored = [[[-1.0], [-2.0, -3.0, -4.0]], [[-5.0, -6.0], [-7.0], [-8.0, -9.0]]]
     by_prompt = {tuple(row["prompt_ids"]): values for row, values in zip(ROWS, stored, strict=True)}
 
-    def lookup(group: Group) -> Any:
+    def lookup(group: PromptGroup) -> Any:
         return [np.array(values) for values in by_prompt[tuple(group.prompt_ids)]]
 
     batch = PreferenceCollator(padded_layout, lookup)(ROWS)
@@ -72,7 +72,7 @@ def test_stored_reference_log_probs_stand_where_their_tokens_are():
 
 
 def test_a_batch_of_which_one_prompt_is_not_stored_has_no_reference_log_probs():
-    def lookup(group: Group) -> Any:
+    def lookup(group: PromptGroup) -> Any:
         return [np.zeros(len(ids)) for ids in group.completion_ids] if group.prompt_ids == [4] else None
 
     assert "ref_token_logps" not in PreferenceCollator(padded_layout, lookup)(ROWS)
@@ -87,7 +87,7 @@ def test_the_layout_gets_the_groups_and_the_width():
         return {"input_ids": torch.zeros(1, 1)}
 
     batch = PreferenceCollator(layout)(ROWS)
-    assert seen == [([Group([5, 6], [[7], [8, 9, 3]]), Group([4], [[6, 3], [3], [9, 9]])], 3)]
+    assert seen == [([PromptGroup([5, 6], [[7], [8, 9, 3]]), PromptGroup([4], [[6, 3], [3], [9, 9]])], 3)]
     assert batch["input_ids"].shape == (1, 1)
 
 

@@ -16,9 +16,9 @@ import pytest
 from tests import helpers
 from tests.data.lint_rows import BOS_TOKENIZER, TOKENIZER, chat, found, lint, only, pair, ranked, says, scored
 from trl_dpo_ext.data.lint import CHECKS, Finding, Report, lint_splits
-from trl_dpo_ext.data.lint.checks import _FAULTS, fault_id
-from trl_dpo_ext.data.lint.columns import content_hash
 from trl_dpo_ext.data.lint.lengths import ordinary_range
+from trl_dpo_ext.data.lint.row_checks import _FAULTS, fault_id
+from trl_dpo_ext.data.lint.row_store import content_hash
 
 
 @pytest.mark.parametrize("make", [pair, ranked, scored, chat])

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from tests import helpers
 from tests.data.lint_rows import BOS_TOKENIZER, TOKENIZER, chat, found, lint, only, pair, ranked, says
-from tests.trainer import support
+from tests.training import support
 
 # --------------------------------------------------------------------------------------------------------------- tokens
 

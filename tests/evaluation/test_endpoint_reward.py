@@ -6,7 +6,7 @@ import pytest
 from accelerate import PartialState
 
 from tests.evaluation.judge_server import GRADE_TEMPLATE, Reply, body_of, serve
-from tests.trainer.forks import in_two_ranks
+from tests.training.forks import in_two_ranks
 from trl_dpo_ext.evaluation import RewardError, apply_reward, get_reward, reward_judge
 from trl_dpo_ext.evaluation.endpoint import SpendingCapError
 

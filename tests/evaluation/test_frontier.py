@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests import helpers
-from tests.trainer import support
+from tests.training import support
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.evaluation import (
     FrontierCallback,

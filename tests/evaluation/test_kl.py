@@ -13,7 +13,7 @@ from tests.helpers import tiny_model, tiny_tokenizer
 from tests.modeling.tiny import tiny
 from trl_dpo_ext.evaluation import sample, sequence_kl
 from trl_dpo_ext.evaluation.kl import sample_kls
-from trl_dpo_ext.modeling.positions import Positions
+from trl_dpo_ext.modeling.next_token_logits import NextTokenLogits
 
 LENGTH = 3
 EOS = 3
@@ -94,7 +94,7 @@ def test_the_head_is_the_model_s_own(family):
     chosen[0, 2:5] = chosen[1, 7] = True
     with torch.no_grad():
         plain = model(input_ids=input_ids).logits.log_softmax(-1)[chosen]
-        positions = Positions(model, chosen, input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
+        positions = NextTokenLogits(model, chosen, input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
         found = torch.cat([positions.logps(slice(0, 3)), positions.logps(slice(3, None))])
         torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
         # Nothing of it stays in the model.

@@ -9,7 +9,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from tests import helpers
 from tests.hub import standin
-from tests.trainer import support
+from tests.training import support
 from tests.traps.support import fresh
 from trl_dpo_ext.hub import PushError
 from trl_dpo_ext.hub.reference_cache import pull_cache, push_cache

@@ -10,12 +10,12 @@ from trl import DPOTrainer
 
 from tests import helpers
 from tests.hub import standin
-from tests.trainer import support
+from tests.training import support
 from trl_dpo_ext.hub import PushError, RunError
 from trl_dpo_ext.hub.load import load_adapter
 from trl_dpo_ext.reference import ReferenceMismatchError
-from trl_dpo_ext.trainer import ConfigError
-from trl_dpo_ext.trainer.hub import PushesToHub
+from trl_dpo_ext.training import ConfigError
+from trl_dpo_ext.training.publish import PushesToHub
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

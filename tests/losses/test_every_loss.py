@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from tests import reference
+from tests.losses import transcriptions as reference
 from trl_dpo_ext import list_losses
 from trl_dpo_ext.losses.spec import SECTIONS, LossSpec
 from trl_dpo_ext.testing import CHECKS, check_direction

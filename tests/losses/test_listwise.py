@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.reference import exact_order_probability, orders_allowed
+from tests.losses.transcriptions import exact_order_probability, orders_allowed
 from trl_dpo_ext import RankedResponses, get_loss
 from trl_dpo_ext.losses.listwise import plackett_luce_nll
 from trl_dpo_ext.testing import example

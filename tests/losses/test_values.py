@@ -1,12 +1,12 @@
-"""Every loss against its transcription in `tests/reference.py`, at the defaults and at other hyperparameters."""
+"""Every loss against its transcription, at the defaults and at other hyperparameters."""
 
 import itertools
 
 import pytest
 import torch
 
-from tests import reference
-from tests.reference import Response
+from tests.losses import transcriptions as reference
+from tests.losses.transcriptions import Response
 from trl_dpo_ext import PreferencePairs, RankedResponses, get_loss, list_losses
 from trl_dpo_ext.testing import example, inputs
 

@@ -17,7 +17,7 @@ from transformers import BitsAndBytesConfig
 
 from tests import helpers
 from trl_dpo_ext.memory.step import Setup, Shape, run_step
-from trl_dpo_ext.trainer import PreferenceConfig, PreferenceTrainer
+from trl_dpo_ext.training import PreferenceConfig, PreferenceTrainer
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 1024,

@@ -10,7 +10,7 @@ from trl import ModelConfig
 from tests import helpers
 from trl_dpo_ext.memory import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
 from trl_dpo_ext.memory.search import Change
-from trl_dpo_ext.trainer import PreferenceConfig, PreferenceTrainer
+from trl_dpo_ext.training import PreferenceConfig, PreferenceTrainer
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_the_number_of_responses_is_that_of_the_data():
     ("target", "said"),
     [
         ("torch.Tensor.backward", "backward pass"),
-        ("trl_dpo_ext.trainer.engine.PreferenceTrainer._token_logps", "forward pass"),
+        ("trl_dpo_ext.training.engine.PreferenceTrainer._token_logps", "forward pass"),
         ("torch.optim.AdamW.step", "optimizer step"),
     ],
 )

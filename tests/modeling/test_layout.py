@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.modeling.tiny import ragged_groups, shape_of
-from trl_dpo_ext.modeling.layout import Group, gather_token_logps, padded_layout, shared_layout
+from trl_dpo_ext.modeling.layout import PromptGroup, gather_token_logps, padded_layout, shared_layout
 
 GROUPS = ragged_groups()
 B, K, T = shape_of(GROUPS)
@@ -65,7 +65,7 @@ def test_the_tokens_a_position_sees_are_its_prompt_and_its_response_so_far(name:
 
 
 def test_padding_sees_and_is_seen_by_no_real_token() -> None:
-    batch = shared_layout([Group([3] * 9, [[4, 5]]), Group([6], [[7]])], 1, 0)
+    batch = shared_layout([PromptGroup([3] * 9, [[4, 5]]), PromptGroup([6], [[7]])], 1, 0)
     assert batch["segment_ids"][1].tolist() == [2] + [0] * 9  # a prompt of one token has no prefix of its own
     assert batch["prefix_ids"][1].tolist() == [1] + [0] * 9
     assert batch["token_mask"][1].tolist() == [1] + [0] * 9
@@ -107,14 +107,14 @@ def test_packing_keeps_groups_whole_and_within_the_budget(budget: int) -> None:
 def test_first_fit_decreasing_on_random_lengths() -> None:
     """Never more than 11/9 of the best possible number of rows plus one (the bound of first-fit-decreasing)."""
     draw = random.Random(3)
-    groups = [Group([1] * draw.randrange(1, 40), [[2] * draw.randrange(1, 20)] * 2) for _ in range(60)]
+    groups = [PromptGroup([1] * draw.randrange(1, 40), [[2] * draw.randrange(1, 20)] * 2) for _ in range(60)]
     batch = shared_layout(groups, 2, 100)
     total = int((batch["segment_ids"] > 0).sum())
     assert batch["input_ids"].shape[0] <= 11 / 9 * -(-total // 100) + 1
 
 
 def test_gathering_reads_the_last_columns_in_float32_and_passes_gradients() -> None:
-    batch = padded_layout([Group([5, 6], [[7, 8], [9]])], 2)
+    batch = padded_layout([PromptGroup([5, 6], [[7, 8], [9]])], 2)
     values = torch.tensor([[9, 9, -1, -2], [9, 9, -3, float("nan")]], dtype=torch.bfloat16, requires_grad=True)
     logps = gather_token_logps(values, batch["index"], (1, 2, 2))
     assert logps.dtype == torch.float32
@@ -127,11 +127,11 @@ def test_gathering_reads_the_last_columns_in_float32_and_passes_gradients() -> N
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Group([], [[1]]), "empty prompt"),
-        (lambda: Group([1], []), "no response"),
-        (lambda: Group([1], [[2], [], [3], []]), r"\[1, 3\]"),
-        (lambda: padded_layout([Group([1], [[2], [3]])], 1), "at least 2"),
-        (lambda: shared_layout([Group([1], [[2], [3]])], 1), "at least 2"),
+        (lambda: PromptGroup([], [[1]]), "empty prompt"),
+        (lambda: PromptGroup([1], []), "no response"),
+        (lambda: PromptGroup([1], [[2], [], [3], []]), r"\[1, 3\]"),
+        (lambda: padded_layout([PromptGroup([1], [[2], [3]])], 1), "at least 2"),
+        (lambda: shared_layout([PromptGroup([1], [[2], [3]])], 1), "at least 2"),
         (lambda: shared_layout([], 1), "at least one group"),
     ],
 )

@@ -14,8 +14,8 @@ from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from tests.modeling.tiny import FAMILIES, OUTPUTS, ragged_groups, shape_of
+from trl_dpo_ext.modeling.compact_head import add_compact_head
 from trl_dpo_ext.modeling.layout import padded_layout, shared_layout
-from trl_dpo_ext.modeling.logps import add_compact_head
 from trl_dpo_ext.modeling.masks import model_inputs
 
 GROUPS = ragged_groups()

@@ -10,7 +10,7 @@ import transformers as hf
 from torch import Tensor
 
 from tests.modeling.tiny import FAMILIES, by_layout, one_by_one, ragged_groups, shape_of, tiny
-from trl_dpo_ext.modeling.layout import Group, shared_layout
+from trl_dpo_ext.modeling.layout import PromptGroup, shared_layout
 from trl_dpo_ext.modeling.masks import UnsupportedAttentionError, attention_mask, model_inputs
 
 GROUPS = ragged_groups()
@@ -87,7 +87,7 @@ def test_eager_and_flex_attention_equal_one_sequence_at_a_time(family: str) -> N
 
 def test_flex_attention_skips_blocks_that_nobody_sees() -> None:
     """Two responses of 256 tokens: of the 4 x 4 lower-left blocks between them, none is computed."""
-    batch = shared_layout([Group([1] * 257, [[2] * 256, [3] * 256])], 2)
+    batch = shared_layout([PromptGroup([1] * 257, [[2] * 256, [3] * 256])], 2)
     with torch.compiler.set_stance("force_eager"):
         mask = attention_mask(config(attention="flex_attention"), batch, torch.float32)
     blocks = mask.to_dense()[0, 0]

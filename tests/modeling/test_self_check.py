@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.modeling.tiny import FAMILIES, by_layout, headed, one_by_one, ragged_groups, shape_of, tiny
-from trl_dpo_ext.modeling import prefix_sharing
-from trl_dpo_ext.modeling.layout import Group, padded_layout, shared_layout
-from trl_dpo_ext.modeling.logps import add_compact_head
-from trl_dpo_ext.modeling.prefix_sharing import RowLayout, plan_rows
+from trl_dpo_ext.modeling import row_plan as prefix_sharing
+from trl_dpo_ext.modeling.compact_head import add_compact_head
+from trl_dpo_ext.modeling.layout import PromptGroup, padded_layout, shared_layout
+from trl_dpo_ext.modeling.row_plan import RowLayout, plan_rows
 from trl_dpo_ext.modeling.self_check import check_rows
 
 GROUPS = ragged_groups()
@@ -96,10 +96,10 @@ def test_what_is_refused_would_have_been_wrong(name: str) -> None:
 
 @pytest.mark.parametrize(
     "group",
-    [Group([5, 6, 7], [[8, 9, 10]]), Group([5], [[8, 9, 10], [8, 4]]), Group([5, 6], [[8], [9]])],
+    [PromptGroup([5, 6, 7], [[8, 9, 10]]), PromptGroup([5], [[8, 9, 10], [8, 4]]), PromptGroup([5, 6], [[8], [9]])],
     ids=["one response", "prompt of one token", "responses of one token"],
 )
-def test_any_group_tells_right_from_wrong(group: Group) -> None:
+def test_any_group_tells_right_from_wrong(group: PromptGroup) -> None:
     right, wrong = tiny("llama"), convolved()
     assert check_rows(right, right.config, group).ok
     assert not check_rows(wrong, wrong.config, group).ok
@@ -189,13 +189,15 @@ def test_a_refused_model_falls_back_or_raises(name: str) -> None:
 
 
 def test_the_longest_group_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[Group] = []
+    tried: list[PromptGroup] = []
     monkeypatch.setattr(prefix_sharing, "check_rows", lambda m, c, group, **k: tried.append(group) or check)
     check = SimpleNamespace(failure=None, error=0.0)
     plan_rows(
-        nn.Identity(), tiny("llama").config, [Group([1], [[2]]), Group([1] * 9, [[2] * 9]), Group([1] * 30, [[2]])]
+        nn.Identity(),
+        tiny("llama").config,
+        [PromptGroup([1], [[2]]), PromptGroup([1] * 9, [[2] * 9]), PromptGroup([1] * 30, [[2]])],
     )
-    assert tried == [Group([1] * 9, [[2] * 9])]
+    assert tried == [PromptGroup([1] * 9, [[2] * 9])]
 
 
 def test_neither_sharing_nor_packing_runs_nothing() -> None:
@@ -231,8 +233,8 @@ def test_each_batch_takes_the_cheaper_rows() -> None:
     """A row of K long responses costs K times the attention of K rows; a long prompt outweighs that."""
     model = tiny("llama")
     plan = plan_rows(model, model.config, GROUPS)
-    long_prompt = [Group([1] * 300, [[2] * 20] * 4)]
-    long_responses = [Group([1] * 2, [[2] * 300] * 4)]
+    long_prompt = [PromptGroup([1] * 300, [[2] * 20] * 4)]
+    long_responses = [PromptGroup([1] * 2, [[2] * 300] * 4)]
     assert plan(long_prompt, 4)["input_ids"].shape == (1, 299 + 4 * 20)
     assert plan(long_responses, 4)["input_ids"].shape == (4, 301)
     insisting = replace(plan, choose=False)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.modeling.tiny import OUTPUTS, by_layout, one_by_one, ragged_groups, shape_of, tiny
+from trl_dpo_ext.modeling.compact_head import add_compact_head
 from trl_dpo_ext.modeling.layout import padded_layout, shared_layout
-from trl_dpo_ext.modeling.logps import add_compact_head
 from trl_dpo_ext.modeling.masks import model_inputs
 from trl_dpo_ext.modeling.self_check import check_rows
 

@@ -10,8 +10,8 @@ import transformers as hf
 from torch import Tensor, nn
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_dpo_ext.modeling.layout import Group, gather_token_logps
-from trl_dpo_ext.modeling.logps import add_compact_head
+from trl_dpo_ext.modeling.compact_head import add_compact_head
+from trl_dpo_ext.modeling.layout import PromptGroup, gather_token_logps
 from trl_dpo_ext.modeling.masks import model_inputs
 
 VOCAB = 61
@@ -71,7 +71,7 @@ def headed(config: hf.PreTrainedConfig, *, attention: str | None = None, seed: i
     return model
 
 
-def ragged_groups(seed: int = 0) -> list[Group]:
+def ragged_groups(seed: int = 0) -> list[PromptGroup]:
     """Return groups of K = 1..5, with prompts and responses of one token among them."""
     draw = random.Random(seed)
 
@@ -79,16 +79,16 @@ def ragged_groups(seed: int = 0) -> list[Group]:
         return [draw.randrange(3, VOCAB) for _ in range(n)]
 
     shapes = [(1, [3, 1]), (9, [7]), (6, [1, 5, 2, 8]), (1, [1]), (12, [4, 4, 9, 1, 6]), (3, [2, 10, 3])]
-    return [Group(ids(prompt), [ids(n) for n in lengths]) for prompt, lengths in shapes]
+    return [PromptGroup(ids(prompt), [ids(n) for n in lengths]) for prompt, lengths in shapes]
 
 
-def shape_of(groups: list[Group]) -> tuple[int, int, int]:
+def shape_of(groups: list[PromptGroup]) -> tuple[int, int, int]:
     """Return (B, K, T) of a batch."""
     completions = [group.completion_ids for group in groups]
     return len(groups), max(map(len, completions)), max(len(ids) for k in completions for ids in k)
 
 
-def one_by_one(model: nn.Module, groups: list[Group]) -> Tensor:
+def one_by_one(model: nn.Module, groups: list[PromptGroup]) -> Tensor:
     """[B, K, T] log-probs of every response in a sequence of its own, from the model's own logits."""
     out = torch.zeros(shape_of(groups))
     for b, group in enumerate(groups):

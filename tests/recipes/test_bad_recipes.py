@@ -1,6 +1,6 @@
 """What is wrong with a recipe, its data or its folders, `recipes/train.py` says in a sentence, and writes nothing.
 
-One table: what is made wrong, and what the message must name. (Rows and columns: tests/trainer/test_bad_input.py.)
+One table: what is made wrong, and what the message must name. (Rows and columns: tests/training/test_bad_input.py.)
 """
 
 from __future__ import annotations

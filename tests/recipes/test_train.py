@@ -211,7 +211,7 @@ def test_running_out_of_gpu_memory_is_explained(train, recipe, monkeypatch):
     def compute_loss(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 12 GiB")
 
-    monkeypatch.setattr("trl_dpo_ext.trainer.PreferenceTrainer.compute_loss", compute_loss)
+    monkeypatch.setattr("trl_dpo_ext.training.PreferenceTrainer.compute_loss", compute_loss)
     with pytest.raises(train.USER_ERRORS, match=r"forward pass.*gradient_checkpointing.*allocate 2\.00 GiB") as caught:
         train.main(recipe())
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)

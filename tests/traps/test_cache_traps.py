@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from tests import helpers
-from tests.trainer import support
+from tests.training import support
 from tests.traps.support import bugs, fresh, put_back, row_logps, token_logps
 from trl_dpo_ext.data.collator import PreferenceCollator
-from trl_dpo_ext.modeling.layout import Group
-from trl_dpo_ext.reference import model as reference_model
+from trl_dpo_ext.modeling.layout import PromptGroup
+from trl_dpo_ext.reference import run_reference
 from trl_dpo_ext.reference.cache import ReferenceCache, response_keys
-from trl_dpo_ext.trainer import PreferenceTrainer
+from trl_dpo_ext.training import PreferenceTrainer
 
 
 def watched(folder: str) -> tuple[Any, list[int]]:
@@ -69,7 +69,7 @@ def test_trap_02_stored_log_probs_are_read(bug, monkeypatch, tiny_model_dir, tmp
             bad = ReferenceCache(tmp_path / f"{number} bad", *good.folder.name.split("-"))
             bad.check_room(0, 0)
             for row in trainer.train_dataset:
-                group = Group(row["prompt_ids"], row["completion_ids"])
+                group = PromptGroup(row["prompt_ids"], row["completion_ids"])
                 values = [v.copy() for v in good.lookup(group) or []]
                 values[row["ranks"].index(0)][0] += 2
                 bad.add(response_keys(group), values)
@@ -96,13 +96,13 @@ def sums_are_stored(patch: pytest.MonkeyPatch) -> None:
 
 def the_path_is_the_fingerprint(patch: pytest.MonkeyPatch) -> None:
     """Weights changed in memory, or saved again to the same folder, are taken for the old ones."""
-    patch.setattr(reference_model, "fingerprint", lambda model, _: Path(model.config._name_or_path).name)
+    patch.setattr(run_reference, "fingerprint", lambda model, _: Path(model.config._name_or_path).name)
 
 
 def the_run_is_part_of_the_key(patch: pytest.MonkeyPatch) -> None:
     """As in TRL: another learning rate or output folder computes everything again."""
-    fingerprint, runs = reference_model.fingerprint, []
-    patch.setattr(reference_model, "fingerprint", lambda *args: f"{fingerprint(*args)}{runs.append(1) or len(runs)}")
+    fingerprint, runs = run_reference.fingerprint, []
+    patch.setattr(run_reference, "fingerprint", lambda *args: f"{fingerprint(*args)}{runs.append(1) or len(runs)}")
 
 
 @bugs(sums_are_stored, the_path_is_the_fingerprint, the_run_is_part_of_the_key)

@@ -10,10 +10,10 @@ import torch
 from datasets import Dataset
 
 from tests import helpers
-from tests.trainer import support
+from tests.training import support
 from tests.traps.support import bugs, fresh, put_back, row_logps
 from trl_dpo_ext.data import collator, tokenize
-from trl_dpo_ext.modeling.layout import Group
+from trl_dpo_ext.modeling.layout import PromptGroup
 
 LONG = "the film was slow " * 40
 ROWS = [
@@ -81,9 +81,9 @@ def score_the_prompt(patch: pytest.MonkeyPatch) -> None:
 
     def shifted(group: Any) -> Any:
         cut = len(group.prompt_ids) - 2
-        return Group(group.prompt_ids[:cut], [group.prompt_ids[cut:] + ids for ids in group.completion_ids])
+        return PromptGroup(group.prompt_ids[:cut], [group.prompt_ids[cut:] + ids for ids in group.completion_ids])
 
-    patch.setattr(collator, "Group", lambda prompt, completions: shifted(Group(prompt, completions)))
+    patch.setattr(collator, "PromptGroup", lambda prompt, completions: shifted(PromptGroup(prompt, completions)))
 
 
 @bugs(score_the_prompt)

@@ -9,10 +9,11 @@ import pytest
 from datasets import Dataset
 
 from tests import helpers
-from tests.trainer import support
+from tests.training import support
 from tests.traps.support import bugs, put_back
 from trl_dpo_ext.data import DataError, rows
-from trl_dpo_ext.data.lint import lint_splits, scan, tables
+from trl_dpo_ext.data.lint import dataset_checks as tables
+from trl_dpo_ext.data.lint import lint_splits, scan
 
 
 def says(role: str, text: str) -> list[dict[str, str]]:

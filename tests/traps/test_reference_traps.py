@@ -10,14 +10,15 @@ import pytest
 import torch
 from peft import PeftModel
 
-from tests import helpers, reference
-from tests.trainer import support
-from tests.trainer.test_reference import moved, with_adapter
+from tests import helpers
+from tests.losses import transcriptions as reference
+from tests.training import support
+from tests.training.test_reference import moved, with_adapter
 from tests.traps.support import bugs, fresh, put_back, row_logps
 from trl_dpo_ext import PreferencePairs, register_loss
 from trl_dpo_ext.losses.spec import _registry
-from trl_dpo_ext.reference import model as reference_model
-from trl_dpo_ext.trainer import PreferenceTrainer, engine
+from trl_dpo_ext.reference import run_reference
+from trl_dpo_ext.training import PreferenceTrainer, engine
 
 
 def margins(model: Any, ref_model: Any, rows: Any) -> list[float]:
@@ -45,7 +46,7 @@ def base_under_every_adapter(patch: pytest.MonkeyPatch) -> None:
 
 def read_the_folder_again(patch: pytest.MonkeyPatch) -> None:
     """The reference is loaded from the path that the model came from, whatever the weights in memory are."""
-    patch.setattr(reference_model, "frozen_copy", lambda model: None)
+    patch.setattr(run_reference, "frozen_copy", lambda model: None)
 
 
 @bugs(adapters_stay_on, base_under_every_adapter, read_the_folder_again)

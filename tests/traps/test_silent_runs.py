@@ -10,19 +10,19 @@ import torch
 
 from tests import helpers
 from tests.helpers import ROOT
-from tests.trainer import support
+from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.trainer import TrainingError
-from trl_dpo_ext.trainer.watch import Watch
+from trl_dpo_ext.training import TrainingError
+from trl_dpo_ext.training.safety.guard import TrainingGuard
 
 
 def nobody_looks(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Watch, "on_step_end", lambda *args, **kwargs: None)
+    patch.setattr(TrainingGuard, "on_step_end", lambda *args, **kwargs: None)
 
 
 @bugs(nobody_looks)
 def test_trap_12_a_run_that_learns_nothing_stops(bug, monkeypatch, tiny_model_dir, tmp_path):
-    """The loss is ln 2 and all gradients are 0: without the watch, such a run goes on as if all were well."""
+    """The loss is ln 2 and all gradients are 0: without the guard, such a run goes on as if all were well."""
     with put_back(bug, monkeypatch):
         trainer = support.trainer(
             tiny_model_dir, tmp_path, helpers.pair_dataset(6), peft_config=support.lora(), loss_type="dpo"

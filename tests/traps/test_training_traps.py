@@ -11,12 +11,13 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from trl.trainer import dpo_trainer
 
-from tests import helpers, reference
-from tests.trainer import support
+from tests import helpers
+from tests.losses import transcriptions as reference
+from tests.training import support
 from tests.traps.support import bugs, fresh, put_back, token_logps
 from trl_dpo_ext.modeling import layout as layouts
-from trl_dpo_ext.modeling import prefix_sharing
-from trl_dpo_ext.trainer import PreferenceTrainer, engine, objective
+from trl_dpo_ext.modeling import row_plan as prefix_sharing
+from trl_dpo_ext.training import PreferenceTrainer, engine, objective
 
 # 7. Mixed losses
 
@@ -25,7 +26,7 @@ def first_loss_only(patch: pytest.MonkeyPatch) -> None:
     call = objective.Objective.__call__
 
     def first(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return call(objective.Objective(self.terms[:1], self.pairing, self.axes), *args, **kwargs)
+        return call(objective.Objective(self.terms[:1], self.pairing, self.modifiers), *args, **kwargs)
 
     patch.setattr(objective.Objective, "__call__", first)
 

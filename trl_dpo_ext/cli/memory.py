@@ -60,7 +60,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from ..memory import UnknownModelError, report_on
     from ..parsing import ParseError
     from ..registry import RegistryError
-    from ..trainer import ConfigError
+    from ..training import ConfigError
 
     changes = {}
     for setting in arguments.set:

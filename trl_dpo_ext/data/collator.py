@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling.layout import Group
+from ..modeling.layout import PromptGroup
 
-Layout = Callable[[Sequence[Group], int], dict[str, Tensor]]
-Lookup = Callable[[Group], Sequence[np.ndarray] | None]
+Layout = Callable[[Sequence[PromptGroup], int], dict[str, Tensor]]
+Lookup = Callable[[PromptGroup], Sequence[np.ndarray] | None]
 
 
 def _padded(values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
@@ -43,7 +43,7 @@ class PreferenceCollator:
             are stored, and what the layout returns. `ranks` comes first because transformers takes the batch size from
             the first tensor.
         """
-        groups = [Group(row["prompt_ids"], row["completion_ids"]) for row in rows]
+        groups = [PromptGroup(row["prompt_ids"], row["completion_ids"]) for row in rows]
         lengths = _padded([[len(c) for c in g.completion_ids] for g in groups], torch.int64)
         batch = {
             "ranks": _padded([row["ranks"] for row in rows], torch.int64),
@@ -59,7 +59,7 @@ class PreferenceCollator:
         batch.update(self.layout(groups, lengths.shape[1]))
         return batch
 
-    def _stored(self, groups: Sequence[Group], lengths: Tensor) -> Tensor | None:
+    def _stored(self, groups: Sequence[PromptGroup], lengths: Tensor) -> Tensor | None:
         if self.reference is None:
             return None
         stored = np.zeros((*lengths.shape, int(lengths.max())), np.float32)

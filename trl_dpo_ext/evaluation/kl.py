@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modeling.positions import Positions
+from ..modeling.next_token_logits import NextTokenLogits
 from .sampling import Samples, evaluation_mode, right_padded
 
-# Positions at once in float32 over the whole vocabulary, of both models: 77 MB each for a vocabulary of 150 000.
+# NextTokenLogits at once in float32 over the whole vocabulary, of both models: 77 MB each for a vocabulary of 150 000.
 CHUNK = 128
 
 Reference = nn.Module | Callable[[], AbstractContextManager[Any]]
@@ -112,9 +112,9 @@ def sample_kls(
     chosen = F.pad(labels[:, 1:] != -100, (0, 1), value=False)
     targets, sequence = labels[:, 1:][chosen[:, :-1]], chosen.nonzero()[:, 0]
 
-    def positions(network: Any) -> Positions:
+    def positions(network: Any) -> NextTokenLogits:
         inputs = {"input_ids": input_ids.to(network.device), "attention_mask": attention_mask.to(network.device)}
-        return Positions(network, chosen, **inputs)
+        return NextTokenLogits(network, chosen, **inputs)
 
     values = torch.zeros(len(input_ids), 2, dtype=torch.float64)
     with torch.no_grad():

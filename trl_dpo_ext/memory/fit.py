@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from trl import ModelConfig
 
-from ..trainer import PreferenceConfig, sharding
+from ..training import PreferenceConfig, sharding
 from .estimate import GIB, Estimate, estimate
 from .models import UnknownModelError
 from .recipe import make_setup

@@ -15,7 +15,7 @@ import yaml
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..parsing import ParseError, StrictParser
-from ..trainer import ConfigError, PreferenceConfig
+from ..training import ConfigError, PreferenceConfig
 from .models import load_model_config
 from .step import Setup, Shape
 

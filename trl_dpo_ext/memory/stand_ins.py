@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from ..trainer._trl import head_as_on_a_gpu
+from .._compat.trl import head_as_on_a_gpu
 
 _BLOCK, _NESTED_BLOCK = 64, 256  # elements that share a constant; constants that share one
 

@@ -15,14 +15,14 @@ from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .._compat.trl import add_fused_lm_head
 from ..data.collator import PreferenceCollator
+from ..modeling.compact_head import add_compact_head
 from ..modeling.dropout import disable_functional_dropout
-from ..modeling.layout import Group
-from ..modeling.logps import add_compact_head
+from ..modeling.layout import PromptGroup
 from ..modeling.masks import MODEL_INPUTS
-from ..modeling.prefix_sharing import RowLayout, layout_without_check
-from ..trainer import PreferenceConfig, PreferenceTrainer
-from ..trainer._trl import add_fused_lm_head
+from ..modeling.row_plan import RowLayout, layout_without_check
+from ..training import PreferenceConfig, PreferenceTrainer
 from .ledger import Ledger, Parts
 from .stand_ins import UNMASKED, Linear4bitStandIn, kernels_of, quantize
 from .values import KnownValues
@@ -168,7 +168,7 @@ class _StepOnly(PreferenceTrainer):
             num_processes=1, unwrap_model=lambda model: model, reduce=lambda tensor, reduction: tensor
         )
         self.state: Any = SimpleNamespace(global_step=0)
-        self.watch: Any = SimpleNamespace(check_loss=lambda *args: None)
+        self.guard: Any = SimpleNamespace(check_loss=lambda *args: None)
         self._ledger = ledger
         self._unmasked = _unmasked(setup)
         self._precision = torch.bfloat16 if setup.args.bf16 else torch.float16 if setup.args.fp16 else None
@@ -333,7 +333,7 @@ def _layout(setup: Setup, model: nn.Module) -> RowLayout:
     return layout_without_check(config, prefix_sharing=setup.args.prefix_sharing, packing=setup.args.packing)
 
 
-def _zeros(group: Group) -> list[np.ndarray]:
+def _zeros(group: PromptGroup) -> list[np.ndarray]:
     return [np.zeros(len(ids), np.float32) for ids in group.completion_ids]
 
 

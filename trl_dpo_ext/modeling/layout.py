@@ -18,7 +18,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Group:
+class PromptGroup:
     """One prompt and its K >= 1 responses, already truncated.
 
     Attributes:
@@ -58,7 +58,7 @@ class _Sequence:
         return len(self.prefix) + sum(map(len, self.branches))
 
 
-def padded_layout(groups: Sequence[Group], width: int) -> dict[str, Tensor]:
+def padded_layout(groups: Sequence[PromptGroup], width: int) -> dict[str, Tensor]:
     """One row per response, prompt first, padded at the right: what TRL does.
 
     Args:
@@ -73,7 +73,7 @@ def padded_layout(groups: Sequence[Group], width: int) -> dict[str, Tensor]:
     Raises:
         ValueError: no groups, or one with more than `width` responses.
 
-    >>> batch = padded_layout([Group([5, 6], [[7, 8], [9]])], width=2)
+    >>> batch = padded_layout([PromptGroup([5, 6], [[7, 8], [9]])], width=2)
     >>> batch["input_ids"].tolist(), batch["labels"].tolist()
     ([[5, 6, 7, 8], [5, 6, 9, 0]], [[-100, -100, 7, 8], [-100, -100, 9, -100]])
     >>> batch["index"].tolist()
@@ -97,7 +97,12 @@ def padded_layout(groups: Sequence[Group], width: int) -> dict[str, Tensor]:
 
 
 def shared_layout(
-    groups: Sequence[Group], width: int, max_tokens: int | None = None, *, share: bool = True, last_tokens: bool = False
+    groups: Sequence[PromptGroup],
+    width: int,
+    max_tokens: int | None = None,
+    *,
+    share: bool = True,
+    last_tokens: bool = False,
 ) -> dict[str, Tensor]:
     """Each prompt once with its responses behind it, and several groups packed in a row.
 
@@ -124,7 +129,7 @@ def shared_layout(
     Raises:
         ValueError: no groups, or one with more than `width` responses.
 
-    >>> batch = shared_layout([Group([4, 5, 6], [[7, 8], [9]])], width=2)
+    >>> batch = shared_layout([PromptGroup([4, 5, 6], [[7, 8], [9]])], width=2)
     >>> batch["input_ids"].tolist(), batch["position_ids"].tolist()
     ([[4, 5, 6, 7, 6]], [[0, 1, 2, 3, 2]])
     >>> batch["shift_labels"].tolist(), batch["index"].tolist()
@@ -173,7 +178,7 @@ def gather_token_logps(log_probs: Tensor, index: Tensor, shape: Sequence[int]) -
     return values.new_zeros(size + 1).scatter(0, index.flatten() % (size + 1), values)[:size].view(*shape)
 
 
-def _check(groups: Sequence[Group], width: int) -> int:
+def _check(groups: Sequence[PromptGroup], width: int) -> int:
     """Return T, the longest completion of the batch."""
     if not groups:
         raise ValueError("A batch needs at least one group.")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .layout import Group, gather_token_logps, padded_layout, shared_layout
+from .layout import PromptGroup, gather_token_logps, padded_layout, shared_layout
 from .masks import UnsupportedAttentionError, model_inputs
 
 _PROMPT_TOKENS, _RESPONSE_TOKENS = 16, 8
@@ -49,7 +49,7 @@ class RowCheck:
 
 @torch.no_grad()
 def check_rows(
-    model: nn.Module, config: PreTrainedConfig, group: Group, *, share: bool = True, full_precision: bool = True
+    model: nn.Module, config: PreTrainedConfig, group: PromptGroup, *, share: bool = True, full_precision: bool = True
 ) -> RowCheck:
     """Run one small group through plain rows and through shared (or only packed) ones, and compare.
 
@@ -71,7 +71,7 @@ def check_rows(
     prompt = group.prompt_ids[-_PROMPT_TOKENS:]
     responses = [ids[:_RESPONSE_TOKENS] for ids in (group.completion_ids * 2)[:2]]
     # A second group behind the first shows what leaks from group to group, most clearly with a prompt of one token.
-    groups = [Group(prompt, responses), Group(prompt[-1:], responses[::-1])]
+    groups = [PromptGroup(prompt, responses), PromptGroup(prompt[-1:], responses[::-1])]
     plain = padded_layout(groups, width=2)
     shared = shared_layout(groups, width=2, max_tokens=10**9, share=share)
     unseparated = shared | {name: torch.ones_like(shared[name]) for name in ("segment_ids", "prefix_ids")}

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from huggingface_hub.constants import HF_HOME
 
-from ..modeling.layout import Group
+from ..modeling.layout import PromptGroup
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,14 @@ def default_folder() -> Path:
     return Path(HF_HOME) / "trl_dpo_ext" / "reference"
 
 
-def response_keys(group: Group) -> list[bytes]:
+def response_keys(group: PromptGroup) -> list[bytes]:
     """Return the key of each response: a 128-bit hash of the prompt's length, its ids, and the response's ids.
 
-    >>> a, b = response_keys(Group([5, 6], [[7, 8], [9]]))
-    >>> len(a), a == b, a == response_keys(Group([5, 6], [[7, 8]]))[0], a == response_keys(Group([5, 6, 7], [[8]]))[0]
-    (16, False, True, False)
+    >>> a, b = response_keys(PromptGroup([5, 6], [[7, 8], [9]]))
+    >>> len(a), a == b, a == response_keys(PromptGroup([5, 6], [[7, 8]]))[0]
+    (16, False, True)
+    >>> a == response_keys(PromptGroup([5, 6, 7], [[8]]))[0]  # the same tokens, divided at another place
+    False
     """
     prompt = np.array([len(group.prompt_ids), *group.prompt_ids], "<i4")
     start = hashlib.blake2b(prompt.tobytes(), digest_size=_KEY_BYTES)
@@ -148,7 +150,7 @@ class ReferenceCache:
         """Return a bool for each key: whether its log-probs are there."""
         return self._find(keys)[0]
 
-    def lookup(self, group: Group) -> list[np.ndarray] | None:
+    def lookup(self, group: PromptGroup) -> list[np.ndarray] | None:
         """Return for each of a group's K responses its log-probs, a float32 array; None unless all are there."""
         found, places = self._find(response_keys(group))
         if not found.all():

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import tqdm
 from torch import nn
 
-from ..modeling.layout import Group
+from ..modeling.layout import PromptGroup
 from .cache import CacheError, ReferenceCache, response_keys
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _FLUSH_SECONDS = 60.0  # what is lost at most when the pass is interrupted
 _FLUSH_TOKENS = 2**24  # 64 MB
 
-Compute = Callable[[Sequence[Group]], list[list[np.ndarray]]]
+Compute = Callable[[Sequence[PromptGroup]], list[list[np.ndarray]]]
 """The reference: of B groups, for each its K float32 arrays of a log-prob per token."""
 
 
@@ -151,7 +151,7 @@ def fill_cache(
 
 def batch_difference(cache: ReferenceCache, rows: Any, compute: Compute) -> float:
     """Compute the first row by itself, and return the largest difference to the cache, in nats a response."""
-    group = Group(rows[0]["prompt_ids"], rows[0]["completion_ids"])
+    group = PromptGroup(rows[0]["prompt_ids"], rows[0]["completion_ids"])
     cached = cache.lookup(group)
     assert cached is not None
     return max(
@@ -162,7 +162,7 @@ def batch_difference(cache: ReferenceCache, rows: Any, compute: Compute) -> floa
 
 def all_cached(cache: ReferenceCache, rows: Iterable[Any]) -> bool:
     """Say whether the log-probs of all responses are there."""
-    return all(cache.lookup(Group(row["prompt_ids"], row["completion_ids"])) is not None for row in rows)
+    return all(cache.lookup(PromptGroup(row["prompt_ids"], row["completion_ids"])) is not None for row in rows)
 
 
 def _name(dtype: Any) -> str:
@@ -174,7 +174,7 @@ def _parts(rows: Any) -> list[_Part]:
     seen: set[bytes] = set()
     parts = []
     for number, row in enumerate(rows):
-        group = Group(row["prompt_ids"], row["completion_ids"])
+        group = PromptGroup(row["prompt_ids"], row["completion_ids"])
         keys = response_keys(group)
         part = _Part(
             number,
@@ -256,8 +256,8 @@ def _run(
         flush()
 
 
-def _group(row: Any, part: _Part) -> Group:
-    return Group(row["prompt_ids"], [row["completion_ids"][k] for k in part.responses])
+def _group(row: Any, part: _Part) -> PromptGroup:
+    return PromptGroup(row["prompt_ids"], [row["completion_ids"][k] for k in part.responses])
 
 
 def _check(logps: list[np.ndarray], part: _Part, name: str) -> None:

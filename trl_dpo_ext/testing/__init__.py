@@ -11,7 +11,7 @@ wrong. `CHECKS` holds the single checks, for tests that want to run them one by 
 
 from __future__ import annotations
 
-from .checks import CHECKS, check_direction, check_loss
 from .data import example, inputs
+from .loss_checks import CHECKS, check_direction, check_loss
 
 __all__ = ["CHECKS", "check_direction", "check_loss", "example", "inputs"]

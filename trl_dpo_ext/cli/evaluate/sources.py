@@ -106,7 +106,7 @@ def check_source(source: str) -> None:
 
         read_run(source).trained_base()
     else:
-        from ...trainer.model_folder import check_model
+        from ...training.preflight.model_folder import check_model
 
         check_model(source, needs_tokenizer=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .columns import Groups
+from .row_store import Groups
 
 _FEWEST = 30  # prompts, below which an interval of the normal distribution is too narrow
 _NOTABLE = 0.6

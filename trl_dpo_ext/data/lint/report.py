@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .checks import READING, ROW_CHECKS, SEVERITIES, TOKEN_CHECKS, Check, Severity
+from .dataset_checks import TABLE_CHECKS, Table
 from .lengths import summary
-from .tables import TABLE_CHECKS, Table
+from .row_checks import READING, ROW_CHECKS, SEVERITIES, TOKEN_CHECKS, Check, Severity
 
 _SHOWN = 5
 

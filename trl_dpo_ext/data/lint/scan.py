@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from ..converters import Converter, check_converter, convert_row, get_converter
 from ..rows import DataError, check_columns, to_ranked
 from ..tokenize import tokenize_row
-from .checks import ROW_CHECKS, TOKEN_CHECKS, Check, TokenFacts, fault_id, stop_ids, text_of
-from .columns import Groups, content_hash
+from .dataset_checks import TABLE_CHECKS, Table
 from .report import Finding, Report
-from .tables import TABLE_CHECKS, Table
+from .row_checks import ROW_CHECKS, TOKEN_CHECKS, Check, TokenFacts, fault_id, stop_ids, text_of
+from .row_store import Groups, content_hash
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,144 @@
+"""What the trainer's tests share: layouts, a short run with everything it computed, and comparisons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig
+from torch import Tensor
+from transformers import TrainerCallback
+
+from tests import helpers
+from trl_dpo_ext.training import PreferenceConfig, PreferenceTrainer
+
+datasets.disable_progress_bars()
+
+# One row per response, as TRL has it: results equal TRL's to float32 rounding.
+PADDED: dict[str, Any] = {"prefix_sharing": False, "packing": False}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "padded": PADDED,
+    "packed": {"prefix_sharing": False, "packing": True},
+    "shared": {"prefix_sharing": True, "packing": False},
+    "shared_packed": {"prefix_sharing": True, "packing": True},
+}
+
+
+def lora(**changes: Any) -> LoraConfig:
+    """A new LoRA adapter on the attention, without dropout."""
+    return LoraConfig(
+        **{"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"], **changes}
+    )
+
+
+def config(folder: str | Path, **changes: Any) -> PreferenceConfig:
+    """A short, quiet run with padded rows and gradients that nothing clips."""
+    own = {"max_grad_norm": 1e9, "ref_cache_dir": str(Path(folder) / "reference_cache"), **PADDED}
+    return PreferenceConfig(**helpers.training_args(folder, **{**own, **changes}))
+
+
+def set_losses(trainer: Any, **settings: Any) -> None:
+    """Give a trainer the losses of another config."""
+    args = config(trainer.args.output_dir, **settings)
+    Accelerator(cpu=True)  # a new config resets what accelerate keeps for the whole process
+    trainer.objective, trainer.use_weighting = args.objective(), args.use_weighting
+
+
+def trainer(model: Any, folder: str | Path, data: Any, *, cls: Any = PreferenceTrainer, **changes: Any) -> Any:
+    """A `PreferenceTrainer`; keywords that its constructor knows go there, the others to its config."""
+    own = {"ref_model", "eval_dataset", "processing_class", "peft_config", "quantization_config", "callbacks"}
+    given = {name: changes.pop(name) for name in own & set(changes)}
+    return cls(model=model, args=config(folder, **changes), train_dataset=data, **given)
+
+
+def batch(trainer: Any, rows: int | slice = slice(None), *, split: str = "train") -> dict[str, Tensor]:
+    """The first rows of the trainer's dataset as one batch on its device."""
+    dataset = getattr(trainer, f"{split}_dataset")
+    chosen = range(len(dataset))[slice(rows) if isinstance(rows, int) else rows]
+    return trainer._prepare_inputs(trainer.data_collator([dataset[i] for i in chosen]))
+
+
+@dataclass
+class Run:
+    """What a training run computed: per optimizer step the gradients, at the end the weights, and what it logged."""
+
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    logs: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        return [log["loss"] for log in self.logs if "loss" in log]
+
+
+class _Gradients(TrainerCallback):
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.steps.append({n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def train(trainer: Any, **kwargs: Any) -> Run:
+    """Train, and return the run."""
+    recorder = _Gradients()
+    trainer.add_callback(recorder)
+    trainer.train(**kwargs)
+    trainer.remove_callback(recorder)
+    weights = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    return Run(recorder.steps, weights, [log for log in trainer.state.log_history if "train_runtime" not in log])
+
+
+def distance(value: Any, expected: Any) -> float:
+    """Largest difference, as a share of the largest expected value."""
+    value, expected = torch.as_tensor(value).double(), torch.as_tensor(expected).double()
+    assert value.shape == expected.shape, f"{tuple(value.shape)} is not {tuple(expected.shape)}"
+    return ((value - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+
+
+def assert_same_tensors(values: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-5) -> None:
+    """Compare tensors by name, relative to the largest value of all of them."""
+    assert values.keys() == expected.keys()
+    assert expected
+    scale = max(t.abs().max().item() for t in expected.values())
+    assert scale > 0
+    for name, tensor in expected.items():
+        error = (values[name].double() - tensor.double()).abs().max().item()
+        assert error <= rtol * scale, f"{name}: off by {error:.2e}, where {rtol * scale:.2e} is allowed"
+
+
+def assert_same_run(run: Run, expected: Run, rtol: float = 1e-5) -> None:
+    """Compare losses, gradients, weights, and every metric that both runs logged."""
+    assert len(run.losses) == len(expected.losses) > 0
+    assert len(run.gradients) == len(expected.gradients) > 0
+    for step, (values, others) in enumerate(zip(run.gradients, expected.gradients, strict=True)):
+        try:
+            assert_same_tensors(values, others, rtol)
+        except AssertionError as error:
+            raise AssertionError(f"gradients of step {step}: {error}") from None
+    # Adam divides a gradient by its own size: where that is near 0, its rounding moves the weight.
+    assert_same_tensors(run.weights, expected.weights, 10 * rtol)
+    assert_same_logs(run.logs, expected.logs, rtol)
+
+
+_NOT_COMPARED = ("runtime", "per_second", "epoch", "flos")
+
+
+def assert_same_logs(logs: list[dict[str, float]], expected: list[dict[str, float]], rtol: float = 1e-5) -> None:
+    """Compare every number that both runs logged, step by step; at least the loss must be among them."""
+    assert len(logs) == len(expected)
+    for log, other in zip(logs, expected, strict=True):
+        shared = [k for k in log.keys() & other.keys() if not any(part in k for part in _NOT_COMPARED)]
+        assert any(key.endswith("loss") for key in shared)
+        # Rewards are small differences of log-probs, so the rounding of the log-probs is what they can be compared to.
+        scale = max([abs(value) for key, value in other.items() if "logps/" in key], default=1.0)
+        for key in sorted(shared):
+            margin = other.get(key.rpartition("/")[0] + "/margins")
+            if key.endswith(("accuracies", "kendall_tau")) and margin is not None and abs(margin) < 1e-6 * scale:
+                continue  # the order of rounding errors
+            allowed = rtol * abs(other[key]) + (1e-6 * scale if "rewards/" in key else 1e-7)
+            assert abs(log[key] - other[key]) <= allowed, f"step {log.get('step')}: {key} {log[key]} != {other[key]}"

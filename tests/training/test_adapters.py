@@ -1,0 +1,107 @@
+"""A quantized base and its adapter are checked before weights are read: quantized how, and which layers are there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
+from trl.trainer import dpo_trainer
+
+from tests import helpers
+from tests.training import support
+from trl_dpo_ext.training import ConfigError
+from trl_dpo_ext.training.preflight import adapter_checks as adapters
+
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+
+
+@pytest.fixture
+def no_loading(monkeypatch):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(dpo_trainer, "create_model_from_path", fail)
+
+
+def refused(model: Any, folder: Any, **settings: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        support.trainer(model, folder, helpers.ranked_dataset(2), **settings)
+    return str(caught.value)
+
+
+def test_4bit_without_an_adapter(no_loading, tiny_model_dir, tmp_path):
+    message = refused(tiny_model_dir, tmp_path, quantization_config=NF4)
+    for part in ("quantized", "use_peft: true", "load_in_4bit"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "fits"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, NF4, False),
+        ({"quant_method": "fp8"}, NF4, False),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, NF4, False),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, BitsAndBytesConfig(load_in_8bit=True), False),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, NF4, True),
+    ],
+)
+def test_a_model_that_is_stored_quantized(stored, asked, fits, no_loading, tiny_model_dir, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
+    settings = {"quantization_config": asked, "peft_config": support.lora()}
+    if fits:
+        with pytest.raises(AssertionError, match="the model was loaded"):
+            support.trainer(str(folder), tmp_path, helpers.ranked_dataset(2), **settings)
+        return
+    message = refused(str(folder), tmp_path, **settings)
+    bits = 4 if asked.load_in_4bit else 8
+    for part in (f"in {bits} bit", repr(str(folder)), repr(stored["quant_method"]), f"load_in_{bits}bit"):
+        assert part in message
+
+
+def test_targets_that_match_nothing(no_loading, tiny_model_dir, tmp_path):
+    for targets in (["q_porj"], ["proj"], ["c_attn", "c_proj"], r".*\.attention\.query"):
+        message = refused(tiny_model_dir, tmp_path, peft_config=support.lora(target_modules=targets))
+        for part in ("match nothing", "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj", "'all-linear'"):
+            assert part in message
+        for target in [targets] if isinstance(targets, str) else targets:
+            assert repr(target) in message
+    assert "Did you mean 'q_proj'" in refused(
+        tiny_model_dir, tmp_path, peft_config=support.lora(target_modules=["q_porj"])
+    )
+
+
+def test_targets_that_match_nothing_in_a_model_in_memory(tmp_path):
+    model = helpers.tiny_model(helpers.tiny_tokenizer())
+    assert "up_proj" in refused(model, tmp_path, peft_config=support.lora(target_modules=["fc_in"]))
+
+
+def test_gpt2_has_layers_of_its_own_kind(tmp_path):
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=64)).save_pretrained(tmp_path)
+    args = support.config(tmp_path)
+    with pytest.raises(ConfigError, match="c_attn, c_fc, c_proj, lm_head"):
+        adapters.check_target_modules(str(tmp_path), support.lora(), args)
+    adapters.check_target_modules(str(tmp_path), support.lora(target_modules=["c_attn"]), args)
+
+
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["q_proj"], ["layers.0.mlp.up_proj"], r".*\.self_attn\.[qv]_proj", ["embed_tokens"], None]
+)
+def test_targets_that_match(targets, tiny_model_dir, tmp_path, caplog):
+    config = LoraConfig(target_modules=targets)
+    adapters.check_target_modules(tiny_model_dir, config, support.config(tmp_path))
+    adapters.check_target_modules(tiny_model_dir, None, support.config(tmp_path))
+    assert not caplog.text
+
+
+def test_a_single_target_that_matches_nothing_is_logged(tiny_model_dir, tmp_path, caplog):
+    config = LoraConfig(target_modules=["q_proj", "query_key_value"])
+    adapters.check_target_modules(tiny_model_dir, config, support.config(tmp_path))
+    assert "'query_key_value' match nothing in this model and get no adapter" in caplog.text

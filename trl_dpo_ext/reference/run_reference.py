@@ -1,0 +1,226 @@
+"""The reference of a run: settled once, before training, and kept with its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import SyncRefModelCallback
+
+from . import frozen_adapter as adapter
+from .identity import FILE, FingerprintError, ReferenceIdentity, ReferenceMismatchError, fingerprint
+
+logger = logging.getLogger(__name__)
+
+MOVED_FILE = "reference.safetensors"
+
+
+_NO_SECOND_MODEL: Any = object()
+
+
+def frozen_copy(model: nn.Module) -> Any:
+    """Copy a model as it stands in memory. Its path may hold other weights by now."""
+    reference = copy.deepcopy(model)
+    reference.__dict__.pop("forward", None)  # an earlier trainer's patch, bound to the policy
+    return reference.requires_grad_(False).eval()
+
+
+class Reference:
+    """Which model the log-ratios of a run are measured against.
+
+    Args:
+        policy: the model to train, or its path.
+        second: a model that the user gave as the reference, or None.
+        read: whether any loss reads it.
+        new_adapter: whether the policy gets one.
+        kept: False where its log-probs are computed before training, so that full fine-tuning needs no copy.
+        moves: whether training moves it (TR-DPO).
+
+    Attributes:
+        for_trl: what `DPOTrainer` is to be given as `ref_model`.
+        model: a second model, or None: the reference is the policy with other adapters, its log-probs are cached, or
+            nothing reads it.
+        adapter: the policy's adapter that is the reference; None for adapters off.
+        identity: None until `DPOTrainer` has made the models.
+    """
+
+    def __init__(self, policy: Any, second: Any, *, read: bool, new_adapter: bool, kept: bool, moves: bool) -> None:
+        self.read, self.moves = read, moves
+        self.given = second is not None
+        self.starting_adapter = isinstance(policy, nn.Module) and is_peft_model(policy)
+        self.for_trl = second
+        if not read or (second is None and (new_adapter or self.starting_adapter)):
+            # DPOTrainer loads a model, or copies the adapter, wherever it is given None.
+            self.for_trl = _NO_SECOND_MODEL
+        elif second is None and kept and isinstance(policy, nn.Module):
+            self.for_trl = frozen_copy(policy)  # DPOTrainer would load the path that the policy came from
+        self.model: Any = None
+        self.adapter: str | None = None
+        self.identity: ReferenceIdentity | None = None
+        self._accelerator: Any = None
+
+    def take(self, second: Any, policy: Any, accelerator: Accelerator) -> None:
+        """Keep the second model that `DPOTrainer` sets as `ref_model`: loaded or given, prepared, or dropped.
+
+        The first time is the moment to look at weights: they have their final types, and nothing is patched, sharded
+        or trained. What the reference is gets settled then; see `settle`.
+        """
+        self.model = None if second is _NO_SECOND_MODEL else second
+        if self.identity is None:
+            self.settle(policy, accelerator)
+
+    def settle(self, policy: Any, accelerator: Accelerator) -> None:
+        """Decide which weights the reference is, take their fingerprint, and say so in the log.
+
+        Args:
+            policy: as training starts from it; not sharded yet. It gets the adapter `ref` where that is the reference.
+            accelerator: of the run; every process must call this.
+
+        Raises:
+            ReferenceMismatchError: the processes hold different weights.
+        """
+        self._accelerator = accelerator
+        self.identity = self._decide(policy)
+        if accelerator.is_main_process:
+            logger.info(f"Reference: {self.identity}.")
+
+    def _decide(self, policy: Any) -> ReferenceIdentity:
+        name = repr(getattr((self.model or policy).config, "_name_or_path", "") or "in memory")
+        adapters = None
+        if not self.read:
+            return ReferenceIdentity("none", "none, since no loss reads one", None)
+        if self.model is not None or not is_peft_model(policy):
+            kind, what = "second_model", f"the model {name} given as ref_model" if self.given else f"the model {name}"
+        else:
+            copied = self.starting_adapter or not adapter.changes_nothing(policy)
+            if copied or self.moves:
+                adapter.freeze_copy(policy)
+                self.adapter = adapter.FROZEN
+            # A moving copy of an adapter that changes nothing yet is the base model.
+            adapters = [adapter.FROZEN] if copied else []
+            kind = "starting_adapter" if copied else "adapters_off"
+            what = f"the starting adapter on {name}" if copied else f"the base model {name} with adapters off"
+        if not self.given:
+            what += ", as it was when training started"
+        if self.moves:
+            what += ", then moved towards the policy"
+        weights = self.model if self.model is not None else policy
+        return ReferenceIdentity(kind, what, _agreed_fingerprint(weights, adapters, self._accelerator))
+
+    @property
+    def _sharded(self) -> bool:
+        return self._accelerator.distributed_type.value == "FSDP" or is_deepspeed_zero3_enabled()
+
+    def callback(self) -> TrainerCallback:
+        """Return what moves the reference while training (TR-DPO).
+
+        Raises:
+            NotImplementedError: adapters, with weights sharded over processes.
+        """
+        if self.adapter is None:
+            if self._sharded and self._accelerator.is_main_process:
+                logger.warning("sync_ref_model with sharded weights: this run can't be resumed from a checkpoint.")
+            return SyncRefModelCallback(ref_model=self.model, accelerator=self._accelerator)
+        if self._sharded:
+            raise NotImplementedError(
+                "sync_ref_model=True moves an adapter, which needs whole weights on each process: use DDP or DeepSpeed "
+                "ZeRO-2 instead of FSDP or ZeRO-3, or set sync_ref_model=False."
+            )
+        return adapter.MoveAdapter()
+
+    # Checkpoints
+
+    def save(self, folder: str | Path, policy: Any) -> None:
+        """Write into a checkpoint which reference it belongs to, and how far that has moved."""
+        assert self.identity is not None
+        self.identity.save(folder)
+        if self.moves and not self._sharded:
+            path = Path(folder) / MOVED_FILE
+            temporary = path.with_name(path.name + ".tmp")
+            if self.adapter is None:
+                safetensors.torch.save_model(self._unwrapped(), str(temporary))
+            else:
+                safetensors.torch.save_file(
+                    {name: tensor.contiguous() for name, tensor in adapter.state(policy).items()}, temporary
+                )
+            temporary.replace(path)
+
+    def left_out(self, policy: Any) -> contextlib.AbstractContextManager[None]:
+        """While open, saving the policy leaves out an adapter that was added as the reference."""
+        return contextlib.nullcontext() if self.adapter is None else adapter.saves_no_copy(policy)
+
+    def check_checkpoint(self, folder: str | Path) -> None:
+        """Refuse a checkpoint that this reference doesn't belong to; see `ReferenceIdentity.check_checkpoint`.
+
+        Raises:
+            ReferenceMismatchError: also where its reference had moved and this one doesn't, or the other way round.
+        """
+        assert self.identity is not None
+        self.identity.check_checkpoint(folder)
+        path = Path(folder) / MOVED_FILE
+        if self.identity.kind == "none" or not (Path(folder) / FILE).exists():
+            return
+        if path.exists() != self.moves:
+            how = "moved with the policy" if path.exists() else "stood still, or where it had moved to wasn't saved"
+            raise ReferenceMismatchError(
+                f"The reference of {folder} {how}; now sync_ref_model={self.moves}. Set it as it was, or start a new "
+                "run from that model."
+            )
+        if self.moves:
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise ReferenceMismatchError(f"{path} can't be read: {error}. Take another checkpoint.") from error
+
+    def load(self, folder: str | Path, policy: Any) -> None:
+        """Move the reference to where it was when the checkpoint was written."""
+        path = Path(folder) / MOVED_FILE
+        if not self.moves or not path.exists():
+            return
+        if self.adapter is None:
+            safetensors.torch.load_model(self._unwrapped(), path)
+        else:
+            _copy_into(adapter.state(policy), safetensors.torch.load_file(path), path)
+
+    def _unwrapped(self) -> nn.Module:
+        return self._accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+
+def _copy_into(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
+    if saved.keys() != tensors.keys():
+        raise ReferenceMismatchError(f"{path} holds another adapter. Take another checkpoint.")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(saved[name])
+
+
+def _agreed_fingerprint(model: nn.Module, adapters: list[str] | None, accelerator: Accelerator) -> str | None:
+    try:
+        mine = fingerprint(model, adapters)
+    except FingerprintError as error:
+        mine = None
+        if accelerator.is_main_process:
+            logger.warning(f"The reference has no fingerprint, so a resumed run can't check it. {error}")
+    if accelerator.distributed_type.value == "FSDP":
+        return broadcast_object_list([mine])[0]  # the other processes may get their weights later, from the first
+    everyone = gather_object([mine])
+    for rank, other in enumerate(everyone):
+        if other != everyone[0]:
+            raise ReferenceMismatchError(
+                f"Process {rank} has other reference weights ({other}) than process 0 ({everyone[0]}). Every process "
+                "must load the same model; weights that are drawn or changed in memory need the same seed."
+            )
+    return mine

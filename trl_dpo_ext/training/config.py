@@ -1,0 +1,246 @@
+"""The training configuration: TRL's `DPOConfig`, with losses from the registry and everything checked at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trl import DPOConfig
+
+from ..losses import HyperparameterError, LossSpec, get_loss
+from ..registry import did_you_mean
+from ..types import PAIRINGS
+from .errors import ConfigError
+from .modifiers import F_DIVERGENCES, LossModifiers
+from .objective import Objective, Term
+from .preflight.hardware import check_bf16, check_processes
+
+# What TRL has where a loss doesn't read the field: a config of TRL's that spells it out moves over unchanged.
+_TRL_DEFAULTS = {"label_smoothing": DPOConfig.label_smoothing, "discopop_tau": DPOConfig.discopop_tau}
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(
+            f"{name}={value!r} is unknown.{did_you_mean(str(value), known)} It is one of: {', '.join(known)}."
+        )
+
+
+@dataclass
+class PreferenceConfig(DPOConfig):
+    """Configuration of `PreferenceTrainer`. Every field of `trl.DPOConfig` keeps its meaning.
+
+    Args:
+        loss_type: one or several registered losses (TRL's names are aliases); `trl-dpo-ext losses` lists them.
+        loss_weights: one weight per loss; 1 each by default.
+        loss_kwargs: hyperparameters per loss, for example `{"simpo": {"gamma_beta_ratio": 0.3}}`.
+        beta: goes to every loss that has one; None means each loss's own default.
+        label_smoothing, discopop_tau: TRL's fields; they go to every loss that has them, None as above. Where no loss
+            has one of the three, giving it is an error, except these two at TRL's defaults.
+        pairing: the pairs a ranking of K > 2 gives to pairwise losses: `all`, `best_vs_rest`, `adjacent`,
+            `best_vs_worst`.
+        prefix_sharing: compute each prompt once for all its responses: `auto` where the model can (checked before
+            training) and a batch becomes cheaper by it, `true` insists, `false` doesn't.
+        packing: put several prompts with their responses in a row, as far as that fills padding.
+        invalid_rows: `error` stops at unusable rows and names them; `drop` leaves them out and counts them.
+        ref_cache_dir: folder of the reference log-probs that `precompute_ref_log_probs` stores, for all runs; by
+            default below the Hugging Face cache home. See docs/reference_cache.md.
+        enable_jit_checkpoint: on SIGTERM, finish the step, write a checkpoint (unless `save_strategy` is "no"), and end
+            with code 143.
+
+        hub_base_model, hub_base_revision: the base model's name on the Hub, for what is pushed, where it is trained
+            from a local path.
+        resume_from_hub: repository whose last checkpoint (`hub_strategy="checkpoint"`) training goes on from.
+
+    Raises:
+        ConfigError, UnknownNameError, HyperparameterError: whatever can't work, before a model is loaded.
+    """
+
+    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "loss_kwargs"]  # noqa: RUF012, as in TRL
+
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata={"help": "One or several registered losses; `trl-dpo-ext losses` lists them."},
+    )
+    loss_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Hyperparameters per loss, as a mapping from the loss's name."}
+    )
+    beta: float | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Goes to every loss that has a beta. By default each loss has its own."},
+    )
+    label_smoothing: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Goes to every loss that has label smoothing. By default each has its own."}
+    )
+    discopop_tau: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Temperature of the `discopop` loss. By default its own."}
+    )
+    pairing: str = field(
+        default="all",
+        metadata={
+            "help": "Which pairs a ranking gives to pairwise losses.",
+            "choices": list(PAIRINGS),
+        },
+    )
+    prefix_sharing: str = field(
+        default="auto", metadata={"help": "Compute each prompt once for all its responses: auto, true or false."}
+    )
+    packing: bool = field(
+        default=True, metadata={"help": "Put several prompts with their responses in a row, where that fills padding."}
+    )
+    invalid_rows: Literal["error", "drop"] = field(
+        default="error",
+        metadata={
+            "help": "What to do with unusable dataset rows: `error` names them and stops, `drop` counts them.",
+            "choices": ["error", "drop"],
+        },
+    )
+    ref_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the reference log-probs that precompute_ref_log_probs stores, for all runs. By default "
+            "below the Hugging Face cache home."
+        },
+    )
+    enable_jit_checkpoint: bool = field(
+        default=True,
+        metadata={
+            "help": "On SIGTERM, finish the step, write a checkpoint (unless save_strategy is 'no'), end with code 143."
+        },
+    )
+    hub_base_model: str | None = field(
+        default=None, metadata={"help": "The base model's name on the Hub, where it is trained from a local path."}
+    )
+    hub_base_revision: str | None = field(default=None, metadata={"help": "Revision of hub_base_model."})
+    resume_from_hub: str | None = field(
+        default=None, metadata={"help": "Repository on the Hub whose last checkpoint to go on from."}
+    )
+
+    def __post_init__(self) -> None:
+        check_processes(self.use_cpu)  # before the processes meet, in the next but one line
+        check_bf16(self.bf16, self.fp16, self.use_cpu)
+        super().__post_init__()
+        if self.accelerator_config.dispatch_batches:  # type: ignore[union-attr]
+            raise ConfigError(
+                "accelerator_config: dispatch_batches=True cuts every tensor of a streamed batch at the number of "
+                "prompts, but a batch has more rows than prompts. Leave it unset."
+            )
+        # Unset means True for a streamed evaluation dataset; TRL sees to the training dataset only.
+        self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
+        _one_of("pairing", self.pairing, PAIRINGS)
+        self.prefix_sharing = str(self.prefix_sharing).lower()
+        _one_of("prefix_sharing", self.prefix_sharing, ("auto", "true", "false"))
+        _one_of("invalid_rows", self.invalid_rows, ("error", "drop"))
+        _one_of("f_divergence_type", self.f_divergence_type, F_DIVERGENCES)
+        if self.truncation_mode != "keep_start":
+            raise ConfigError(
+                f"truncation_mode={self.truncation_mode!r} (deprecated in TRL) cuts the prompt differently for each "
+                "response; here all responses share their prompt. Use 'keep_start'."
+            )
+        self._check_numbers()
+        if self.max_length is not None and self.max_length < 2:
+            raise ConfigError(f"max_length={self.max_length} leaves no room for a prompt and a response.")
+        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
+            raise ConfigError(f"ld_alpha={self.ld_alpha} is out of range, expected >= 0, <= 1.")
+        self.objective()
+
+    def _check_numbers(self) -> None:
+        # transformers takes any number here, and fails, or trains nothing, much later.
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "ref_model_sync_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is out of range, expected >= 1.")
+        if not 0 < self.ref_model_mixup_alpha <= 1:
+            raise ConfigError(
+                f"ref_model_mixup_alpha={self.ref_model_mixup_alpha} is out of range, expected > 0, <= 1."
+            )
+        if not 0 <= self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate={self.learning_rate} is out of range, expected >= 0 and finite.")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ConfigError(
+                f"num_train_epochs={self.num_train_epochs} trains nothing; set max_steps, or more epochs."
+            )
+        if unusable := [weight for weight in self.loss_weights or [] if not math.isfinite(weight)]:
+            raise ConfigError(f"loss_weights={self.loss_weights} holds {unusable[0]}, expected finite numbers.")
+
+    def objective(self) -> Objective:
+        """Build the mix of losses this configuration asks for.
+
+        Raises:
+            UnknownNameError, HyperparameterError, ConfigError: an unknown loss or hyperparameter, or bad weights.
+        """
+        specs = [get_loss(name) for name in self.loss_type]
+        if not specs:
+            raise ConfigError("loss_type is empty; name at least one loss.")
+        weights = self.loss_weights or [1.0] * len(specs)
+        objective = Objective(
+            terms=[
+                Term(spec, values, weight)
+                for spec, values, weight in zip(specs, self._hyperparameters(specs), weights, strict=True)
+            ],
+            pairing=self.pairing,
+            modifiers=LossModifiers(
+                self.f_divergence_type, self.f_alpha_divergence_coef, self.ld_alpha, self.use_weighting
+            ),
+        )
+        self._check_combination(objective)
+        return objective
+
+    def _hyperparameters(self, specs: list[LossSpec]) -> list[dict[str, Any]]:
+        given = self.loss_kwargs or {}
+        if not isinstance(given, dict):
+            raise ConfigError(f"loss_kwargs={given!r} must map a loss's name to its hyperparameters.")
+        by_loss: dict[str, dict[str, Any]] = {}
+        for name, values in given.items():
+            canonical = get_loss(name).name
+            if canonical not in {spec.name for spec in specs}:
+                raise HyperparameterError(f"loss_kwargs names {name!r}, but loss_type is {self.loss_type}.")
+            if not isinstance(values, dict):
+                raise HyperparameterError(f"loss_kwargs[{name!r}]={values!r} must be a mapping of hyperparameters.")
+            by_loss[canonical] = values
+        fields = {f: v for f in ("beta", "label_smoothing", "discopop_tau") if (v := getattr(self, f)) is not None}
+        complete = []
+        for spec in specs:
+            shared = {spec.trl_fields[f]: value for f, value in fields.items() if f in spec.trl_fields}
+            complete.append(spec.check({**shared, **by_loss.get(spec.name, {})}))
+        for name, value in fields.items():
+            if value != _TRL_DEFAULTS.get(name) and not any(name in spec.trl_fields for spec in specs):
+                raise HyperparameterError(f"{name}={value} is given, but no loss of {self.loss_type} has it.")
+        return complete
+
+    def _check_combination(self, objective: Objective) -> None:
+        names = {spec.name: spec for spec in (term.spec for term in objective.terms)}
+        if self.f_divergence_type != "reverse_kl":
+            refused = sorted(n for n, spec in names.items() if not spec.f_divergence)
+            if refused:
+                raise ConfigError(
+                    f"f_divergence_type={self.f_divergence_type!r} only works with losses built on the difference of "
+                    f"two rewards, which {', '.join(refused)} is not. Use f_divergence_type='reverse_kl'."
+                )
+        if self.use_weighting:
+            refused = sorted(n for n, spec in names.items() if spec.listwise or spec.couples_batch)
+            if refused:
+                raise ConfigError(
+                    f"use_weighting=True (WPO) weights single pairs, which {', '.join(refused)} doesn't have: it is "
+                    "listwise or couples the pairs of a batch. Set use_weighting=False."
+                )
+        if self.sync_ref_model and self.precompute_ref_log_probs:
+            raise ConfigError(
+                "sync_ref_model=True moves the reference while training, and precompute_ref_log_probs=True stores what "
+                "it says before: from the first move on, stored values are wrong. Set one of them False."
+            )
+        if not objective.reads_reference:
+            for name, on in {
+                "precompute_ref_log_probs": self.precompute_ref_log_probs,
+                "sync_ref_model": self.sync_ref_model,
+                "ld_alpha": self.ld_alpha is not None,
+            }.items():
+                if on:
+                    raise ConfigError(
+                        f"{name} is set, but none of {self.loss_type} reads the reference model. Remove it."
+                    )

@@ -1,0 +1,114 @@
+"""What multiplies the losses instead of adding names: f-divergences, LD-DPO's length weighting, WPO's weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..types import PreferencePairs, RankedResponses
+
+Data = TypeVar("Data", PreferencePairs, RankedResponses)
+
+F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+
+
+def f_divergence_rewards(log_ratios: Tensor, kind: str, alpha: float = 0.5) -> Tensor:
+    """Return f'(pi / pi_ref), the implicit reward per unit of beta under an f-divergence penalty.
+
+    Args:
+        log_ratios: float, any shape; log pi - log pi_ref, nats.
+        kind: one of `F_DIVERGENCES`; `reverse_kl` gives the log-ratios back.
+        alpha: coefficient of the alpha-divergence; 1 gives `reverse_kl`.
+
+    Returns:
+        float, same shape. Additive constants are kept as TRL keeps them; they cancel in differences.
+
+    Reference: arXiv 2309.16240, table 1.
+    """
+    if kind == "forward_kl":
+        return 1 - torch.exp(-log_ratios)
+    if kind == "js_divergence":
+        return math.log(2) + F.logsigmoid(log_ratios)
+    if kind == "alpha_divergence" and abs(alpha - 1) >= 1e-6:
+        # The clamp keeps the exponential finite in float32, as in TRL.
+        return torch.expm1(((alpha - 1) * log_ratios).clamp(max=80)) / (alpha - 1)
+    return log_ratios
+
+
+def tail_weighted_sum(token_logps: Tensor, shared: Tensor, alpha: float) -> Tensor:
+    """Sum token log-probs with weight 1 up to the shared length and `alpha` beyond it (LD-DPO).
+
+    Args:
+        token_logps: [..., T] float, 0 past each response's end.
+        shared: [...] int64, the length both (or all) compared responses have.
+        alpha: weight of the tail, in [0, 1].
+
+    Returns:
+        [...] float.
+
+    Reference: arXiv 2409.06411. As in TRL, policy and reference are weighted alike.
+    """
+    position = torch.arange(token_logps.shape[-1], device=token_logps.device)
+    return (token_logps * torch.where(position < shared.unsqueeze(-1), 1.0, alpha)).sum(dim=-1)
+
+
+def _length_weighted(data: Data, alpha: float) -> Data:
+    if isinstance(data, PreferencePairs):
+        shared = torch.minimum(data.chosen_lengths, data.rejected_lengths)
+        sources = {
+            "chosen_logps": data.chosen_token_logps,
+            "rejected_logps": data.rejected_token_logps,
+            "ref_chosen_logps": data.ref_chosen_token_logps,
+            "ref_rejected_logps": data.ref_rejected_token_logps,
+        }
+    else:
+        far = torch.iinfo(data.lengths.dtype).max
+        shared = data.lengths.masked_fill(~data.mask, far).min(dim=1, keepdim=True).values.expand_as(data.lengths)
+        sources = {"logps": data.token_logps, "ref_logps": data.ref_token_logps}
+    return data.replace(**{k: tail_weighted_sum(v, shared, alpha) for k, v in sources.items() if v is not None})
+
+
+def _f_divergence(data: Data, kind: str, alpha: float) -> Data:
+    # A loss reads log-ratios as logps - ref_logps: with f' in place of the first and 0 of the second it reads f'.
+    if isinstance(data, PreferencePairs):
+        return data.replace(
+            chosen_logps=f_divergence_rewards(data.chosen_log_ratios, kind, alpha),
+            rejected_logps=f_divergence_rewards(data.rejected_log_ratios, kind, alpha),
+            ref_chosen_logps=torch.zeros_like(data.chosen_logps),
+            ref_rejected_logps=torch.zeros_like(data.rejected_logps),
+        )
+    return data.replace(
+        logps=f_divergence_rewards(data.log_ratios, kind, alpha), ref_logps=torch.zeros_like(data.logps)
+    )
+
+
+@dataclass(frozen=True)
+class LossModifiers:
+    """The settings that change what every loss sees.
+
+    Attributes:
+        f_divergence_type, f_alpha_divergence_coef: see `f_divergence_rewards`.
+        ld_alpha: weight of the tokens past the shared length; None for no weighting.
+        use_weighting: multiply each pair's loss by the policy's own length-normalised probabilities (WPO).
+    """
+
+    f_divergence_type: str = "reverse_kl"
+    f_alpha_divergence_coef: float = 0.5
+    ld_alpha: float | None = None
+    use_weighting: bool = False
+
+    def length_weighted(self, data: Data) -> Data:
+        """Apply `ld_alpha` to data that carries token log-probs."""
+        return data if self.ld_alpha is None else _length_weighted(data, self.ld_alpha)
+
+    def apply(self, data: Data) -> Data:
+        """Apply `ld_alpha`, then the f-divergence, to data with a reference."""
+        data = self.length_weighted(data)
+        if self.f_divergence_type == "reverse_kl":
+            return data
+        return _f_divergence(data, self.f_divergence_type, self.f_alpha_divergence_coef)

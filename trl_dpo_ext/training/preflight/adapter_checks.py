@@ -1,0 +1,146 @@
+"""Checks of a quantized base and its adapter that need no weights: the model's config and the names of its modules."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+from ...reference.frozen_adapter import FROZEN, TRAINED
+from ...registry import did_you_mean
+from ..errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def check_quantization(model: Any, quantization_config: Any, peft_config: Any, args: Any) -> None:
+    """Refuse a quantized base that can't be trained, or that isn't the one asked for.
+
+    Args:
+        model: Hub id, folder, or module; a module that is quantized already is transformers' to check.
+        quantization_config: `BitsAndBytesConfig` or None.
+        peft_config: the adapter's, or None.
+        args: the configuration, for how the model is loaded.
+
+    Raises:
+        ConfigError: no adapter on it, or the stored model is quantized in another way.
+    """
+    if quantization_config is None or not isinstance(model, str):
+        return
+    if peft_config is None:
+        raise ConfigError(
+            "The model is loaded quantized, and quantized weights can't be trained. Add an adapter (use_peft: true, or "
+            "peft_config), or load it unquantized (without load_in_4bit)."
+        )
+    stored = getattr(_config(model, args), "quantization_config", None)
+    if stored is None:
+        return
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    bits = 4 if quantization_config.load_in_4bit else 8
+    if not stored.get(f"load_in_{bits}bit"):
+        method = stored.get("quant_method", "another method")
+        raise ConfigError(
+            f"The recipe loads the model in {bits} bit, but {model!r} is stored quantized by {method!r} already, which "
+            f"can't be quantized again. Give the unquantized model, or remove load_in_{bits}bit."
+        )
+
+
+def check_reference_adapter(model: Any, ref_model: Any, peft_config: Any, args: Any) -> None:
+    """Refuse adapters that can't be, or can't have, the reference.
+
+    Args:
+        model: Hub id, folder, or module.
+        ref_model: a second model, or None.
+        peft_config: of a new adapter, or None.
+        args: the configuration.
+
+    Raises:
+        ConfigError: says which names are wanted.
+    """
+    adapters = list(model.peft_config) if isinstance(model, PeftModel) else []
+    if ref_model is not None:
+        if args.sync_ref_model and (adapters or peft_config is not None):
+            raise ConfigError(
+                "sync_ref_model=True moves the reference to where the policy is. The policy has an adapter, and "
+                "ref_model has none to move. Remove ref_model: the reference is then a copy of the adapter."
+            )
+    elif adapters and TRAINED not in adapters:
+        raise ConfigError(
+            f"The model's adapters are called {', '.join(map(repr, adapters))}; the one to train must be called "
+            f"{TRAINED!r}, which is what PEFT calls it without adapter_name."
+        )
+    elif FROZEN in adapters:
+        raise ConfigError(
+            f"The model has an adapter called {FROZEN!r} already, perhaps from an earlier trainer: the name of the "
+            f"reference. Call model.delete_adapter({FROZEN!r}), or load the model again."
+        )
+
+
+def check_target_modules(model: Any, peft_config: Any, args: Any) -> None:
+    """Refuse an adapter whose `target_modules` match nothing in the model; warn of single names that match nothing.
+
+    Args:
+        model: Hub id, folder, or module. Of a path, the modules are built without weights, from the config alone.
+        peft_config: the adapter's, or None.
+        args: the configuration, for how the model is loaded.
+
+    Raises:
+        ConfigError: names what the model has.
+    """
+    targets = getattr(peft_config, "target_modules", None)
+    if not targets or targets == "all-linear" or set(targets) == {"all-linear"}:
+        return
+    if getattr(peft_config, "target_parameters", None):
+        return
+    modules = model if isinstance(model, nn.Module) else _without_weights(model, args)
+    if modules is None:
+        return
+    names = [name for name, _ in modules.named_modules() if name]
+    listed = [targets] if isinstance(targets, str) else sorted(targets)
+    unmatched = [
+        target for target in listed if not any(_matches(target, name, isinstance(targets, str)) for name in names)
+    ]
+    linear = _linear_layers(modules)
+    if len(unmatched) == len(listed):
+        raise ConfigError(
+            f"lora_target_modules={', '.join(map(repr, listed))} match nothing in this model."
+            f"{did_you_mean(listed[0], linear)} Its linear layers are called: {', '.join(linear)}. 'all-linear' takes "
+            "them all but the language-model head."
+        )
+    if unmatched:
+        logger.warning(
+            "lora_target_modules: %s match nothing in this model and get no adapter. Its linear layers are called: %s.",
+            ", ".join(map(repr, unmatched)),
+            ", ".join(linear),
+        )
+
+
+def _matches(target: str, name: str, is_pattern: bool) -> bool:
+    # As PEFT does: a string is a pattern for whole names, a list holds names or their ends.
+    return bool(re.fullmatch(target, name)) if is_pattern else name == target or name.endswith(f".{target}")
+
+
+def _linear_layers(modules: nn.Module) -> list[str]:
+    kinds = ("Linear", "Conv1D")
+    found: Iterable[str] = (name for name, module in modules.named_modules() if type(module).__name__.startswith(kinds))
+    return sorted({name.rpartition(".")[2] for name in found})
+
+
+def _config(model: str, args: Any) -> Any:
+    revision = (args.model_init_kwargs or {}).get("revision")
+    options = {"revision": revision} if revision else {}
+    return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code, **options)
+
+
+def _without_weights(model: str, args: Any) -> nn.Module | None:
+    config = _config(model, args)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None  # code from the Hub: PEFT will say that nothing matches
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

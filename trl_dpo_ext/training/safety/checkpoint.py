@@ -1,0 +1,184 @@
+"""Which checkpoints are whole: a list of files written last, the search for the newest one, and rotation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from ...record import write_json
+from ..errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+MARKER = "complete.json"
+_NEWEST = ("true", "latest", "last")
+_NONE = ("", "false", "none", "no")
+
+
+def checkpoints(run_folder: str | Path) -> dict[int, Path]:
+    """Return the checkpoint folders of a run by their step, in order, whole or not."""
+    found = {}
+    for path in Path(run_folder).glob("checkpoint-*"):
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir():
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def why_incomplete(folder: str | Path) -> str | None:
+    """Say in a clause what is missing from a checkpoint, or None where it is whole: each file has the size listed."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return "there is no such folder"
+    try:
+        files = dict(json.loads((folder / MARKER).read_text())["files"])
+    except FileNotFoundError:
+        return f"it has no {MARKER}, which is written last: its run was killed before that, or was another program's"
+    except (ValueError, KeyError, TypeError):
+        return f"its {MARKER} can't be read"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if (found := path.stat().st_size) != size:
+            return f"{name} has {found} bytes, and was written with {size}"
+    return None
+
+
+def newest(run_folder: str | Path) -> Path | None:
+    """Return the whole checkpoint of the latest step, or None."""
+    return next((path for path in reversed(checkpoints(run_folder).values()) if why_incomplete(path) is None), None)
+
+
+def find_checkpoint(asked: str | bool | None, run_folder: str | Path) -> str | None:
+    """Return the folder to resume from, the same on all processes; None is a start at step 0.
+
+    Args:
+        asked: a checkpoint's folder; True, "true", "latest" or "last" for the newest whole one in `run_folder` (a run
+            that has none yet starts at step 0, so that a job can always be started with the same command); None, False
+            or "false" for none.
+        run_folder: the run's `output_dir`.
+
+    Raises:
+        CheckpointError: the folder named isn't a whole checkpoint, or holds no optimizer to go on with.
+    """
+    answer: list[str | None] = [None, None]
+    if PartialState().is_main_process:  # a shared disk may show each process something else
+        try:
+            answer[0] = _find(str(asked), Path(run_folder))
+        except CheckpointError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise CheckpointError(answer[1])
+    return answer[0]
+
+
+def _find(asked: str, run_folder: Path) -> str | None:
+    if asked.lower() in _NONE:
+        return None
+    if asked.lower() not in _NEWEST:
+        folder = Path(asked)
+        if (problem := why_incomplete(folder)) is not None:
+            whole = [str(path) for path in _near(folder, run_folder) if why_incomplete(path) is None]
+            instead = f"Whole ones: {', '.join(whole)}." if whole else "There is no whole one beside it."
+            raise CheckpointError(f"Can't resume from {asked!r}: {problem}. {instead}")
+    else:
+        for path in reversed(checkpoints(run_folder).values()):
+            if (problem := why_incomplete(path)) is None:
+                folder = path
+                break
+            logger.warning("Not resuming from %s: %s.", path, problem)
+        else:
+            logger.warning("resume_from_checkpoint=%s: %s has no whole checkpoint; starting anew.", asked, run_folder)
+            return None
+    if not json.loads((folder / MARKER).read_text())["resumable"]:
+        raise CheckpointError(
+            f"Can't resume from {str(folder)!r}: it holds the weights only (save_only_model=True), so optimizer, "
+            "schedule and random state would start anew. Give it as the model of a new run instead."
+        )
+    logger.info("Resuming from %s.", folder)
+    return str(folder)
+
+
+def _near(folder: Path, run_folder: Path) -> list[Path]:
+    """The checkpoints that may have been meant: in the folder named, beside it, or in the run's own folder."""
+    for place in (folder, folder.parent, run_folder):
+        if found := list(checkpoints(place).values()):
+            return found
+    return []
+
+
+@contextlib.contextmanager
+def atomic_checkpoint(trainer: Any, trial: Any) -> Iterator[Path]:
+    """While open, all processes write a checkpoint into the folder it gives; then it is marked, pushed, and others go.
+
+    transformers would push and delete older checkpoints before anything of ours is written; a run killed between the
+    two would be left with none. What an earlier run left in the folder is removed first.
+    """
+    args = trainer.args
+    folder = Path(trainer._get_output_dir(trial)) / f"checkpoint-{trainer.state.global_step}"
+    if args.should_save:
+        shutil.rmtree(folder, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    asked = {name: getattr(args, name) for name in ("save_total_limit", "push_to_hub")}
+    args.save_total_limit, args.push_to_hub = None, False
+    try:
+        yield folder
+    finally:
+        for name, value in asked.items():
+            setattr(args, name, value)
+    trainer.accelerator.wait_for_everyone()
+    if args.should_save:
+        torch.save(args, folder / "training_args.bin")  # with the limit and the push that were asked for
+        _mark(folder, resumable=not args.save_only_model)
+    if args.push_to_hub:
+        trainer._push_from_checkpoint(str(folder))
+    if args.should_save:
+        best = trainer.state.best_model_checkpoint
+        rotate(folder.parent, args.save_total_limit, keep=[folder, *([Path(best)] if best else [])])
+    trainer.accelerator.wait_for_everyone()
+
+
+def _mark(folder: Path, resumable: bool) -> None:
+    """List all files with their sizes, once they are on the disk and not only on their way there."""
+    paths = sorted(folder.rglob("*"))
+    for path in paths:
+        _flush(path)
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
+    write_json(folder / MARKER, {"files": files, "resumable": resumable})
+    for path in (folder / MARKER, folder, folder.parent):
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():  # not every disk flushes folders
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def rotate(run_folder: str | Path, limit: int | None, keep: list[Path]) -> None:
+    """Delete checkpoints beyond `limit`: first those that aren't whole, then the oldest; never those to `keep`.
+
+    transformers' own rotation counts half-written checkpoints, and may keep one of them instead of a whole one.
+    """
+    if limit is None or limit <= 0:
+        return
+    kept = {path.resolve() for path in keep if path.is_dir()}
+    others = [(step, path) for step, path in checkpoints(run_folder).items() if path.resolve() not in kept]
+    others.sort(key=lambda item: (why_incomplete(item[1]) is None, item[1].stat().st_mtime_ns, item[0]))
+    for _, path in others[: max(0, len(others) - max(0, limit - len(kept)))]:
+        shutil.rmtree(path, ignore_errors=True)
