@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import re
 import shlex
 import sys
+import uuid
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -85,12 +88,25 @@ def scrub(text: str, token: str | None = None) -> str:
     return re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", text.replace(token, "***") if token else text)
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON under a temporary name and rename it, so that no reader ever finds half a file."""
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and rename it to `path` at the end: a reader never finds half a file.
+
+    After an error the temporary file is deleted and `path` stays as it was.
+    """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON atomically, with sorted keys."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 def _processor() -> str:
