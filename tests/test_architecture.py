@@ -208,7 +208,8 @@ def test_each_kind_of_private_use_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.test_architecture.PACKAGE", tmp_path)
     source = tmp_path / "x.py"
     source.write_text(
-        "from transformers.quantizers.base import X\nfrom torch._inductor import config\nfrom accelerate.utils import a\n"
+        "from transformers.quantizers.base import X\n"
+        "from torch._inductor import config\nfrom accelerate.utils import a\n"
         "model.config._attn_implementation\ngetattr(model, '_hook')\nself._mine\nx.__dict__\n"
         "class Mine(DPOTrainer):\n    def _save(self): ...\n    def _mine(self): ...\n"
     )
