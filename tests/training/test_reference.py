@@ -18,6 +18,7 @@ from trl.trainer import dpo_trainer
 
 from tests import helpers
 from tests.training import support
+from trl_dpo_ext._compat import trl as compat_trl
 from trl_dpo_ext.reference import run_reference
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
@@ -219,7 +220,8 @@ def test_metrics_without_a_reference(loss, prefix, tiny_model_dir, tmp_path):
 def test_no_reference_is_loaded_or_run(kind, tiny_model_dir, tmp_path, monkeypatch):
     made = []
     create, copy_of = dpo_trainer.create_model_from_path, run_reference.frozen_copy
-    monkeypatch.setattr(dpo_trainer, "create_model_from_path", lambda *a, **k: made.append("loaded") or create(*a, **k))
+    for module in (dpo_trainer, compat_trl):
+        monkeypatch.setattr(module, "create_model_from_path", lambda *a, **k: made.append("loaded") or create(*a, **k))
     monkeypatch.setattr(run_reference, "frozen_copy", lambda model: made.append("copied") or copy_of(model))
     model = {"in memory": loaded, "pretrained adapter": with_adapter}.get(kind, lambda path: path)(tiny_model_dir)
 
