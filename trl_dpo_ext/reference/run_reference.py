@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SyncRefModelCallback
 
+from .._compat.transformers import loaded_from
 from .._compat.trl import use_adapter
 from ..modeling.forward import evaluation_mode
 from . import frozen_adapter as adapter
@@ -65,11 +66,12 @@ class Reference:
         self.needed, self.synced = needed, synced
         self.given = second is not None
         self.starting_adapter = isinstance(policy, nn.Module) and is_peft_model(policy)
-        self.model: Any = second if needed else None
+        self._second: Any = second if needed else None
         self._loads = needed and second is None and keep_model and not (new_adapter or self.starting_adapter)
         if self._loads and isinstance(policy, nn.Module):
             # The path that the policy came from may hold other weights by now.
-            self.model, self._loads = frozen_copy(policy), False
+            self._second, self._loads = frozen_copy(policy), False
+        self.model: Any = None  # until `settle`: DPOTrainer prepares whatever it finds as `ref_model`
         self.adapter: str | None = None
         self.identity: ReferenceIdentity | None = None
         self._accelerator: Any = None
@@ -97,8 +99,8 @@ class Reference:
             NotImplementedError: weights beside the adapter are trained, and they are sharded.
         """
         self._accelerator = accelerator
-        if self._loads or isinstance(self.model, str):
-            self.model = load(self.model)
+        self.model = load(self._second) if self._loads or isinstance(self._second, str) else self._second
+        self._second = None
         self.identity = self._decide(policy)
         if accelerator.is_main_process:
             logger.info(f"Reference: {self.identity}.")
@@ -138,7 +140,7 @@ class Reference:
             )
 
     def _decide(self, policy: Any) -> ReferenceIdentity:
-        name = repr(getattr((self.model or policy).config, "_name_or_path", "") or "in memory")
+        name = repr(loaded_from((self.model or policy).config) or "in memory")
         adapters = None
         if not self.needed:
             return ReferenceIdentity("none", "none, since no loss reads one", None)

@@ -112,6 +112,8 @@ class PreferenceTrainer(HookedTrainer):
             raise TypeError(
                 f"args is a {type(args).__name__}; pass a PreferenceConfig, which takes every field of DPOConfig."
             )
+        if train_dataset is None:
+            raise ValueError("train_dataset is missing. Pass a datasets.Dataset or IterableDataset.")
         self.objective = args.objective()
         run_checks.check_arguments(model, ref_model, args, kwargs, self.objective)
         # Rows are checked before the tokenizer is loaded, and tokenized before the model is.

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from transformers.trainer_utils import HubStrategy
 
+from .._compat.transformers import loaded_from
 from ..hub import RunError, hub_id, push_run, read_run, training_record, write_card
 from ..record import hardware, versions, write_json
 from .config import PreferenceConfig
@@ -95,7 +96,7 @@ def check_push(model: Any, args: PreferenceConfig) -> None:
     Raises:
         ConfigError: trained from a path, without `hub_base_model`.
     """
-    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    name = model if isinstance(model, str) else loaded_from(getattr(model, "config", None))
     if args.hub_base_model is not None:
         if not hub_id(args.hub_base_model):
             raise ConfigError(
