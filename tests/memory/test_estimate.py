@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.memory.measure import FAMILIES, NF4, Shape, setup
 from trl_dpo_ext.memory import SHAPES, UnknownModelError, estimate, load_model_config
-from trl_dpo_ext.memory.estimate import CONTEXT_PART
-from trl_dpo_ext.memory.recipe import with_args, with_length
+from trl_dpo_ext.memory.peak_estimate import CONTEXT_PART
+from trl_dpo_ext.memory.recipe_setup import with_args, with_length
 from trl_dpo_ext.memory.stand_ins import Linear4bitStandIn
 from trl_dpo_ext.memory.step import run_step
 

@@ -26,8 +26,8 @@ from peft import get_peft_model
 from tests import helpers
 from tests.training import forks, support
 from tests.traps.support import fresh, row_logps, token_logps
-from trl_dpo_ext.reference import cache as cache_module
-from trl_dpo_ext.reference import fill
+from trl_dpo_ext.reference import fill_reference_cache as fill
+from trl_dpo_ext.reference import reference_cache as cache_module
 
 
 def watched(folder: str) -> tuple[Any, list[int]]:

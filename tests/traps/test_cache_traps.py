@@ -17,7 +17,7 @@ from tests.traps.support import bugs, fresh, put_back, row_logps, token_logps
 from trl_dpo_ext.data.collator import PreferenceCollator
 from trl_dpo_ext.modeling.layout import PromptGroup
 from trl_dpo_ext.reference import run_reference
-from trl_dpo_ext.reference.cache import ReferenceCache, response_keys
+from trl_dpo_ext.reference.reference_cache import ReferenceCache, response_keys
 from trl_dpo_ext.training import PreferenceTrainer
 
 

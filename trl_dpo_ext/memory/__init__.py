@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .estimate import Estimate, estimate, usable
-from .fit import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
-from .models import SHAPES, UnknownModelError, load_model_config
-from .recipe import make_setup, read_recipe, with_args
-from .report import Report
-from .search import advise, largest_batch, largest_k, largest_length
+from .fit_check import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
+from .largest_that_fits import advise, largest_batch, largest_k, largest_length
+from .memory_report import Report
+from .model_configs import SHAPES, UnknownModelError, load_model_config
+from .peak_estimate import Estimate, estimate, usable
+from .recipe_setup import make_setup, read_recipe, with_args
 from .step import Setup, Shape
 
 __all__ = [

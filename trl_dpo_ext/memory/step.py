@@ -23,9 +23,9 @@ from ..modeling.layout import PromptGroup
 from ..modeling.masks import MODEL_INPUTS
 from ..modeling.row_plan import RowLayout, layout_without_check
 from ..training import PreferenceConfig, PreferenceTrainer
-from .ledger import Ledger, Parts
+from .allocation_ledger import Ledger, Parts
+from .known_values import KnownValues
 from .stand_ins import UNMASKED, Linear4bitStandIn, kernels_of, quantize
-from .values import KnownValues
 
 WEIGHTS = "weights"
 WEIGHTS_4BIT = "4-bit weights"

@@ -20,7 +20,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SyncRefModelCallback
 
 from . import frozen_adapter as adapter
-from .identity import FILE, FingerprintError, ReferenceIdentity, ReferenceMismatchError, fingerprint
+from .reference_identity import FILE, FingerprintError, ReferenceIdentity, ReferenceMismatchError, fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from datasets import IterableDataset
 
 from ..data.collator import PreferenceCollator
 from ..modeling.layout import PromptGroup
-from ..reference.cache import ReferenceCache, default_folder
-from ..reference.fill import Processes, all_cached, batch_difference, compute_dtype, fill_cache
+from ..reference.fill_reference_cache import Processes, all_cached, batch_difference, compute_dtype, fill_cache
+from ..reference.reference_cache import ReferenceCache, default_folder
 from .errors import ConfigError
 
 if TYPE_CHECKING:

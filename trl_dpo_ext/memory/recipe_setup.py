@@ -16,7 +16,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..parsing import ParseError, StrictParser
 from ..training import ConfigError, PreferenceConfig
-from .models import load_model_config
+from .model_configs import load_model_config
 from .step import Setup, Shape
 
 DEFAULT_LENGTH = 1024

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from trl_dpo_ext.modeling.layout import PromptGroup
-from trl_dpo_ext.reference import cache as module
-from trl_dpo_ext.reference.cache import CacheError, ReferenceCache, default_folder, response_keys
+from trl_dpo_ext.reference import reference_cache as module
+from trl_dpo_ext.reference.reference_cache import CacheError, ReferenceCache, default_folder, response_keys
 
 GROUPS = [PromptGroup([5, 6, 7], [[8, 9], [10]]), PromptGroup([5], [[8, 9, 3, 3], [4, 4], [70000]])]
 

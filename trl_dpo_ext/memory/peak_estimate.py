@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .ledger import Parts
+from .allocation_ledger import Parts
 from .step import Setup, decoder_layers, load_on_meta, run_step
 
 GIB = 2**30

@@ -12,10 +12,10 @@ import torch
 from trl import ModelConfig
 
 from ..training import PreferenceConfig, sharding
-from .estimate import GIB, Estimate, estimate
-from .models import UnknownModelError
-from .recipe import make_setup
-from .search import advise
+from .largest_that_fits import advise
+from .model_configs import UnknownModelError
+from .peak_estimate import GIB, Estimate, estimate
+from .recipe_setup import make_setup
 from .step import Setup, Shape
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
-from .estimate import Estimate, estimate
-from .recipe import with_args, with_length
+from .peak_estimate import Estimate, estimate
+from .recipe_setup import with_args, with_length
 from .step import Setup
 
 LENGTH_STEP = 64  # tokens

@@ -15,7 +15,7 @@ from accelerate.utils import tqdm
 from torch import nn
 
 from ..modeling.layout import PromptGroup
-from .cache import CacheError, ReferenceCache, response_keys
+from .reference_cache import CacheError, ReferenceCache, response_keys
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..record import versions
-from .estimate import (
+from .largest_that_fits import Change
+from .peak_estimate import (
     CONTEXT_PART,
     CUBLAS_WORKSPACE,
     CUDA_CONTEXT,
@@ -23,7 +24,6 @@ from .estimate import (
     Estimate,
     usable,
 )
-from .search import Change
 from .step import Setup
 
 _BAR = 40  # columns
