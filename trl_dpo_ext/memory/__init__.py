@@ -8,13 +8,12 @@ from typing import Any
 from .fit_check import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
 from .largest_that_fits import advise, largest_batch, largest_k, largest_length
 from .memory_report import Report
-from .model_configs import SHAPES, UnknownModelError, load_model_config
+from .model_configs import UnknownModelError, known_models, load_model_config, short_names
 from .peak_estimate import Estimate, estimate, usable
 from .recipe_setup import make_setup, read_recipe, with_args
 from .step import Setup, Shape
 
 __all__ = [
-    "SHAPES",
     "DoesNotFitError",
     "Estimate",
     "Report",
@@ -24,11 +23,13 @@ __all__ = [
     "check_fits",
     "estimate",
     "explain_out_of_memory",
+    "known_models",
     "load_model_config",
     "make_setup",
     "most_responses",
     "read_recipe",
     "report_on",
+    "short_names",
 ]
 
 

@@ -1,113 +1,45 @@
-"""Published shapes of well-known models, so that their memory can be estimated without the Hub."""
+"""The configs of models, so that their memory can be estimated without weights, and for some models without the Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    GPT2Config,
-    GPTJConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoConfig
 
 from ..registry import did_you_mean
 
+CONFIGS = Path(__file__).with_name("configs")
+"""Holds OWNER/NAME/config.json for each model, and other_names.json: the other exact names of the same shape."""
+
 
 class UnknownModelError(ValueError):
-    """A model whose config is neither in a folder, nor known, nor to be had from the Hub."""
+    """A model whose config is in no folder, doesn't come with this package, and can't be had from the Hub."""
 
 
-def _pythia(hidden: int, layers: int, heads: int, vocabulary: int) -> GPTNeoXConfig:
-    return GPTNeoXConfig(
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        vocab_size=vocabulary,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-    )
+@cache
+def known_models() -> dict[str, Path]:
+    """Return the folder of the config.json that comes with this package, by each exact name of the model.
+
+    A name is a Hub id, a short name such as `qwen3-8b`, or the folder that the first stage of a recipe here writes.
+    """
+    folders = {path.parent.relative_to(CONFIGS).as_posix(): path.parent for path in CONFIGS.glob("*/*/config.json")}
+    others = json.loads((CONFIGS / "other_names.json").read_text())
+    return folders | {other: folders[name] for name, names in others.items() for other in names}
 
 
-def _llama_8b() -> LlamaConfig:
-    return LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-        max_position_embeddings=131072,
-        tie_word_embeddings=False,
-    )
-
-
-def _qwen3_8b() -> Qwen3Config:
-    return Qwen3Config(
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=151936,
-        max_position_embeddings=40960,
-        tie_word_embeddings=False,
-    )
-
-
-def _qwen2_5_half_b() -> Qwen2Config:
-    return Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=151936,
-        max_position_embeddings=32768,
-        tie_word_embeddings=True,
-    )
-
-
-def _smollm2_135m() -> LlamaConfig:
-    return LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
-
-
-SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
-    "gpt2-large": lambda: GPT2Config(n_embd=1280, n_layer=36, n_head=20),
-    "gpt-j-6b": GPTJConfig,
-    "pythia-2.8b": lambda: _pythia(2560, 32, 32, 50304),
-    "pythia-6.9b": lambda: _pythia(4096, 32, 32, 50432),
-    "llama-3.1-8b": _llama_8b,
-    "qwen2.5-0.5b": _qwen2_5_half_b,
-    "qwen3-8b": _qwen3_8b,
-    "smollm2-135m": _smollm2_135m,
-}
-"""Shape by the last part of the Hub id, in lower case; variants such as `-instruct` have the same."""
+def short_names() -> list[str]:
+    """Return the names of `known_models` that have no owner, such as `qwen3-8b`."""
+    return sorted(name for name in known_models() if "/" not in name)
 
 
 def load_model_config(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
     """Return a model's config without its weights.
 
     Args:
-        name: a folder with a config.json; what isn't there but begins, in its last part, with a name of `SHAPES`,
-            such as `Qwen/Qwen3-8B-Base` or an earlier stage's output `outputs/gpt-j-6b-tldr-sft_merged`; any Hub id.
+        name: a folder with a config.json, one of `known_models`, or a Hub id. A folder that exists comes first.
         revision: of the Hub id.
         trust_remote_code: as for transformers.
 
@@ -117,15 +49,16 @@ def load_model_config(name: str, *, revision: str = "main", trust_remote_code: b
     >>> load_model_config("meta-llama/Llama-3.1-8B-Instruct").num_hidden_layers
     32
     """
-    short = name.rstrip("/").rpartition("/")[2].lower()
-    like = max((shape for shape in SHAPES if short.startswith(shape)), key=len, default=None)
-    if not Path(name).is_dir() and like is not None:
-        return SHAPES[like]()
+    folder = None if Path(name).is_dir() else known_models().get(name.rstrip("/"))
     try:
+        if folder is not None:
+            return AutoConfig.from_pretrained(folder)
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
+        hint = did_you_mean(name.rstrip("/").rpartition("/")[2].lower(), short_names())
         raise UnknownModelError(
-            f"The config of {name!r} can't be read: {reason}{did_you_mean(short, SHAPES)} Give a folder with a "
-            f"config.json, a Hub id that can be reached, or one of the shapes known here: {', '.join(SHAPES)}."
+            f"The config of {name!r} can't be read: {reason}{hint} Give a folder with a config.json, a Hub id that can "
+            f"be reached, or one of: {', '.join(short_names())}. If an earlier stage has yet to write this folder, "
+            "name the model which that stage starts from: `trl-dpo-ext memory RECIPE --model NAME`."
         ) from error

@@ -63,7 +63,7 @@ def read_recipe(
             raise ParseError(f"Unknown key {key!r} in {path}. Did you mean {close[0]!r}?")
     parser = StrictParser((PreferenceConfig, ModelConfig))
     # The recipe may be for a card that this machine doesn't have.
-    parser.set_defaults_with_config(**{k: v for k, v in content.items() if k in known}, use_cpu=True)
+    parser.set_defaults_with_config(**{**{k: v for k, v in content.items() if k in known}, "use_cpu": True})
     try:
         args, model_args = parser.parse_args_into_dataclasses(args=[])
     except ValueError as error:
