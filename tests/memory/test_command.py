@@ -69,7 +69,7 @@ def test_what_fits_a_card_and_what_to_change(recipe):
         "per_device_train_batch_size: 1, gradient_accumulation_steps: 2"
     ]
     assert report.changes[0].peak == pytest.approx(least, rel=0.01)
-    assert "To change, cheapest first" in _text(report)
+    assert "Changes, cheapest first" in _text(report)
 
 
 def test_what_can_not_fit_is_said(recipe, monkeypatch):

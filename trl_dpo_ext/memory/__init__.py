@@ -1,4 +1,4 @@
-"""How much memory a recipe takes at its peak, part by part, found out before anything is loaded."""
+"""Estimates the peak GPU memory of a recipe, part by part, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def report_on(
     responses: int = 2,
     prompt_tokens: int | None = None,
 ) -> Report:
-    """Estimate a recipe, and find what fits a card; takes some seconds for each.
+    """Estimate a recipe, and find what fits a card.
 
     Args:
         recipe, changes, responses, prompt_tokens: see `read_recipe`.
-        card_gib: the card's nominal size; None = only the estimate.
+        card_gib: the card's nominal size; None gives the estimate only.
 
     Raises:
         ParseError, ConfigError, UnknownModelError.

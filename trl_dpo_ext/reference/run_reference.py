@@ -19,8 +19,11 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SyncRefModelCallback
 
+from .._compat.transformers import model_origin
+from ..record import atomic_file
 from . import frozen_adapter as adapter
-from .reference_identity import FILE, FingerprintError, ReferenceIdentity, ReferenceMismatchError, fingerprint
+from .reference_identity import FILE, ReferenceIdentity, ReferenceMismatchError
+from .weights_fingerprint import FingerprintError, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +100,7 @@ class Reference:
             logger.info(f"Reference: {self.identity}.")
 
     def _decide(self, policy: Any) -> ReferenceIdentity:
-        name = repr(getattr((self.model or policy).config, "_name_or_path", "") or "in memory")
+        name = repr(model_origin((self.model or policy).config) or "in memory")
         adapters = None
         if not self.read:
             return ReferenceIdentity("none", "none, since no loss reads one", None)
@@ -148,14 +151,13 @@ class Reference:
         self.identity.save(folder)
         if self.moves and not self._sharded:
             path = Path(folder) / MOVED_FILE
-            temporary = path.with_name(path.name + ".tmp")
-            if self.adapter is None:
-                safetensors.torch.save_model(self._unwrapped(), str(temporary))
-            else:
-                safetensors.torch.save_file(
-                    {name: tensor.contiguous() for name, tensor in adapter.state(policy).items()}, temporary
-                )
-            temporary.replace(path)
+            with atomic_file(path) as temporary:
+                if self.adapter is None:
+                    safetensors.torch.save_model(self._unwrapped(), str(temporary))
+                else:
+                    safetensors.torch.save_file(
+                        {name: tensor.contiguous() for name, tensor in adapter.state(policy).items()}, temporary
+                    )
 
     def left_out(self, policy: Any) -> contextlib.AbstractContextManager[None]:
         """While open, saving the policy leaves out an adapter that was added as the reference."""
