@@ -261,7 +261,7 @@ def test_a_disk_without_room(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(4 * 10**9))
     cache.check_room(999_000_000, 1000)
-    with pytest.raises(CacheError, match=r"4\.00 GB, and 4\.00 GB are free.*ref_cache_dir"):
+    with pytest.raises(CacheError, match=r"4\.00 GB, and the disk of .* has 4\.00 GB free.*ref_cache_dir"):
         cache.check_room(1_000_000_000, 1)
 
 

@@ -13,7 +13,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 __all__ = [
     "Conv1D",
     "GradientCheckpointingLayer",
-    "model_origin",
+    "loaded_from",
     "modules_kept_unquantized",
     "set_attention",
     "should_convert_module",
@@ -37,6 +37,6 @@ def set_attention(config: PreTrainedConfig, name: str) -> None:
     config.get_text_config()._attn_implementation = name
 
 
-def model_origin(config: Any) -> str:
-    """Return the folder or Hub id that a model was loaded from, or "" for one that was made in memory."""
-    return getattr(config, "_name_or_path", None) or ""
+def loaded_from(config: Any) -> str:
+    """Return the Hub id or folder that a model was loaded from; "" for one that was made in memory."""
+    return getattr(config, "_name_or_path", "") or ""

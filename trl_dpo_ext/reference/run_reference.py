@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SyncRefModelCallback
 
-from .._compat.transformers import model_origin
+from .._compat.transformers import loaded_from
 from ..record import atomic_file
 from . import frozen_adapter as adapter
 from .reference_identity import FILE, ReferenceIdentity, ReferenceMismatchError
@@ -100,7 +100,7 @@ class Reference:
             logger.info(f"Reference: {self.identity}.")
 
     def _decide(self, policy: Any) -> ReferenceIdentity:
-        name = repr(model_origin((self.model or policy).config) or "in memory")
+        name = repr(loaded_from((self.model or policy).config) or "in memory")
         adapters = None
         if not self.read:
             return ReferenceIdentity("none", "none, since no loss reads one", None)
