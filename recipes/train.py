@@ -39,7 +39,8 @@ from trl_dpo_ext.evaluation import (
 )
 from trl_dpo_ext.evaluation.plots import plot_curves
 from trl_dpo_ext.hub import PushError, RunError
-from trl_dpo_ext.memory import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
+from trl_dpo_ext.memory import DoesNotFitError, explain_out_of_memory, most_responses
+from trl_dpo_ext.memory import fit_check as check_fits
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.reference import CacheError, ReferenceMismatchError
 from trl_dpo_ext.training import CheckpointError, ConfigError, DiskSpaceError, ModelFolderError, TrainingError, sharding

@@ -203,7 +203,7 @@ def test_tags():
 
 def test_fields_that_may_be_json():
     assert "model_init_kwargs" in DPOConfig._VALID_DICT_FIELDS, f"{VERSIONS}: DPOConfig._VALID_DICT_FIELDS."
-    assert HookedConfig._VALID_DICT_FIELDS == [*DPOConfig._VALID_DICT_FIELDS, "loss_kwargs"]
+    assert [*DPOConfig._VALID_DICT_FIELDS, "loss_kwargs"] == HookedConfig._VALID_DICT_FIELDS
 
 
 def test_dpo_trainer_logs_what_stands_in_metrics(theirs):

@@ -12,7 +12,7 @@ from tests import helpers
 from tests.hub import standin
 from tests.training import support
 from trl_dpo_ext.hub import PushError, RunError
-from trl_dpo_ext.hub.load import load_adapter
+from trl_dpo_ext.hub.adapter_loading import load_adapter
 from trl_dpo_ext.reference import ReferenceMismatchError
 from trl_dpo_ext.training import ConfigError, PreferenceTrainer
 

@@ -27,8 +27,8 @@ from tests import helpers
 from tests.training import forks, support
 from tests.traps.support import fresh, row_logps, token_logps
 from trl_dpo_ext.modeling.forward import token_logps as forward_logps
-from trl_dpo_ext.reference import cache as cache_module
-from trl_dpo_ext.reference import fill
+from trl_dpo_ext.reference import fill_reference_cache as fill
+from trl_dpo_ext.reference import reference_cache as cache_module
 from trl_dpo_ext.types import MissingReferenceError
 
 

@@ -18,7 +18,7 @@ from trl_dpo_ext.data.collator import PreferenceCollator
 from trl_dpo_ext.modeling import forward
 from trl_dpo_ext.modeling.layout import PromptGroup
 from trl_dpo_ext.reference import run_reference
-from trl_dpo_ext.reference.cache import ReferenceCache, response_keys
+from trl_dpo_ext.reference.reference_cache import ReferenceCache, response_keys
 from trl_dpo_ext.training import PreferenceTrainer, engine
 
 

@@ -1,4 +1,4 @@
-"""One real training step on tensors without storage, with every allocation booked."""
+"""One training step on fake tensors, with every allocation booked."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, Trainer
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .._compat.bitsandbytes import allocate_optimizer_state
+from .._compat.torch import FakeTensorMode, own_buffers, own_parameters
+from .._compat.transformers import GradientCheckpointingLayer, set_attention
 from .._compat.trl import add_fused_lm_head, disable_gradient_checkpointing, use_adapter
 from ..data.collator import PreferenceCollator
 from ..modeling.compact_head import add_compact_head
@@ -25,9 +26,9 @@ from ..modeling.masks import MODEL_INPUTS
 from ..modeling.row_plan import RowLayout, layout_without_check
 from ..training import PreferenceConfig
 from ..training.batch import ranked_responses, step_loss
-from .ledger import Ledger, Parts
+from .allocation_ledger import Ledger, Parts
+from .known_values import KnownValues
 from .stand_ins import UNMASKED, Linear4bitStandIn, kernels_of, quantize
-from .values import KnownValues
 
 WEIGHTS = "weights"
 WEIGHTS_4BIT = "4-bit weights"
@@ -45,20 +46,20 @@ BACKWARD = "backward pass"
 UPDATE = "optimizer step"
 
 HEAD_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
-"""What DPOTrainer asks the fused head for."""
+"""The outputs that DPOTrainer asks the fused head for."""
 
 _ALLOCATOR_BLOCK = {"cuda": 512, "cpu": 1}  # bytes
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What one micro-batch holds; every prompt and response has the same length.
+    """The shape of one micro-batch, in which all prompts have one length and all responses another.
 
     Attributes:
-        prompts: prompts of a micro-batch, `per_device_train_batch_size`.
-        responses: K, per prompt.
-        prompt_tokens: of each prompt.
-        response_tokens: of each response; with the prompt, `max_length`.
+        prompts: prompts per micro-batch, `per_device_train_batch_size`.
+        responses: K, the responses per prompt.
+        prompt_tokens: tokens of each prompt.
+        response_tokens: tokens of each response; with the prompt they make `max_length`.
     """
 
     prompts: int = 1
@@ -67,9 +68,10 @@ class Shape:
     response_tokens: int = 512
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the tokenized rows, as the trainer's collator takes them; the last response is one token shorter.
+        """Return the tokenized rows that the trainer's collator takes.
 
-        Without any padding, padded rows would need no mask, which never happens with real data.
+        The last response is one token shorter than the others: without any padding, padded rows would need no mask,
+        and real data always has padding.
         """
         ids = list(range(self.responses))
         lengths = [self.response_tokens] * (self.responses - 1) + [max(self.response_tokens - 1, 1)]
@@ -84,17 +86,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class Setup:
-    """All that decides how much memory a step takes.
+    """Everything that decides how much memory a step takes.
 
     Attributes:
         config: the model's config.
         args: the training configuration.
         shape: the micro-batch.
-        dtype: of the weights that aren't quantized.
-        quantization: how they are quantized, or None.
-        peft: the adapters, or None for full fine-tuning.
-        attention: `attn_implementation`, None = the model's default.
-        device: "cuda", or "cpu" to compare with what can be measured anywhere.
+        dtype: dtype of the weights that aren't quantized.
+        quantization: the quantization config, or None.
+        peft: the adapter's config, or None for full fine-tuning.
+        attention: `attn_implementation`; None is the model's default.
+        device: "cuda", or "cpu" to compare with a measurement on a CPU.
     """
 
     config: PreTrainedConfig
@@ -108,15 +110,15 @@ class Setup:
 
 
 def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
-    """Build the model and run an optimizer step, all on fake tensors.
+    """Build the model and run one optimizer step, both on fake tensors.
 
     Args:
-        setup: what to run.
-        layers: decoder layers to build; None = all.
+        setup: the run.
+        layers: decoder layers to build; None is all.
 
     Returns:
-        For each phase of the step, the bytes by part at its largest moment. The phases of the backward pass are
-        those of the head, the last layer, the layers between, and the first.
+        For each phase of the step, the bytes by part at its largest moment. The backward pass has four phases: the
+        head, the last layer, the layers between, and the first layer.
     """
     model, reference = _build_on_meta(setup, layers)
     stored = _zeros if setup.args.precompute_ref_log_probs else None
@@ -219,7 +221,7 @@ class _StepOnly:
 
 
 class _Optimizer:
-    """The optimizer of a run, its state in place, as it is from the second step on."""
+    """The optimizer of a run with its state allocated, as from the second step on."""
 
     def __init__(self, args: PreferenceConfig, model: nn.Module, ledger: Ledger) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -228,11 +230,7 @@ class _Optimizer:
         self._bitsandbytes = cls.__module__.startswith("bitsandbytes")
         with ledger.booking(OPTIMIZER):
             if self._bitsandbytes:
-                # Managed memory of paged states is counted like any other: it stays on the card while there is room.
-                self._optimizer.get_state_buffer = lambda p, dtype=torch.float32: torch.zeros_like(p, dtype=dtype)
-                for g, group in enumerate(self._optimizer.param_groups):
-                    for i, p in enumerate(group["params"]):
-                        self._optimizer.init_state(group, p, g, i)
+                allocate_optimizer_state(self._optimizer)
             else:
                 for p in self.parameters:
                     p.grad = torch.zeros_like(p)
@@ -246,12 +244,12 @@ class _Optimizer:
             p.register_post_accumulate_grad_hook(lambda p: ledger.book(p.grad, GRADIENTS))
 
     def step(self) -> None:
-        if not self._bitsandbytes:  # whose kernels work in place
+        if not self._bitsandbytes:  # its kernels work in place
             self._optimizer.step()
 
 
 def _prepare(model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
-    """Give both models fake weights, and do with them what `DPOTrainer` and `Trainer` do."""
+    """Give both models fake weights, then prepare them as `DPOTrainer` and `Trainer` do."""
     args = setup.args
     _materialize(model, ledger, None)
     if reference is not None:
@@ -272,13 +270,13 @@ def _prepare(model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
     if args.gradient_checkpointing:
         if setup.peft is not None:
             model.enable_input_require_grads()
-        # Random states are a few bytes, and a fake device has none.
+        # Random number states are a few bytes, and a fake device has none.
         given: Any = args.gradient_checkpointing_kwargs or {}
         model.gradient_checkpointing_enable({"use_reentrant": False, **given, "preserve_rng_state": False})
 
 
 def _build_on_meta(setup: Setup, layers: int | None) -> tuple[Any, Any]:
-    """Return both models on the meta device, where PEFT can change the dtype of parameters; of fake ones it can't."""
+    """Return both models on the meta device, where PEFT can change dtypes; it can't change those of fake tensors."""
     with torch.device("meta"):
         model = load_on_meta(setup, layers)
         if setup.quantization is not None:
@@ -296,7 +294,7 @@ def _build_on_meta(setup: Setup, layers: int | None) -> tuple[Any, Any]:
 
 
 def _materialize(model: nn.Module, ledger: Ledger, part: str | None) -> None:
-    """Replace meta tensors by fake ones; weights that are shared stay shared."""
+    """Replace meta tensors by fake tensors; shared weights stay shared."""
     made: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor, kind: str) -> Tensor:
@@ -309,21 +307,21 @@ def _materialize(model: nn.Module, ledger: Ledger, part: str | None) -> None:
     parameters: dict[int, nn.Parameter] = {}
     for module in model.modules():
         quantized = isinstance(module, Linear4bitStandIn)
-        for name, parameter in module._parameters.items():
+        for name, parameter in own_parameters(module).items():
             if parameter is not None:
                 kind = ADAPTERS if adapted and parameter.requires_grad else WEIGHTS
                 new = fake(parameter, WEIGHTS_4BIT if quantized and name == "weight" else kind)
-                # Parameters that are shared are the same object, by which optimizers tell them apart.
-                module._parameters[name] = parameters.setdefault(
+                # Shared parameters must stay one object: optimizers tell parameters apart by identity.
+                own_parameters(module)[name] = parameters.setdefault(
                     id(parameter), nn.Parameter(new, parameter.requires_grad)
                 )
-        for name, buffer in module._buffers.items():
+        for name, buffer in own_buffers(module).items():
             if buffer is not None:
-                module._buffers[name] = fake(buffer, CONSTANTS if quantized else WEIGHTS)
+                own_buffers(module)[name] = fake(buffer, CONSTANTS if quantized else WEIGHTS)
 
 
 def load_on_meta(setup: Setup, layers: int | None) -> Any:
-    """Return the model before quantization and adapters, with fewer layers than it has; to be called on meta."""
+    """Return the model without quantization and adapters, with `layers` decoder layers. Call it on the meta device."""
     config = copy.deepcopy(setup.config)
     text = config.get_text_config()
     if layers is not None:
@@ -336,7 +334,7 @@ def load_on_meta(setup: Setup, layers: int | None) -> Any:
 
 
 def _unmasked(setup: Setup) -> str | None:
-    """Return an attention that reads no mask tensor. It is run as SDPA without one: the same tensors are kept."""
+    """Return the attention implementation if it reads no mask tensor. SDPA without a mask stands in for it."""
     attention = setup.attention or ""
     return attention if "flash" in attention or attention == "flex_attention" else None
 
@@ -344,7 +342,7 @@ def _unmasked(setup: Setup) -> str | None:
 def _layout(setup: Setup, model: nn.Module) -> RowLayout:
     config: Any = copy.deepcopy(model.config)
     if setup.attention is not None:
-        config.get_text_config()._attn_implementation = setup.attention
+        set_attention(config, setup.attention)
     return layout_without_check(config, prefix_sharing=setup.args.prefix_sharing, packing=setup.args.packing)
 
 
@@ -353,12 +351,12 @@ def _zeros(group: PromptGroup) -> list[np.ndarray]:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks of a model, in order."""
+    """Return the decoder layers of a model, in order."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _watch_layers(model: nn.Module, ledger: Ledger) -> None:
-    """Book what the layers make as activations, and note when the backward pass reaches the last and first of them."""
+    """Book what the layers allocate as activations, and switch the phase as the backward pass reaches them."""
     layers = decoder_layers(model)
     names = {0: "backward: first layer", len(layers) - 1: "backward: last layer"}
 

@@ -22,9 +22,11 @@ from trl import SyncRefModelCallback
 from .._compat.transformers import loaded_from
 from .._compat.trl import use_adapter
 from ..modeling.forward import evaluation_mode
+from ..record import atomic_file
 from . import frozen_adapter as adapter
 from .beside_adapter import WeightsBesideAdapter, trained_beside
-from .identity import FILE, FingerprintError, ReferenceIdentity, ReferenceMismatchError, fingerprint
+from .reference_identity import FILE, ReferenceIdentity, ReferenceMismatchError
+from .weights_fingerprint import FingerprintError, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -204,14 +206,13 @@ class Reference:
         self.identity.save(folder)
         if self.synced and not self._sharded:
             path = Path(folder) / MOVED_FILE
-            temporary = path.with_name(path.name + ".tmp")
-            if self.adapter is None:
-                safetensors.torch.save_model(self._unwrapped(), str(temporary))
-            else:
-                safetensors.torch.save_file(
-                    {name: tensor.contiguous() for name, tensor in adapter.state(policy).items()}, temporary
-                )
-            temporary.replace(path)
+            with atomic_file(path) as temporary:
+                if self.adapter is None:
+                    safetensors.torch.save_model(self._unwrapped(), str(temporary))
+                else:
+                    safetensors.torch.save_file(
+                        {name: tensor.contiguous() for name, tensor in adapter.state(policy).items()}, temporary
+                    )
 
     def left_out(self, policy: Any) -> contextlib.AbstractContextManager[None]:
         """While open, saving the policy leaves out an adapter that was added as the reference."""

@@ -33,7 +33,7 @@ from ..modeling.dropout import disable_functional_dropout
 from ..modeling.forward import prepare_inputs, token_logps, token_outputs
 from ..modeling.layout import PromptGroup, padded_layout
 from ..reference import ReferenceIdentity
-from ..reference.fill import compute_dtype
+from ..reference.fill_reference_cache import compute_dtype
 from ..reference.run_reference import NO_SECOND_MODEL, Reference
 from ..types import MissingReferenceError
 from .batch import ranked_responses, step_loss, token_count

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from datasets import IterableDataset
 
 from ..reference import ReferenceIdentity
-from ..reference.cache import ReferenceCache, default_folder
-from ..reference.fill import Compute, Processes, all_cached, batch_difference, fill_cache
+from ..reference.fill_reference_cache import Compute, Processes, all_cached, batch_difference, fill_cache
+from ..reference.reference_cache import ReferenceCache, default_folder
 from .errors import ConfigError
 
 logger = logging.getLogger(__name__)

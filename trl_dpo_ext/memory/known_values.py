@@ -1,4 +1,4 @@
-"""Fake tensors whose values are known: shapes depend on a few small tensors of a batch, such as its labels."""
+"""Fake tensors with known values: some shapes depend on the values of small tensors, such as a batch's labels."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.utils._mode_utils import no_dispatch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-_LARGEST = 1 << 20  # elements; a mask of a long row is larger, and no shape depends on it
+from .._compat.torch import (
+    FakeTensor,
+    FakeTensorMode,
+    TorchDispatchMode,
+    changes_its_input,
+    no_dispatch,
+    tree_leaves,
+    tree_map_only,
+)
+
+_LARGEST = 1 << 20  # elements; only masks of long rows are larger, and no shape depends on those
 
 
 class KnownValues(TorchDispatchMode):
-    """Beside each small fake tensor that is computed from known ones, keep the real one.
+    """Keeps the real tensor beside each small fake tensor that is computed from known ones.
 
-    Entered inside a `FakeTensorMode`. Boolean indexing, `nonzero` and `item` then give what they would give for real;
-    the `item` of an unknown value is 1, since how large a number is changes no shape here.
+    Enter it inside a `FakeTensorMode`. Boolean indexing, `nonzero` and `item` then return what they would return on
+    real tensors. The `item` of an unknown value is 1: no shape here depends on how large a number is.
 
     Args:
         fake: the mode that makes the fake tensors.
@@ -29,11 +35,11 @@ class KnownValues(TorchDispatchMode):
         self.fake = fake
 
     def known(self, real: Tensor) -> Tensor:
-        """Return a fake tensor for a real one, whose value stays known."""
+        """Return a fake tensor with the value of a real one."""
         return _remember(self.fake.from_tensor(real), real)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation on fake tensors, and on the real ones behind them where all are known."""
+        """Run an operation on fake tensors, and on the real ones beside them if all are known."""
         kwargs = kwargs or {}
         if func is torch.ops.aten.index.Tensor:
             return self._index(*args)
@@ -54,12 +60,12 @@ class KnownValues(TorchDispatchMode):
             for fake, real in zip(tree_leaves(out), tree_leaves(on_real()), strict=True):
                 if isinstance(fake, FakeTensor):
                     _remember(fake, real)
-        elif func._schema.is_mutable and args and isinstance(args[0], FakeTensor):
+        elif changes_its_input(func) and args and isinstance(args[0], FakeTensor):
             _remember(args[0], None)
         return out
 
     def _index(self, source: Tensor, indices: list[Tensor | None]) -> Tensor:
-        """`source[indices]`, with boolean indices as the integers they stand for."""
+        """Compute `source[indices]` with each boolean index replaced by the integers it selects."""
         integers: list[Tensor | None] = []
         for index in indices:
             real = None if index is None else _real(index)
@@ -80,9 +86,9 @@ class KnownValues(TorchDispatchMode):
 
 
 def _real(tensor: Tensor) -> Tensor | None:
-    return getattr(tensor, "_known_value", None) if isinstance(tensor, FakeTensor) else tensor
+    return getattr(tensor, "known_value", None) if isinstance(tensor, FakeTensor) else tensor
 
 
 def _remember(fake: Any, real: Tensor | None) -> Any:
-    fake._known_value = real
+    fake.known_value = real
     return fake

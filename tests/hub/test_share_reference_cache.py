@@ -12,7 +12,7 @@ from tests.hub import standin
 from tests.training import support
 from tests.traps.support import fresh
 from trl_dpo_ext.hub import PushError
-from trl_dpo_ext.hub.reference_cache import pull_cache, push_cache
+from trl_dpo_ext.hub.share_reference_cache import pull_cache, push_cache
 
 REPO = "me/log-probs"
 

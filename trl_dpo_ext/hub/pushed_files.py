@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..record import scrub
-from .run import ADAPTER_CONFIG, MERGE, RECIPE, REFERENCE, RESULT, Run, RunError
+from .run_folder import ADAPTER_CONFIG, MERGE, RECIPE, REFERENCE, RESULT, Run, RunError
 
 CARD = "README.md"
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .files import CARD, hub_id
-from .run import Run, read_run
+from .pushed_files import CARD, hub_id
+from .run_folder import Run, read_run
 from .usage import describe_merge, loading, notes
 
 TEMPLATE = Path(__file__).with_name("card_template.md")

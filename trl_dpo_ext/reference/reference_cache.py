@@ -1,22 +1,20 @@
-"""Reference log-probs on disk: Arrow files, written once, named after their contents, read by all runs that can.
+"""Reference log-probs on disk, in Arrow files that are written once and named after their contents.
 
-One folder holds what one reference gives in one precision, and one entry belongs to one response: its key is a hash of
-the prompt's token ids, of where the response begins, and of the response's token ids; its value is a log-prob per token
-of the response. Nothing else is part of a key, so another loss, learning rate, order, subset or pairing of the same
-responses finds all of them, and other tokens or weights find none.
+One folder holds the log-probs of one reference in one precision, with one entry per response. The key of an entry is a
+hash of the prompt's token ids, the position where the response starts, and the response's token ids. Its value is one
+log-prob per token of the response. Nothing else is part of the key: another loss, learning rate, order, subset or
+pairing of the same responses finds them all, and other tokens or weights find none.
 
-A file's name is the checksum of its contents, and it appears whole or not at all. So nothing is ever rewritten,
-processes can't get into each other's way, and a file that has been damaged no longer has its own name.
+A file's name is the checksum of its contents, and files are written atomically. So no file is ever rewritten, processes
+don't disturb each other, and a damaged file shows because its checksum no longer matches its name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,20 +25,21 @@ import pyarrow as pa
 from huggingface_hub.constants import HF_HOME
 
 from ..modeling.layout import PromptGroup
+from ..record import atomic_file
 
 logger = logging.getLogger(__name__)
 
 _KEY_BYTES = 16
 _KEY_TYPE = f"S{_KEY_BYTES}"
-_FORMAT = "1"  # of keys and values; part of the folder's name would be too much, part of each file is enough
+_FORMAT = "1"  # of keys and values; stored in each file
 
 
 class CacheError(OSError):
-    """A cache folder that can't be written, or has no room."""
+    """A cache folder that can't be written, or whose disk is too full."""
 
 
 def default_folder() -> Path:
-    """Return where caches lie unless told otherwise: below the Hugging Face cache home (`HF_HOME`)."""
+    """Return the default folder of all caches, below the Hugging Face cache home (`HF_HOME`)."""
     return Path(HF_HOME) / "trl_dpo_ext" / "reference"
 
 
@@ -50,7 +49,7 @@ def response_keys(group: PromptGroup) -> list[bytes]:
     >>> a, b = response_keys(PromptGroup([5, 6], [[7, 8], [9]]))
     >>> len(a), a == b, a == response_keys(PromptGroup([5, 6], [[7, 8]]))[0]
     (16, False, True)
-    >>> a == response_keys(PromptGroup([5, 6, 7], [[8]]))[0]  # the same tokens, divided at another place
+    >>> a == response_keys(PromptGroup([5, 6, 7], [[8]]))[0]  # same tokens, split elsewhere
     False
     """
     prompt = np.array([len(group.prompt_ids), *group.prompt_ids], "<i4")
@@ -65,7 +64,7 @@ def response_keys(group: PromptGroup) -> list[bytes]:
 
 @dataclass(frozen=True)
 class _Shard:
-    """One file, memory-mapped: keys [N], and values[offsets[i] : offsets[i + 1]] of the i-th."""
+    """One memory-mapped file: keys [N]; the log-probs of entry i are values[offsets[i] : offsets[i + 1]]."""
 
     keys: np.ndarray
     offsets: np.ndarray
@@ -75,13 +74,13 @@ class _Shard:
 class ReferenceCache:
     """The stored log-probs of one reference in one precision.
 
-    Values stay on disk (memory-mapped); in memory are 24 bytes a response. Pickled, as for the workers of a
-    dataloader, it takes the names of its files along and maps them again.
+    Values stay on disk (memory-mapped); memory holds 24 bytes per response. A pickled cache, as dataloader workers get
+    it, carries the names of its files and maps them again.
 
     Args:
         root: folder of all caches.
-        fingerprint: says which weights the reference is.
-        dtype: says in which precision it computes, see `compute_dtype`.
+        fingerprint: identifies the reference's weights.
+        dtype: the precision it computes in, see `compute_dtype`.
     """
 
     def __init__(self, root: str | Path, fingerprint: str, dtype: str) -> None:
@@ -104,18 +103,18 @@ class ReferenceCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # Each file was checked when it was first opened.
+        # Each file was checked when first opened.
         self._shards = {name: _open(self.folder / name, self._metadata, check=False) for name in state["_shards"]}
         self._build_index()
 
     @property
     def files(self) -> list[str]:
-        """Names of the files in use, all of them sound."""
+        """Names of the files in use, all undamaged."""
         return sorted(self._shards)
 
     def refresh(self) -> None:
-        """Take in files that have appeared since, and warn of those that can't be used; they count as not there."""
-        # What was there first stays in use, so that a run that is resumed reads what it read before.
+        """Open files that are new, and warn of those that can't be used; their entries count as missing."""
+        # Older files come first, so a resumed run reads the same values as before.
         for path, stamp in sorted(_files(self.folder).items(), key=lambda item: (item[1], item[0])):
             if path.name in self._shards or self._refused.get(path.name) == stamp:
                 continue
@@ -124,7 +123,7 @@ class ReferenceCache:
             except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
                 self._refused[path.name] = stamp
                 logger.warning(
-                    "%s in the reference cache can't be used (%s). What it held is computed again; delete the file.",
+                    "%s in the reference cache can't be used (%s). Its log-probs are computed again; delete the file.",
                     path,
                     error,
                 )
@@ -134,12 +133,12 @@ class ReferenceCache:
         keys = [shard.keys for shard in self._shards.values()] or [np.empty(0, _KEY_TYPE)]
         self._starts = np.cumsum([0, *map(len, keys)])
         together = np.concatenate(keys)
-        self._order = np.argsort(together, kind="stable")  # of equal keys, that of the earliest file comes first
+        self._order = np.argsort(together, kind="stable")  # of equal keys, the one of the earliest file comes first
         self._keys = together[self._order]
         self._opened = list(self._shards.values())
 
     def _find(self, keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Return, for each key, whether it is there and where it stands in the index."""
+        """Return for each key whether it is stored, and its position in the index."""
         wanted = np.array(keys, _KEY_TYPE)
         if not len(self._keys):
             return np.zeros(len(wanted), bool), np.zeros(len(wanted), np.int64)
@@ -147,11 +146,11 @@ class ReferenceCache:
         return self._keys[places] == wanted, places
 
     def found(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Return a bool for each key: whether its log-probs are there."""
+        """Return a bool for each key: whether its log-probs are stored."""
         return self._find(keys)[0]
 
     def lookup(self, group: PromptGroup) -> list[np.ndarray] | None:
-        """Return for each of a group's K responses its log-probs, a float32 array; None unless all are there."""
+        """Return the log-probs of a group's K responses, one float32 array each; None unless all are stored."""
         found, places = self._find(response_keys(group))
         if not found.all():
             return None
@@ -163,10 +162,10 @@ class ReferenceCache:
         return values
 
     def check_room(self, tokens: int, responses: int) -> None:
-        """Make the folder, and find out whether so much can be written there.
+        """Create the folder, and check that it is writable and its disk has room for so many log-probs.
 
         Raises:
-            CacheError: it can't be.
+            CacheError: it isn't, or the disk is too full.
         """
         size = 4 * tokens + 2 * _KEY_BYTES * responses
         try:
@@ -177,16 +176,16 @@ class ReferenceCache:
             raise self._unwritable(error) from error
         if free < size:
             raise CacheError(
-                f"The reference log-probs take about {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on the disk "
-                f"of {self.folder}. Free some, or set ref_cache_dir to a folder on another disk."
+                f"The reference log-probs need about {size / 1e9:.2f} GB, and the disk of {self.folder} has "
+                f"{free / 1e9:.2f} GB free. Free some space, or set ref_cache_dir to a folder on another disk."
             )
 
     def add(self, keys: Sequence[bytes], values: Sequence[np.ndarray]) -> None:
-        """Write a file with these entries. They can be read after the next `refresh`.
+        """Write a file with these entries. They are readable after the next `refresh`.
 
         Args:
-            keys: N keys of `response_keys`.
-            values: N arrays, a float32 log-prob for each token of the response.
+            keys: N keys from `response_keys`.
+            values: N float32 arrays, one log-prob for each token of the response.
 
         Raises:
             CacheError: the disk is full, or the folder is gone.
@@ -201,28 +200,26 @@ class ReferenceCache:
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         contents = sink.getvalue()
-        temporary = self.folder / f"{uuid.uuid4().hex}.tmp"
         try:
-            temporary.write_bytes(contents)
-            os.replace(temporary, self.folder / f"{_checksum(contents)}.arrow")
+            with atomic_file(self.folder / f"{_checksum(contents)}.arrow") as temporary:
+                temporary.write_bytes(contents)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> CacheError:
         return CacheError(
-            f"The reference cache can't be written: {error}. Free room on its disk, or set ref_cache_dir to a folder "
-            f"that can be written (now: {self.folder})."
+            f"The reference cache can't be written: {error}. Free space on its disk, or set ref_cache_dir to a "
+            f"writable folder (now: {self.folder})."
         )
 
 
 def _files(folder: Path) -> dict[Path, tuple[int, ...]]:
-    """Return the folder's Arrow files, each with what tells whether it has been replaced."""
+    """Return the folder's Arrow files, each with a stamp that changes when the file is replaced."""
     found: dict[Path, tuple[int, ...]] = {}
     for path in folder.glob("*.arrow"):
         try:
             stat = path.lstat()
-        except FileNotFoundError:  # deleted in this moment
+        except FileNotFoundError:  # deleted meanwhile
             continue
         found[path] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
     return found
@@ -236,12 +233,12 @@ def _open(path: Path, metadata: dict[str, str], *, check: bool = True) -> _Shard
     """Map a file.
 
     Raises:
-        OSError, ValueError: it is damaged, unreadable, no file of a cache, or of another reference's.
+        OSError, ValueError: the file is damaged, unreadable, not a cache file, or of another reference.
     """
     with pa.memory_map(str(path)) as source:
         buffer = source.read_buffer()  # keeps the mapping, without an open file for each
     if check and _checksum(buffer) != path.stem:
-        raise ValueError("its name isn't the checksum of its contents: it is damaged, or not from here")
+        raise ValueError("its name isn't the checksum of its contents: it is damaged, or no cache file")
     table = pa.ipc.open_stream(buffer).read_all()
     found = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
     if found != metadata:

@@ -1,4 +1,4 @@
-"""Count the bytes of the tensors that are alive, by what they are for, and remember the most of every phase."""
+"""Counts the bytes of all live tensors by purpose, and keeps the peak of each phase of a step."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from .._compat.torch import TorchDispatchMode, storage_key, tree_leaves
 
 Parts = Counter[str]
 """Bytes by part."""
 
 
 class Ledger(TorchDispatchMode):
-    """While it is entered, every new storage is booked under the current part, until it dies.
+    """While it is entered, books every new storage under the current part until the storage is freed.
 
-    A storage is counted once, however many tensors are views of it. It works on real tensors and on fake ones, which
-    have storages of the right size but no memory.
+    A storage counts once, however many tensors are views of it. Fake tensors work like real ones: their storages have
+    the right size and no memory.
 
     Args:
-        block: sizes are rounded up to a multiple of this, as the allocator does; bytes.
+        block: bytes; sizes are rounded up to a multiple of it, as the allocator does.
 
     Attributes:
-        part: what new storages are for.
-        phase: what is going on; each phase has its own peak.
-        live: bytes now, by part.
-        peaks: bytes by part at the moment of the largest sum, by phase, in the order the phases began.
+        part: the part that new storages are booked under.
+        phase: the current phase of the step; each phase has its own peak.
+        live: bytes that are alive now, by part.
+        peaks: for each phase, in order, the bytes by part at the moment of its largest sum.
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ class Ledger(TorchDispatchMode):
 
     @property
     def phase(self) -> str:
-        """What is going on."""
+        """The current phase of the step."""
         return self._phase
 
     @phase.setter
@@ -64,7 +64,7 @@ class Ledger(TorchDispatchMode):
 
     @contextmanager
     def booking(self, part: str) -> Iterator[None]:
-        """While open, new storages are for `part`."""
+        """While open, new storages are booked under `part`."""
         before, self.part = self.part, part
         try:
             yield
@@ -72,9 +72,9 @@ class Ledger(TorchDispatchMode):
             self.part = before
 
     def book(self, tensor: Tensor, part: str) -> None:
-        """Say what a tensor's storage is for, whatever it was booked under."""
+        """Book a tensor's storage under `part`, and take it off the part it was booked under before."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage_key(tensor)
         if key in self._booked:
             reference, size, old = self._booked[key]
             self.live[old] -= size
@@ -97,9 +97,9 @@ class Ledger(TorchDispatchMode):
             self.peaks[self._phase] = +self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and book what is new in its outputs."""
+        """Run an operation and book the new storages among its outputs."""
         out = func(*args, **(kwargs or {}))
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._booked:
+            if isinstance(leaf, Tensor) and storage_key(leaf) not in self._booked:
                 self.book(leaf, self.part)
         return out

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ..modeling.quantized import keep_4bit_weights
 from ..reference import ReferenceIdentity, ReferenceMismatchError, fingerprint
-from .run import Run, RunError, TrainedBase, read_run
+from .run_folder import Run, RunError, TrainedBase, read_run
 
 logger = logging.getLogger(__name__)
 

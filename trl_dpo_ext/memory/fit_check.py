@@ -1,4 +1,4 @@
-"""Before a run: does it fit this card? And where it ran out of memory after all: in what, and what to change."""
+"""Checks before a run whether it fits the card, and explains an out-of-memory error after it."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ import torch
 from trl import ModelConfig
 
 from ..training import PreferenceConfig, sharding
-from .estimate import GIB, Estimate, estimate
-from .models import UnknownModelError
-from .recipe import make_setup
-from .search import advise
+from .largest_that_fits import advise
+from .model_configs import UnknownModelError
+from .peak_estimate import GIB, Estimate, estimate
+from .recipe_setup import make_setup
 from .step import Setup, Shape
 
 logger = logging.getLogger(__name__)
 
 _LEAST = Shape(prompts=1, responses=2, prompt_tokens=16, response_tokens=16)
 
-KNOBS = (
+SETTINGS_THAT_HELP = (
     "per_device_train_batch_size (with gradient_accumulation_steps in proportion), gradient_checkpointing: true, "
     "optim: paged_adamw_8bit, max_length, fewer responses per prompt"
 )
 
 
 class DoesNotFitError(ValueError):
-    """A run that can't fit the card, or that ran out of its memory. The message has the numbers, and what to change."""
+    """A run that can't fit the card, or that ran out of memory. The message has the numbers and what to change."""
 
 
 def check_fits(args: PreferenceConfig, model_args: ModelConfig, *, responses: int = 2) -> Estimate | None:
-    """Compare what a run takes with the card it is to run on, before a model is loaded.
+    """Compare the estimate of a run with the memory of its card, before a model is loaded.
 
-    A run that can't fit with the shortest rows is refused; one that only might not, at `max_length`, gives a warning.
+    A run that can't fit even with the shortest rows is refused. One that may not fit at `max_length` gives a warning.
 
     Args:
         args, model_args: the parsed recipe.
         responses: the largest number of responses per prompt in the data.
 
     Returns:
-        The estimate, or None where there is no GPU, weights are spread over several, or the model can't be estimated.
+        The estimate; None without a GPU, with sharded weights, or where the model can't be estimated.
 
     Raises:
-        DoesNotFitError: with the numbers.
+        DoesNotFitError: the run can't fit.
     """
     if args.device.type != "cuda" or sharding(args):
         return None
@@ -56,37 +56,37 @@ def check_fits(args: PreferenceConfig, model_args: ModelConfig, *, responses: in
         full = estimate(setup)
     except UnknownModelError:
         return None
-    except Exception as error:  # an architecture that doesn't run on fake tensors must not keep anyone from training
-        logger.warning(f"The memory of this run can't be estimated: {error}")
+    except Exception as error:  # an estimate that fails must not stop a run
+        logger.warning(f"Can't estimate the memory of this run, so it isn't checked: {error}")
         return None
     if least.total > total:
         raise DoesNotFitError(
-            f"This run can't fit the card: with the shortest rows it takes about {_gib(least.total)}, and the card has "
-            f"{_gib(total)}. Of that, {_largest_parts(least)}. {_advice(setup, total)}"
+            f"This run can't fit the card: even the shortest rows take about {_gib(least.total)}, and the card has "
+            f"{_gib(total)}. Largest parts: {_largest_parts(least)}. {_advice(setup, total)}"
         )
     if full.total > total:
         logger.warning(
-            f"This run may not fit the card: with rows of max_length it takes about {_gib(full.total)}, and the card "
-            f"has {_gib(total)}. Of that, {_largest_parts(full)}. {_advice(setup, total)}"
+            f"This run may not fit the card: rows of max_length take about {_gib(full.total)}, and the card has "
+            f"{_gib(total)}. Largest parts: {_largest_parts(full)}. {_advice(setup, total)}"
         )
     return full
 
 
 def most_responses(dataset: Any) -> int:
-    """Return the largest number of responses in the first rows of a dataset, in any accepted form."""
+    """Return the largest number of responses per prompt in the first 256 rows of a dataset, in any accepted form."""
     rows = [row.get("completions") or row.get("completion_ids") or () for row in islice(dataset, 256)]
     return max(2, *map(len, rows)) if rows else 2
 
 
 def explain_out_of_memory(error: torch.OutOfMemoryError) -> DoesNotFitError:
-    """Return an error that says what was being done when the memory ran out, and what to change."""
+    """Return an error that names the part of the step that ran out of memory, and what to change."""
     return DoesNotFitError(
-        f"Out of GPU memory in {_where(error.__traceback__)}. What helps, cheapest first: {KNOBS}. "
-        f"`trl-dpo-ext memory RECIPE --gpu GB` says by how much. ({str(error).partition('. GPU')[0]})"
+        f"Out of GPU memory in {_where(error.__traceback__)}. Change, cheapest first: {SETTINGS_THAT_HELP}. "
+        f"`trl-dpo-ext memory RECIPE --gpu GB` shows what each saves. ({str(error).partition('. GPU')[0]})"
     )
 
 
-# Innermost first: function of a frame, part of its file's name, what it does.
+# Function of a frame, part of its file's name, and what it does. The innermost frame that matches counts.
 _PLACES = (
     ("step", "optim", "the optimizer step: optimizer state and its temporaries"),
     ("init_state", "optim", "the optimizer step: optimizer state and its temporaries"),
@@ -130,4 +130,4 @@ def _advice(setup: Setup, limit: int) -> str:
     steps = "; ".join(f"{change.settings} ({_gib(change.peak)})" for change in changes)
     if fits:
         return f"It fits with: {steps}."
-    return f"Not even this makes it fit: {steps}. Take a smaller model, a larger card, or shard it (FSDP2, ZeRO-3)."
+    return f"Not even this makes it fit: {steps}. Use a smaller model or a larger card, or shard it (FSDP2, ZeRO-3)."

@@ -1,4 +1,4 @@
-"""What fits a card: the largest micro-batch, length and K; and what to change where a recipe doesn't fit."""
+"""Finds what fits a card: the largest micro-batch, `max_length` and K; and what to change if a run does not fit."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
-from .estimate import Estimate, estimate
-from .recipe import with_args, with_length
+from .peak_estimate import Estimate, estimate
+from .recipe_setup import with_args, with_length
 from .step import Setup
 
 LENGTH_STEP = 64  # tokens
 
 
 def largest(size_of: Callable[[int], int], limit: int, most: int) -> int:
-    """Return the largest n of 1 to `most` whose size is within the limit, 0 where even 1 is not.
+    """Return the largest n from 1 to `most` whose size is within the limit; 0 if even 1 does not fit.
 
-    Sizes must grow with n. The next n to try is where a straight line through the known sizes meets the limit, so that
-    a size which is linear, as most here are, takes four looks.
+    Sizes must grow with n. The next n tried is where a straight line through the known sizes meets the limit, so a
+    linear size, as most are here, takes four tries.
 
-    >>> looks = []
-    >>> largest(lambda n: looks.append(n) or 100 + 7 * n, limit=1000, most=10**6), looks
+    >>> tried = []
+    >>> largest(lambda n: tried.append(n) or 100 + 7 * n, limit=1000, most=10**6), tried
     (128, [1, 2, 128, 129])
     >>> largest(lambda n: n * n, limit=1000, most=20), largest(lambda n: 5, limit=4, most=9)
     (20, 0)
@@ -56,14 +56,14 @@ def largest_batch(setup: Setup, limit: int) -> int:
 
 
 def largest_length(setup: Setup, limit: int) -> int:
-    """Return the largest `max_length`, in steps of 64 tokens, up to what the model has positions for."""
+    """Return the largest `max_length` in steps of 64 tokens, at most the model's number of positions."""
     positions = getattr(setup.config.get_text_config(), "max_position_embeddings", None) or 2**15
     most = max(1, min(positions, 2**15) // LENGTH_STEP)
     return LENGTH_STEP * largest(lambda n: estimate(with_length(setup, n * LENGTH_STEP)).total, limit, most)
 
 
 def largest_k(setup: Setup, limit: int) -> int:
-    """Return the largest number of responses per prompt, up to 64; 0 where not even 2 fit."""
+    """Return the largest number of responses per prompt, up to 64; 0 if even 2 do not fit."""
 
     def size_of(n: int) -> int:
         return estimate(replace(setup, shape=replace(setup.shape, responses=n + 1))).total
@@ -74,12 +74,12 @@ def largest_k(setup: Setup, limit: int) -> int:
 
 @dataclass(frozen=True)
 class Change:
-    """One thing to change in a recipe.
+    """One change to a recipe.
 
     Attributes:
-        settings: the keys and values.
-        cost: what it costs.
-        peak: bytes after this and all changes before it.
+        settings: the keys and values to set.
+        cost: what the change costs.
+        peak: peak in bytes with this change and all before it.
     """
 
     settings: str
@@ -88,9 +88,9 @@ class Change:
 
 
 def advise(setup: Setup, limit: int) -> tuple[list[Change], bool]:
-    """Return what to change for a recipe to fit, cheapest first, and whether it then fits.
+    """Return the changes that make a run fit, cheapest first, and whether it then fits.
 
-    Changes are added one after the other; one that doesn't lower the peak is left out.
+    Changes add up. One that doesn't lower the peak is left out.
     """
     peak = estimate(setup).total
     changes: list[Change] = []
@@ -161,26 +161,26 @@ def _changes() -> _Changes:
         steps = setup.args.gradient_accumulation_steps
         return f"per_device_train_batch_size: 1, gradient_accumulation_steps: {steps}"
 
-    yield lambda _: "prefix_sharing: auto, packing: true", "nothing; the result is the same", share
-    yield batches, "some speed; the result is the same", batch
+    yield lambda _: "prefix_sharing: auto, packing: true", "none; same result", share
+    yield batches, "some speed; same result", batch
     yield lambda _: "optim: paged_adamw_8bit", "8-bit optimizer states", optimizer
     yield lambda _: "use_bnb_nested_quant: true", "a little precision of the frozen weights", nested
-    yield lambda _: "gradient_checkpointing: true", "each layer is computed twice, about a third more time", checkpoint
+    yield lambda _: "gradient_checkpointing: true", "about a third more time: each layer is computed twice", checkpoint
     yield lambda _: "precompute_ref_log_probs: true", "one pass over the data before training", cached
     yield lambda _: "dtype: bfloat16", "weights rounded to 8 bits of precision", half
     yield (
         lambda _: "use_peft: true, lora_target_modules: all-linear",
-        "adapters are trained instead of all weights",
+        "only adapters are trained, not all weights",
         adapters,
     )
     yield (
         lambda _: "load_in_4bit: true, use_bnb_nested_quant: true",
-        "4-bit frozen weights, and time to unpack them",
+        "frozen weights in 4 bits, and time to unpack them",
         four_bits,
     )
-    yield length, "what is longer is cut", shorter
-    yield length, "what is longer is cut", shorter
-    yield lambda _: "2 responses per prompt", "the rest of each ranking", fewer
+    yield length, "longer rows are cut", shorter
+    yield length, "longer rows are cut", shorter
+    yield lambda _: "2 responses per prompt", "the other responses of each ranking", fewer
 
 
 def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from ..reference.cache import ReferenceCache, default_folder
+from ..reference.reference_cache import ReferenceCache, default_folder
 from .push import PushError
 
 

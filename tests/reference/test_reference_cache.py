@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from trl_dpo_ext.modeling.layout import PromptGroup
-from trl_dpo_ext.reference import cache as module
-from trl_dpo_ext.reference.cache import CacheError, ReferenceCache, default_folder, response_keys
+from trl_dpo_ext.reference import reference_cache as module
+from trl_dpo_ext.reference.reference_cache import CacheError, ReferenceCache, default_folder, response_keys
 
 GROUPS = [PromptGroup([5, 6, 7], [[8, 9], [10]]), PromptGroup([5], [[8, 9, 3, 3], [4, 4], [70000]])]
 
@@ -261,7 +261,7 @@ def test_a_disk_without_room(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(4 * 10**9))
     cache.check_room(999_000_000, 1000)
-    with pytest.raises(CacheError, match=r"4\.00 GB, and 4\.00 GB are free.*ref_cache_dir"):
+    with pytest.raises(CacheError, match=r"4\.00 GB, and the disk of .* has 4\.00 GB free.*ref_cache_dir"):
         cache.check_room(1_000_000_000, 1)
 
 

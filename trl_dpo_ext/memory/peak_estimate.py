@@ -1,4 +1,4 @@
-"""From the bytes of a step to what a card must have: all layers, the CUDA context, the allocator."""
+"""Estimates the peak memory of a training step on a card: all layers, CUDA context and allocator included."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 import torch
 
-from .ledger import Parts
+from .allocation_ledger import Parts
 from .step import Setup, decoder_layers, load_on_meta, run_step
 
 GIB = 2**30
 MIB = 2**20
 
 CUDA_CONTEXT = 500 * MIB
-"""Assumed: the driver's context and the kernels loaded into it, outside torch's allocator. 300 to 600 MiB by card."""
+"""Assumed: the CUDA context with its kernels, outside torch's allocator. 300 to 600 MiB, depending on the card."""
 CUBLAS_WORKSPACE = 40 * MIB
-"""Assumed: workspaces that torch gives cuBLAS and cuBLASLt, 8 MiB each before and 32 MiB from Hopper on."""
+"""Assumed: the workspaces of cuBLAS and cuBLASLt. torch gives them 32 MiB each from Hopper on, 8 MiB before."""
 SLACK = 0.05
-"""Assumed: what the allocator holds beyond what is used, as a part of all that is allocated anew in every step."""
+"""Assumed: what the allocator reserves beyond what is used, as a share of the bytes that each step allocates anew."""
 DRIVER = 0.02
-"""Part of a card's nominal size that no program gets: a 24 GB card shows about 23.5 GiB."""
+"""Share of a card's nominal size that no program gets: a 24 GB card shows about 23.5 GiB."""
 
 CONTEXT_PART, WORKSPACE_PART, SLACK_PART = "CUDA context", "cuBLAS workspace", "allocator slack"
 STATIC_PARTS = (
@@ -38,9 +38,9 @@ class Estimate:
     """The peak of a training step.
 
     Attributes:
-        parts: bytes of each part at the largest moment; they sum to `total`.
+        parts: bytes of each part at the moment of the peak; they sum to `total`.
         phases: bytes of all tensors at the largest moment of each phase.
-        peak_phase: the largest of them.
+        peak_phase: the phase with the peak.
     """
 
     parts: Parts
@@ -49,24 +49,24 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """Bytes that the card must have."""
+        """Bytes that the card must offer."""
         return self.parts.total()
 
     @property
     def allocated(self) -> int:
-        """Bytes to compare with `torch.cuda.max_memory_allocated`."""
+        """Bytes that `torch.cuda.max_memory_allocated` should report."""
         return self.total - self.parts[CONTEXT_PART] - self.parts[SLACK_PART]
 
 
 def estimate(setup: Setup, *, all_layers: bool = False) -> Estimate:
-    """Estimate the peak memory of a training step, without loading anything.
+    """Estimate the peak memory of a training step without loading anything.
 
-    The step runs on tensors without storage with two and with three decoder layers; each phase grows by the same bytes
-    with each further layer. Models whose layers differ run as they are.
+    The step runs on fake tensors with two and with three decoder layers. From there on each phase grows by the same
+    bytes per layer. A model whose layers differ runs whole.
 
     Args:
         setup: the run.
-        all_layers: run the whole model, which takes ten times as long.
+        all_layers: run the whole model, which takes about ten times as long.
     """
     count: int = setup.config.get_text_config().num_hidden_layers
     if all_layers or count <= 3 or not _layers_alike(setup):
@@ -86,7 +86,7 @@ def estimate(setup: Setup, *, all_layers: bool = False) -> Estimate:
 
 
 def usable(card_gib: float) -> int:
-    """Return the bytes that a card sold with this many GB (of 2^30 bytes) has for a program."""
+    """Return the bytes that a program gets of a card sold with this many GB (2^30 bytes each)."""
     return int(card_gib * GIB * (1 - DRIVER))
 
 
@@ -95,7 +95,7 @@ def _extrapolated(two: Parts, three: Parts, count: int) -> Parts:
 
 
 def _layers_alike(setup: Setup) -> bool:
-    """Say whether all decoder layers have the same kind of attention, and the first few the same weights."""
+    """Whether all decoder layers have the same kind of attention, and the first four the same weight shapes."""
     if len(set(getattr(setup.config.get_text_config(), "layer_types", None) or [""])) > 1:
         return False
     with torch.device("meta"):

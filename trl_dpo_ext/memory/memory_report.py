@@ -1,4 +1,4 @@
-"""An estimate as text with bars, and as JSON."""
+"""The report of `trl-dpo-ext memory`, as text with bars and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..record import versions
-from .estimate import (
+from .largest_that_fits import Change
+from .peak_estimate import (
     CONTEXT_PART,
     CUBLAS_WORKSPACE,
     CUDA_CONTEXT,
@@ -23,11 +24,10 @@ from .estimate import (
     Estimate,
     usable,
 )
-from .search import Change
 from .step import Setup
 
 _BAR = 40  # columns
-# Largest first within each: what stands there all the time, then what comes and goes, then what is assumed.
+# First the parts that stay for the whole run, then those that come and go, then the assumed ones.
 _ORDER = (
     "4-bit weights",
     "constants of the 4-bit weights",
@@ -51,16 +51,16 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class Report:
-    """All that the command finds out about a recipe.
+    """Everything that the command reports about a recipe.
 
     Attributes:
         recipe, model: their names.
-        setup: what was run.
-        estimate: of the recipe as it is.
-        other_checkpointing: of the recipe with gradient checkpointing on where it is off, and the other way round.
-        card_gib: size of the card in question, None = none.
-        largest: `per_device_train_batch_size` on that card; and `max_length` and `responses`, each with the recipe's
-            micro-batch or the largest, whichever is smaller; all else unchanged.
+        setup: the run.
+        estimate: estimate of the recipe as it is.
+        other_checkpointing: estimate with gradient checkpointing switched, on if the recipe has it off or vice versa.
+        card_gib: size of the card; None without one.
+        largest: the largest `per_device_train_batch_size` that fits the card; then the largest `max_length` and
+            `responses`, each with the recipe's micro-batch or the largest that fits, whichever is smaller.
         changes, then_fits: see `advise`.
     """
 
@@ -80,7 +80,7 @@ class Report:
         return None if self.card_gib is None else self.estimate.total <= usable(self.card_gib)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything with plain types, sizes in bytes."""
+        """Return the report in plain types, sizes in bytes."""
         shape = self.setup.shape
         return {
             "recipe": self.recipe,
@@ -145,12 +145,12 @@ class Report:
             table,
             Text(),
             Text(
-                f"Estimated, not measured. The peak is in: {self.estimate.peak_phase}. {self._other().capitalize()} "
-                f"gradient checkpointing: {self.other_checkpointing.total / GIB:.2f} GiB."
+                f"Estimated, not measured. The peak is in this phase: {self.estimate.peak_phase}. "
+                f"{self._other().capitalize()} gradient checkpointing: {self.other_checkpointing.total / GIB:.2f} GiB."
             ),
             Text(
                 f"Assumed: CUDA context {CUDA_CONTEXT / MIB:.0f} MiB, cuBLAS {CUBLAS_WORKSPACE / MIB:.0f} MiB, "
-                f"allocator {100 * SLACK:.0f} % of what is allocated anew in each step."
+                f"allocator slack {100 * SLACK:.0f} % of what each step allocates."
             ),
         ]
         if self.card_gib is not None:
@@ -169,24 +169,24 @@ class Report:
     def _card(self, card: float) -> list[Text]:
         limit = usable(card) / GIB
         total = self.estimate.total / GIB
-        verdict = f"fits, with {limit - total:.2f} GiB left" if self.fits else f"{total - limit:.2f} GiB too much"
-        lines = [Text(f"A card of {card:g} GB has about {limit:.2f} GiB for a program: {verdict}.", style="bold")]
+        verdict = f"fits, with {limit - total:.2f} GiB left" if self.fits else f"{total - limit:.2f} GiB over"
+        lines = [Text(f"On a {card:g} GB card a program gets about {limit:.2f} GiB: {verdict}.", style="bold")]
         if self.largest:
             batch, length, responses = self.largest.values()
             lines.append(
                 Text(
-                    f"The most that fits (0 = not even the least): micro-batch {batch}; with a micro-batch of "
-                    f"{max(1, min(batch, self.setup.shape.prompts))}, max_length {length} or K = {responses}."
+                    f"Largest that fits (0: even the smallest does not fit): micro-batch {batch}; with a micro-batch "
+                    f"of {max(1, min(batch, self.setup.shape.prompts))}, max_length {length} or K = {responses}."
                 )
             )
         if self.changes:
-            lines.append(Text("To change, cheapest first, each with those before it:"))
+            lines.append(Text("Changes, cheapest first; each includes those before it:"))
             lines += [
-                Text(f"  {change.settings}: {change.peak / GIB:.2f} GiB; costs {change.cost}")
+                Text(f"  {change.settings}: {change.peak / GIB:.2f} GiB; cost: {change.cost}")
                 for change in self.changes
             ]
         if not self.fits and not self.then_fits:
             lines.append(
-                Text("Even then it doesn't fit: take a smaller model or a larger card, or shard (FSDP2, ZeRO-3).")
+                Text("Even then it doesn't fit. Use a smaller model or a larger card, or shard it (FSDP2, ZeRO-3).")
             )
         return lines

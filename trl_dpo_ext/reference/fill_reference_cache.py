@@ -1,4 +1,4 @@
-"""The pass that fills the reference cache: each response once, in batches of like lengths, shared by all processes."""
+"""Fills the reference cache: each response once, in batches of similar lengths, split among all processes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from accelerate.utils import tqdm
 from torch import nn
 
 from ..modeling.layout import PromptGroup
-from .cache import CacheError, ReferenceCache, response_keys
+from .reference_cache import CacheError, ReferenceCache, response_keys
 
 logger = logging.getLogger(__name__)
 
-_FLUSH_SECONDS = 60.0  # what is lost at most when the pass is interrupted
+_FLUSH_SECONDS = 60.0  # the most that an interrupted pass loses
 _FLUSH_TOKENS = 2**24  # 64 MB
 
 Compute = Callable[[Sequence[PromptGroup]], list[list[np.ndarray]]]
-"""The reference: of B groups, for each its K float32 arrays of a log-prob per token."""
+"""Runs the reference on B groups; returns for each group K float32 arrays, one log-prob per token."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Who shares the pass.
+    """The processes that share the pass.
 
     Attributes:
-        index, count: which process this is, of how many.
-        wait: returns when all have called it.
+        index, count: this process's number, and how many there are.
+        wait: returns when all processes have called it.
         progress: whether this process shows a progress bar.
     """
 
@@ -44,7 +44,7 @@ class Processes:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is to be computed of one row: some of its responses."""
+    """The responses of one row that are to be computed."""
 
     row: int
     responses: tuple[int, ...]
@@ -54,11 +54,11 @@ class _Part:
 
     @property
     def tokens(self) -> int:
-        """Tokens of its responses, each with the prompt."""
+        """Tokens of all its responses, each counted with the prompt."""
         return len(self.responses) * self.prompt_tokens + sum(self.response_tokens)
 
     def only(self, chosen: Iterable[Any]) -> _Part:
-        """Return the part with the chosen responses."""
+        """Return the part with only the chosen responses."""
         picked = [i for i, yes in enumerate(chosen) if yes]
         return _Part(
             self.row,
@@ -70,14 +70,14 @@ class _Part:
 
 
 def compute_dtype(model: nn.Module) -> str:
-    """Say in which precision a model computes here and now.
+    """Return the precision that a model computes in.
 
     Args:
-        model: the reference, called where it will run: under autocast, if it is.
+        model: the reference. Call this under autocast if the model will run under autocast.
 
     Returns:
-        The dtype of its weights; then, where they differ from it, that of the products with quantized weights, and that
-        of autocast. Examples: `float32`, `bfloat16`, `float32+autocast_bfloat16`, `float16+4bit_bfloat16`.
+        The dtype of its weights, then the dtypes of products with quantized weights and of autocast where they differ.
+        Examples: `float32`, `bfloat16`, `float32+autocast_bfloat16`, `float16+4bit_bfloat16`.
     """
     weight: Any = model.get_input_embeddings().weight  # type: ignore[operator]
     name = _name(weight.dtype)
@@ -99,27 +99,27 @@ def fill_cache(
     batch_size: int,
     processes: Processes | None = None,
 ) -> int:
-    """Compute the log-probs of all responses that the cache doesn't hold, and store them.
+    """Compute and store the log-probs of all responses that the cache doesn't hold.
 
-    Longest first, so that a batch that doesn't fit the memory is the first one. A batch holds `batch_size` prompts of
-    the greatest length, and more of shorter ones, up to as many tokens. How the rows are divided into batches depends
-    on all of them and not on what is found, so that an interrupted pass goes on with the batches it would have had.
+    The longest rows come first, so if a batch doesn't fit the memory, it is the first one. A batch holds `batch_size`
+    prompts of the greatest length, or more of shorter ones up to as many tokens. The batches depend on all rows and not
+    on what is stored already, so an interrupted pass goes on with the same batches.
 
     Args:
-        cache: where they are stored, and looked up.
+        cache: stores the log-probs.
         rows: tokenized rows that can be indexed (`prompt_ids`, `completion_ids`).
         compute: runs the reference.
         name: the dataset's name, for messages.
-        batch_size: prompts of the greatest length that fit a batch.
-        processes: who shares the work. Each one must call this with the same rows.
+        batch_size: prompts of the greatest length in a batch.
+        processes: the processes that share the work. Each must call this with the same rows.
 
     Returns:
-        How many responses were missing.
+        The number of responses that were missing.
 
     Raises:
-        CacheError: the folder can't be written or has no room. Nothing has been computed then, unless it was filled
-            meanwhile by others.
-        ValueError: the reference gives a log-prob that isn't finite. What was computed before is stored.
+        CacheError: the folder can't be written or its disk is too full. Nothing has been computed then, unless other
+            runs filled the disk meanwhile.
+        ValueError: a log-prob of the reference isn't finite. Those computed before it are stored.
     """
     processes = processes or Processes()
     cache.refresh()
@@ -136,21 +136,21 @@ def fill_cache(
     )
     if missing:
         cache.check_room(sum(sum(p.response_tokens) for b in batches for p in b), missing)
-    processes.wait()  # nobody writes before everybody has seen what is missing
+    processes.wait()  # no process may write before all have seen what is missing
     _run(cache, rows, compute, batches[processes.index :: processes.count], name, processes.progress)
     processes.wait()
     cache.refresh()
-    # What others computed and this process can't see, because the folder isn't on a disk they share.
+    # Log-probs of other processes that this one can't see, because the folder isn't on a shared disk.
     rest = _missing(cache, parts, budget)
     _run(cache, rows, compute, rest, name, processes.progress)
     cache.refresh()
     if any(_missing(cache, parts, budget)):
-        raise CacheError(f"Files have vanished from {cache.folder} while it was filled. Start again.")
+        raise CacheError(f"Files were deleted from {cache.folder} while it was filled. Start again.")
     return missing
 
 
 def batch_difference(cache: ReferenceCache, rows: Any, compute: Compute) -> float:
-    """Compute the first row by itself, and return the largest difference to the cache, in nats a response."""
+    """Compute the first row alone; return its largest difference from the cache, in nats per response."""
     group = PromptGroup(rows[0]["prompt_ids"], rows[0]["completion_ids"])
     cached = cache.lookup(group)
     assert cached is not None
@@ -161,7 +161,7 @@ def batch_difference(cache: ReferenceCache, rows: Any, compute: Compute) -> floa
 
 
 def all_cached(cache: ReferenceCache, rows: Iterable[Any]) -> bool:
-    """Say whether the log-probs of all responses are there."""
+    """Whether the log-probs of all responses are stored."""
     return all(cache.lookup(PromptGroup(row["prompt_ids"], row["completion_ids"])) is not None for row in rows)
 
 
@@ -170,7 +170,7 @@ def _name(dtype: Any) -> str:
 
 
 def _parts(rows: Any) -> list[_Part]:
-    """Return the rows' responses, longest rows first; each response in the first row that has it."""
+    """Return the rows' responses, longest rows first; a repeated response counts in the first row that has it."""
     seen: set[bytes] = set()
     parts = []
     for number, row in enumerate(rows):
@@ -195,7 +195,7 @@ def _longest_first(parts: list[_Part]) -> list[_Part]:
 
 
 def _batches(parts: list[_Part], budget: int) -> list[list[_Part]]:
-    """Cut parts, longest first, into batches of at most `budget` tokens when all are as long as their first."""
+    """Split parts, longest first, into batches of at most `budget` tokens, counting each part as long as the first."""
     batches: list[list[_Part]] = []
     for part in parts:
         if not batches or (len(batches[-1]) + 1) * batches[-1][0].tokens > budget:
@@ -205,7 +205,7 @@ def _batches(parts: list[_Part], budget: int) -> list[list[_Part]]:
 
 
 def _missing(cache: ReferenceCache, parts: list[_Part], budget: int) -> list[list[_Part]]:
-    """Return the batches to compute: those of which nothing is there, and new ones of whatever else is missing."""
+    """Return the batches to compute: those with nothing stored, then new ones of all else that is missing."""
     whole, left = [], []
     for batch in _batches(parts, budget):
         missing = [part.only(~cache.found(part.keys)) for part in batch]
@@ -250,7 +250,7 @@ def _run(
                 if time.monotonic() - flushed > _FLUSH_SECONDS or sum(map(len, values)) > _FLUSH_TOKENS:
                     flush()
         except BaseException:
-            with contextlib.suppress(CacheError):  # the first error is the one to report
+            with contextlib.suppress(CacheError):  # report the first error
                 flush()
             raise
         flush()
@@ -264,7 +264,6 @@ def _check(logps: list[np.ndarray], part: _Part, name: str) -> None:
     for values, k in zip(logps, part.responses, strict=True):
         if not np.isfinite(values).all():
             raise ValueError(
-                f"{name} dataset, row {part.row}, response {k}: the reference gives a log-prob of "
-                f"{values[~np.isfinite(values)][0]}. Its weights are damaged, or its precision is too low (float16 "
-                "overflows): try bf16."
+                f"{name} dataset, row {part.row}, response {k}: the reference's log-prob is "
+                f"{values[~np.isfinite(values)][0]}. Its weights are damaged, or it overflows in float16: try bf16."
             )

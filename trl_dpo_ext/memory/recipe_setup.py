@@ -1,4 +1,4 @@
-"""From a recipe to what decides its memory."""
+"""Turns a recipe into the setup that the memory estimate runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..parsing import ParseError, StrictParser
 from ..training import ConfigError, PreferenceConfig
-from .models import load_model_config
+from .model_configs import load_model_config
 from .step import Setup, Shape
 
 DEFAULT_LENGTH = 1024
@@ -29,60 +29,60 @@ def read_recipe(
     responses: int = 2,
     prompt_tokens: int | None = None,
 ) -> tuple[Setup, str]:
-    """Read what a recipe says about memory.
+    """Read the settings of a recipe that decide its memory.
 
     Args:
         path: the YAML file.
-        changes: values that stand in for the recipe's.
-        responses: K, the responses per prompt; the data says it, not the recipe.
-        prompt_tokens: of the longest rows, out of `max_length`; half of it by default.
+        changes: settings that replace the recipe's.
+        responses: K, the responses per prompt, which the recipe doesn't know.
+        prompt_tokens: prompt tokens of the longest rows; half of `max_length` by default.
 
     Returns:
-        The setup, and the name of the model.
+        The setup and the model's name.
 
     Raises:
-        ParseError, ConfigError, UnknownModelError: a recipe that can't be trained or estimated.
+        ParseError, ConfigError, UnknownModelError: the recipe can't be trained or estimated.
     """
     try:
         content = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
         raise ParseError(f"The recipe {path!r} does not exist.") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ParseError(f"The recipe {path!r} is not a YAML file: {error}") from None
+        raise ParseError(f"The recipe {path!r} can't be read as YAML: {error}") from None
     if not isinstance(content, dict):
-        raise ParseError(f"The recipe {path!r} is not a mapping of settings.")
+        raise ParseError(f"The recipe {path!r} holds no settings: write one `key: value` a line.")
     content = {**content, **(changes or {})}
     sys.path.insert(0, str(Path.cwd()))
-    for module in content.get("import_module") or []:  # one that registers the recipe's loss
+    for module in content.get("import_module") or []:  # it may register the recipe's loss
         import_module(module)
 
     known = {f.name for kind in (PreferenceConfig, ModelConfig) for f in fields(kind) if f.init}
     for key in content.keys() - known:
-        # Settings of the data and the evaluation are none of this; a slip of the pen is.
+        # Settings of the data and the evaluation don't matter here; a misspelled setting does.
         if close := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
             raise ParseError(f"Unknown key {key!r} in {path}. Did you mean {close[0]!r}?")
     parser = StrictParser((PreferenceConfig, ModelConfig))
-    # The recipe may be for a card that this machine doesn't have.
-    parser.set_defaults_with_config(**{k: v for k, v in content.items() if k in known}, use_cpu=True)
+    # This machine may not have the recipe's card.
+    parser.set_defaults_with_config(**{**{k: v for k, v in content.items() if k in known}, "use_cpu": True})
     try:
         args, model_args = parser.parse_args_into_dataclasses(args=[])
     except ValueError as error:
         raise ParseError(str(error)) from error
     if not model_args.model_name_or_path:
-        raise ParseError("model_name_or_path is missing: give a Hub id or a folder.")
+        raise ParseError("model_name_or_path is missing. Set it to a Hub id or a folder, or pass --model.")
     return make_setup(args, model_args, responses=responses, prompt_tokens=prompt_tokens), model_args.model_name_or_path
 
 
 def make_setup(
     args: PreferenceConfig, model_args: ModelConfig, *, responses: int = 2, prompt_tokens: int | None = None
 ) -> Setup:
-    """Return the setup of parsed arguments; see `read_recipe`.
+    """Return the setup of a parsed recipe; see `read_recipe`.
 
     Raises:
         ConfigError, UnknownModelError.
     """
     if model_args.load_in_8bit:
-        raise ConfigError("load_in_8bit can't be estimated. Set load_in_4bit: true, or neither.")
+        raise ConfigError("load_in_8bit: true can't be estimated. Set load_in_4bit: true, or neither.")
     if model_args.load_in_4bit and not model_args.use_peft:
         raise ConfigError("load_in_4bit: true needs use_peft: true, since 4-bit weights can't be trained.")
     init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
@@ -97,9 +97,9 @@ def make_setup(
     length = args.max_length or DEFAULT_LENGTH
     prompt = length // 2 if prompt_tokens is None else prompt_tokens
     if not 1 <= prompt < length:
-        raise ConfigError(f"A prompt of {prompt} tokens leaves no room for a response in max_length={length}.")
+        raise ConfigError(f"A prompt of {prompt} tokens leaves no room for a response within max_length={length}.")
     if responses < 2:
-        raise ConfigError(f"K = {responses} responses per prompt; a preference needs at least 2.")
+        raise ConfigError(f"K = {responses} responses per prompt is too few: preferences need at least 2.")
     return Setup(
         config=config,
         args=args,
@@ -112,7 +112,7 @@ def make_setup(
 
 
 def with_length(setup: Setup, length: int) -> Setup:
-    """Return the setup with another `max_length`, prompts and responses in the same proportion."""
+    """Return the setup with another `max_length`; prompts keep their share of it."""
     shape = setup.shape
     prompt = max(1, round(length * shape.prompt_tokens / (shape.prompt_tokens + shape.response_tokens)))
     return replace(setup, shape=replace(shape, prompt_tokens=prompt, response_tokens=max(1, length - prompt)))

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from trl_dpo_ext.modeling.layout import PromptGroup
-from trl_dpo_ext.reference import fill
-from trl_dpo_ext.reference.cache import CacheError, ReferenceCache
-from trl_dpo_ext.reference.fill import Processes, all_cached, compute_dtype, fill_cache
+from trl_dpo_ext.reference import fill_reference_cache as fill
+from trl_dpo_ext.reference.fill_reference_cache import Processes, all_cached, compute_dtype, fill_cache
+from trl_dpo_ext.reference.reference_cache import CacheError, ReferenceCache
 
 Row = dict[str, Any]
 
