@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from trl_dpo_ext import PreferencePairs, get_loss
-from trl_dpo_ext.losses.catalog import built_in
+from trl_dpo_ext.losses.loss_docs import built_in
 
 PAGE = (Path(__file__).parents[1] / "docs" / "choosing_a_loss.md").read_text(encoding="utf-8")
 ROWS = [

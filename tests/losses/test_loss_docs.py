@@ -5,20 +5,19 @@ from pathlib import Path
 import pytest
 
 from trl_dpo_ext import get_loss
-from trl_dpo_ext.losses.catalog import (
+from trl_dpo_ext.losses.loss_docs import (
     README_BEGIN,
     README_END,
-    _table,
     built_in,
     markdown_page,
+    markdown_row,
     readme_table,
     update_readme,
     write_docs,
 )
 
 ROOT = Path(__file__).parents[2]
-WRITE = "from pathlib import Path; from trl_dpo_ext.losses.catalog import write_docs; write_docs(Path('.'))"
-REMEDY = f'Out of step with the registry; run: python -c "{WRITE}"'
+REMEDY = "Out of date with the registry. In the checkout's root, run: trl-dpo-ext losses --write-docs"
 
 
 def test_the_page_is_in_step():
@@ -48,19 +47,20 @@ def test_a_section_has_everything():
     assert "- TRL's `beta` sets `tau`.\n" in section
     assert "- `sppo_hard` minus its constant" in section
     assert "**Departures.** The paper doesn't speak of length." in section
-    assert "Defined in `trl_dpo_ext/losses/links.py`." in section
+    assert "Defined in `trl_dpo_ext/losses/families/non_logistic.py`." in section
     assert "| Hyperparameter |" not in page.partition("## mppo\n")[2]
     assert "| [`ipo`](#ipo) |  | pairs | yes | yes |  | [2310.12036](https://arxiv.org/abs/2310.12036) |" in page
 
 
 def test_a_bar_in_a_cell_does_not_end_it():
-    assert _table(["a"], [["|w| > 0"]]).splitlines()[2] == "| \\|w\\| > 0 |"
+    assert markdown_row(["|w| > 0"]) == "| \\|w\\| > 0 |"
 
 
 def test_the_readme_table_has_every_loss_once():
     table = readme_table(built_in())
     assert sorted(table.split("`")[1::2]) == [spec.name for spec in built_in()]
-    assert "| Rankings, no reference (6) |" in table
+    count = sum(spec.listwise and spec.reference_free for spec in built_in())
+    assert f"| Rankings, no reference ({count}) |" in table
 
 
 def test_update_readme_replaces_only_what_is_between_the_markers():
@@ -79,7 +79,7 @@ def test_update_readme_replaces_only_what_is_between_the_markers():
 )  # fmt: skip
 def test_update_readme_refuses_broken_markers(text):
     with pytest.raises(
-        ValueError, match="The README must hold <!-- losses:begin --> and, after it, <!-- losses:end -->"
+        ValueError, match=r"README\.md must hold <!-- losses:begin --> and, after it, <!-- losses:end -->"
     ):
         update_readme(text, built_in())
 
