@@ -68,7 +68,7 @@ def checks(path: str, module: str) -> None:
     """The page of the docs, the relations, and whatever holds for every loss."""
     from tests.losses import test_every_loss, test_loss_docs, test_relations
 
-    test_loss_docs.test_the_page_is_in_step()
+    test_loss_docs.test_generated_text_is_up_to_date("docs/losses.md")
     for test in test_relations.RELATIONS.values():
         test()
     for spec in concerned(module):

@@ -131,3 +131,15 @@ def test_the_command_line_loads_nothing_heavy_for_its_help():
     code = f"import sys, trl_dpo_ext.cli as c; c._parser().format_help(); {loaded}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_write_docs_asks_for_a_checkout(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["losses", "--write-docs"]) == 2
+    assert capsys.readouterr().err == "There is no docs/losses.md here. Run this in the root of a checkout.\n"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "losses.md").write_text("old")
+    (tmp_path / "docs" / "choosing_a_loss.md").write_text("<!-- other losses:begin --><!-- other losses:end -->")
+    (tmp_path / "README.md").write_text("<!-- losses:begin --><!-- losses:end -->")
+    assert run(capsys, "losses", "--write-docs") == "Updated: docs/losses.md, README.md, docs/choosing_a_loss.md.\n"
+    assert run(capsys, "losses", "--write-docs") == "Everything is up to date.\n"

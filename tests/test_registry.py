@@ -87,6 +87,21 @@ def test_an_unknown_name_gets_suggestions_and_the_known_names(registry):
         registry.get("zzz")
 
 
+def test_temporary_entries_are_forgotten(registry):
+    registry.register("cat", one, aliases=["feline"])
+
+    @registry.temporary()
+    def fail():
+        registry.register("dog", two, aliases=["hound"])
+        assert registry.get("hound") is two
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert registry.names(aliases=True) == ["cat", "feline"]
+    registry.register("hound", one)
+
+
 def test_a_registry_without_a_group_has_no_plugins(registry):
     assert registry.names() == []
 

@@ -1,4 +1,4 @@
-"""docs/losses.md and the README's table are what the registry says."""
+"""The generated pages and blocks are what the registry says."""
 
 from pathlib import Path
 
@@ -6,29 +6,23 @@ import pytest
 
 from trl_dpo_ext import get_loss
 from trl_dpo_ext.losses.loss_docs import (
-    README_BEGIN,
-    README_END,
     built_in,
+    generated,
     markdown_page,
     markdown_row,
     readme_table,
-    update_readme,
+    update_block,
+    without_advice,
     write_docs,
 )
 
 ROOT = Path(__file__).parents[2]
-REMEDY = "Out of date with the registry. In the checkout's root, run: trl-dpo-ext losses --write-docs"
 
 
-def test_the_page_is_in_step():
-    assert (ROOT / "docs" / "losses.md").read_text(encoding="utf-8") == markdown_page(built_in()), REMEDY
-
-
-def test_the_readme_is_in_step():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    if README_BEGIN not in text:
-        pytest.skip("the README has no markers yet")
-    assert text == update_readme(text, built_in()), REMEDY
+@pytest.mark.parametrize("path", ["docs/losses.md", "docs/choosing_a_loss.md", "README.md"])
+def test_generated_text_is_up_to_date(path):
+    message = f"{path} is out of date. In the checkout's root, run: trl-dpo-ext losses --write-docs"
+    assert (ROOT / path).read_text(encoding="utf-8") == generated(ROOT)[ROOT / path], message
 
 
 def test_every_loss_has_a_row_and_a_section():
@@ -63,32 +57,38 @@ def test_the_readme_table_has_every_loss_once():
     assert f"| Rankings, no reference ({count}) |" in table
 
 
-def test_update_readme_replaces_only_what_is_between_the_markers():
-    text = f"before\n{README_BEGIN}\nold\n{README_END}\nafter\n"
-    new = update_readme(text, built_in())
-    assert new.startswith(f"before\n{README_BEGIN}\n\n| Reads |")
-    assert new.endswith(f"|\n\n{README_END}\nafter\n")
-    assert "old" not in new
-    assert update_readme(new, built_in()) == new
+def test_a_loss_that_the_page_does_not_name_is_listed():
+    specs = [get_loss("dpo"), get_loss("simpo")]
+    text = without_advice("Start with `dpo`.", specs)
+    assert text.splitlines()[-1].startswith("| [`simpo`](losses.md#simpo) | SimPO: ")
+    assert "`dpo`" not in text
+    assert without_advice("`dpo`, `simpo`", specs) == ""
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", README_BEGIN, README_END, f"{README_END}{README_BEGIN}", f"{README_BEGIN}{README_BEGIN}{README_END}",
-     f"{README_BEGIN}{README_END}{README_END}"],
-)  # fmt: skip
-def test_update_readme_refuses_broken_markers(text):
-    with pytest.raises(
-        ValueError, match=r"README\.md must hold <!-- losses:begin --> and, after it, <!-- losses:end -->"
-    ):
-        update_readme(text, built_in())
+BEGIN, END = "<!-- losses:begin -->", "<!-- losses:end -->"
 
 
-@pytest.mark.parametrize("markers", [False, True])
-def test_write_docs(tmp_path, markers):
+def test_update_block_replaces_only_what_is_between_the_markers():
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert update_block(text, "losses", "new") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+    assert update_block(text, "losses", "") == f"before\n{BEGIN}\n{END}\nafter\n"
+    new = update_block(text, "losses", readme_table(built_in()))
+    assert update_block(new, "losses", readme_table(built_in())) == new
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, END, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}", f"{BEGIN}{END}{END}"])
+def test_update_block_refuses_broken_markers(text):
+    with pytest.raises(ValueError, match="The text must hold <!-- losses:begin --> and, after it, <!-- losses:end -->"):
+        update_block(text, "losses", "new")
+
+
+def test_write_docs_says_what_changed(tmp_path):
     (tmp_path / "docs").mkdir()
-    text = f"# A\n{README_BEGIN}{README_END}\n" if markers else "# A\n"
-    (tmp_path / "README.md").write_text(text)
-    write_docs(tmp_path)
-    assert (tmp_path / "docs" / "losses.md").read_text() == markdown_page(built_in())
-    assert (tmp_path / "README.md").read_text() == (update_readme(text, built_in()) if markers else text)
+    pages = [tmp_path / "docs" / "losses.md", tmp_path / "README.md", tmp_path / "docs" / "choosing_a_loss.md"]
+    pages[1].write_text(f"# A\n{BEGIN}{END}\n")
+    pages[2].write_text("`dpo`\n<!-- other losses:begin --><!-- other losses:end -->\n")
+    assert write_docs(tmp_path) == pages
+    assert pages[0].read_text() == markdown_page(built_in())
+    assert pages[1].read_text() == update_block(f"# A\n{BEGIN}{END}\n", "losses", readme_table(built_in()))
+    assert pages[2].read_text().count("| [`") == len(built_in()) - 1
+    assert write_docs(tmp_path) == []

@@ -57,7 +57,7 @@ def _losses(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.write_docs:
         if not Path("docs/losses.md").exists():
-            print("There is no docs/losses.md here; run this in the root of a checkout.", file=sys.stderr)
+            print("There is no docs/losses.md here. Run this in the root of a checkout.", file=sys.stderr)
             return 2
         changed = write_docs(Path())
         print(f"Updated: {', '.join(map(str, changed))}." if changed else "Everything is up to date.")

@@ -1,5 +1,6 @@
-"""The registry as text: rows of facts, docs/losses.md, and the generated blocks of README.md."""
+"""The registry as text: rows of facts, docs/losses.md, and the generated blocks of README.md and other pages."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,8 +9,6 @@ from .loss_spec import LossSpec
 
 COLUMNS = ("name", "aliases", "K", "reference", "length-normalised", "reads", "paper", "summary")
 
-README_BEGIN, README_END = "<!-- losses:begin -->", "<!-- losses:end -->"
-
 _PAGE = """\
 # The losses
 
@@ -17,7 +16,8 @@ This page is generated from the registry by `trl-dpo-ext losses --write-docs`. E
 
 `loss_type` takes one or several of these names, or their aliases; TRL's names are among them. `loss_kwargs` sets
 hyperparameters. A "pairs" loss works on any number of responses: `pairing` decides which pairs a ranking gives. A
-"list" loss reads whole rankings. See also [how to choose a loss](choosing_a_loss.md) and [how to add one](add_a_loss.md).
+"list" loss reads whole rankings. Other pages: [how to choose a loss](choosing_a_loss.md),
+[how to add one](add_a_loss.md).
 
 Notation: log-probs are in nats, summed over the completion's tokens. A log-ratio is policy minus reference.
 """
@@ -168,17 +168,41 @@ def readme_table(specs: Iterable[LossSpec]) -> str:
     return _table(("Reads", "Losses"), rows)
 
 
-def update_readme(text: str, specs: Iterable[LossSpec]) -> str:
-    """Return a README's text with the block between `README_BEGIN` and `README_END` regenerated.
+def without_advice(text: str, specs: Iterable[LossSpec]) -> str:
+    """Return the section of docs/choosing_a_loss.md on the losses that its other sections don't name.
+
+    Args:
+        text: the page without this section.
+        specs: the losses.
+    """
+    named = set(re.findall(r"`(\w+)`", text))
+    rows = [[f"[`{s.name}`](losses.md#{s.name})", s.summary, _paper(s)] for s in specs if s.name not in named]
+    return "## Not compared here yet\n\n" + _table(("loss", "what it does", "paper"), rows) if rows else ""
+
+
+def split_block(text: str, block: str) -> tuple[str, str]:
+    """Return the text before and after the block between `<!-- block:begin -->` and `<!-- block:end -->`.
 
     Raises:
         ValueError: the text doesn't hold the two markers once each, in this order.
     """
-    before, begin, rest = text.partition(README_BEGIN)
-    _, end, after = rest.partition(README_END)
-    if not (begin and end) or README_BEGIN in rest or README_END in after:
-        raise ValueError(f"README.md must hold {README_BEGIN} and, after it, {README_END}, once each.")
-    return f"{before}{README_BEGIN}\n\n{readme_table(specs)}\n\n{README_END}{after}"
+    first, last = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not (begin and end) or first in rest or last in after:
+        raise ValueError(f"The text must hold {first} and, after it, {last}, once each.")
+    return before, after
+
+
+def update_block(text: str, block: str, content: str) -> str:
+    """Return a text with the block between `<!-- block:begin -->` and `<!-- block:end -->` replaced.
+
+    Raises:
+        ValueError: the text doesn't hold the two markers once each, in this order.
+    """
+    before, after = split_block(text, block)
+    inner = f"\n\n{content}\n\n" if content else "\n"
+    return f"{before}<!-- {block}:begin -->{inner}<!-- {block}:end -->{after}"
 
 
 def built_in() -> list[LossSpec]:
@@ -186,17 +210,35 @@ def built_in() -> list[LossSpec]:
     return [spec for spec in list_losses() if spec.fn.__module__.startswith(f"{__package__}.")]
 
 
+def generated(root: Path) -> dict[Path, str]:
+    """Return every file that holds generated text on losses, with the content it should have.
+
+    Args:
+        root: the root of a checkout.
+
+    Raises:
+        ValueError: a file lacks the markers of its generated block.
+    """
+    specs = built_in()
+    readme, choosing = root / "README.md", root / "docs" / "choosing_a_loss.md"
+    advice = choosing.read_text(encoding="utf-8")
+    others = without_advice("".join(split_block(advice, "other losses")), specs)
+    return {
+        root / "docs" / "losses.md": markdown_page(specs),
+        readme: update_block(readme.read_text(encoding="utf-8"), "losses", readme_table(specs)),
+        choosing: update_block(advice, "other losses", others),
+    }
+
+
 def write_docs(root: Path) -> list[Path]:
-    """Regenerate docs/losses.md and the README's table, and return the files that changed.
+    """Regenerate the text on losses in a checkout and return the files that changed.
 
     Args:
         root: the root of a checkout.
     """
-    specs = built_in()
-    page, readme = root / "docs" / "losses.md", root / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    new = {page: markdown_page(specs), readme: update_readme(text, specs) if README_BEGIN in text else text}
-    changed = [path for path, content in new.items() if not path.exists() or path.read_text("utf-8") != content]
-    for path in changed:
-        path.write_text(new[path], encoding="utf-8")
+    changed = []
+    for path, text in generated(root).items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            changed.append(path)
     return changed
