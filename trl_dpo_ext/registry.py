@@ -9,6 +9,7 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -139,6 +140,15 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.names(aliases=True)
+
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """Forget, when the block ends, what was registered in it. For tests."""
+        before = dict(self._entries), dict(self._aliases)
+        try:
+            yield
+        finally:
+            self._entries, self._aliases = before
 
     @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:

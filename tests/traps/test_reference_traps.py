@@ -16,8 +16,8 @@ from tests.training import support
 from tests.training.test_reference import moved, with_adapter
 from tests.traps.support import bugs, fresh, put_back, row_logps
 from trl_dpo_ext import PreferencePairs, register_loss
-from trl_dpo_ext.losses.spec import _registry
 from trl_dpo_ext.reference import run_reference
+from trl_dpo_ext.testing import temporary_losses
 from trl_dpo_ext.training import PreferenceTrainer
 
 
@@ -89,13 +89,15 @@ def test_trap_01_wrong_reference(bug, monkeypatch, tiny_model_dir, tmp_path):
 
 
 @pytest.fixture
-def squared_margin(monkeypatch):
+def squared_margin():
     """A loss such as a user would register; other tests don't see it."""
-    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    with temporary_losses():
 
-    @register_loss("squared_margin")
-    def squared_margin(pairs: PreferencePairs, *, beta: float = 1.0) -> torch.Tensor:
-        return (1 - beta * pairs.margins) ** 2
+        @register_loss("squared_margin")
+        def squared_margin(pairs: PreferencePairs, *, beta: float = 1.0) -> torch.Tensor:
+            return (1 - beta * pairs.margins) ** 2
+
+        yield
 
 
 def reference_is_the_second_model(patch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoProcessor, ProcessorMixin
+from trl import DPOConfig
 from trl.kernels import chunked_logprob as _head
 from trl.models.utils import disable_gradient_checkpointing, prepare_deepspeed, prepare_fsdp
 from trl.trainer import utils as _utils
@@ -31,15 +33,13 @@ __all__ = [
     "use_adapter",
 ]
 
-# Fields that DPOTrainer.__init__ checks against its own list of losses. Ours are checked by PreferenceConfig.
+# Fields that DPOTrainer.__init__ checks against its own list of losses, with TRL's defaults. PreferenceConfig has
+# checked what the user set.
 _LOSS_FIELDS: dict[str, Any] = {
-    "loss_type": ["sigmoid"],
-    "loss_weights": None,
-    "beta": 0.1,
-    "label_smoothing": 0.0,
-    "f_divergence_type": "reverse_kl",
-    "enable_jit_checkpoint": False,  # the trainer does it itself, see StopOnSigterm
-}
+    field.name: field.default if field.default_factory is MISSING else field.default_factory()
+    for field in fields(DPOConfig)
+    if field.name in ("loss_type", "loss_weights", "beta", "label_smoothing", "f_divergence_type")
+} | {"enable_jit_checkpoint": False}  # the trainer does it itself, see StopOnSigterm
 
 
 @contextmanager

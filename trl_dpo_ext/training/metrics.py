@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..losses.ranking import below
+from ..losses.rank_masks import ranked_below
 from ..modeling.forward import TokenOutputs
 from ..types import PreferencePairs, RankedResponses, pair_indices
 from .objective import Objective, mean_over_prompts
@@ -21,7 +21,7 @@ RANKING_ONLY = ("/top1_accuracies", "/kendall_tau")
 
 def best_mask(responses: RankedResponses) -> Tensor:
     """Return [B, K] bool: the responses of the best rank of each prompt (several where they tie)."""
-    return responses.mask & ~below(responses.ranks, responses.mask).any(dim=1)
+    return responses.mask & ~ranked_below(responses.ranks, responses.mask).any(dim=1)
 
 
 def kendall_tau(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
