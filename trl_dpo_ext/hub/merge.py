@@ -1,10 +1,10 @@
 """Merges an adapter into its base model so that the merged model is the one that was trained.
 
 An adapter trained on a 4-bit base has learned to work with that base's rounding errors. Merged into the base model's
-original weights it becomes another model; merged and rounded to 4 bits again, yet another one. Here each 4-bit weight is
-dequantized to the value that training saw, the adapter is added in float32, and the sum is stored in 16 bits.
+original weights it becomes another model; merged and rounded to 4 bits again, yet another one. Here each 4-bit weight
+is dequantized to the value that training saw, the adapter is added in float32, and the sum is stored in 16 bits.
 
-The merge takes one layer at a time: besides the quantized model and the merged weights, it holds one layer twice at most.
+The merge takes one layer at a time, so it holds at most one layer twice.
 """
 
 from __future__ import annotations
