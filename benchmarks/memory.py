@@ -281,6 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     device = torch.cuda.get_device_name(0).replace(" ", "-") if GPU else "cpu"
+    options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"memory-{device}.json".lower()
     content = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     caps = options.caps if GPU else [None]
@@ -315,6 +316,32 @@ def summary(row: dict[str, Any]) -> str:
     return (
         f"peak {peak:.2f} GiB{guess}; {row['seconds_per_step']:.2f} s a step, {row['tokens_per_second']:.0f} tokens/s"
     )
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Return the table of a results file, as docs/memory.md shows it."""
+    lines = [
+        "| case | side | cap GB | micro-batch x K | max_length | estimate, allocated GiB | measured, allocated GiB "
+        "| error of the estimate | measured, reserved GiB | seconds per step |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in content["rows"].items():
+        shape = Shape(**row["case"]["shape"])
+        peak, estimated = row["peak_allocated_gib"], row.get("estimated_allocated_gib")
+        cells = [
+            name.split()[0],
+            row["side"],
+            f"{row['cap_gib']:g}",
+            f"{shape.prompts} x {shape.responses}",
+            f"{shape.prompt_tokens + shape.response_tokens:,}",
+            "" if estimated is None else f"{estimated:.2f}",
+            f"{peak:.2f}",
+            "" if estimated is None else f"{estimated / peak - 1:+.2%}",
+            f"{row['peak_reserved_gib']:.2f}",
+            f"{row['seconds_per_step']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
