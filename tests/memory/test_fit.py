@@ -74,7 +74,7 @@ def test_the_number_of_responses_is_that_of_the_data():
     ("target", "said"),
     [
         ("torch.Tensor.backward", "backward pass"),
-        ("trl_dpo_ext.training.engine.PreferenceTrainer._token_logps", "forward pass"),
+        ("trl_dpo_ext.training.engine.token_outputs", "forward pass"),
         ("torch.optim.AdamW.step", "optimizer step"),
     ],
 )

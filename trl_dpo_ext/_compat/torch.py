@@ -16,6 +16,7 @@ __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
     "changes_its_input",
+    "cpu_has_bfloat16",
     "flash_attention",
     "memory_efficient_attention",
     "no_dispatch",
@@ -77,3 +78,8 @@ def memory_efficient_attention(query: Tensor, key: Tensor, value: Tensor, bias: 
     """
     out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, **options)[0]
     return out
+
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether this CPU has instructions for bfloat16 products; without them oneDNN emulates them."""
+    return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()

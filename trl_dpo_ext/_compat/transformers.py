@@ -13,6 +13,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 __all__ = [
     "Conv1D",
     "GradientCheckpointingLayer",
+    "attention_of",
     "loaded_from",
     "modules_kept_unquantized",
     "set_attention",
@@ -30,6 +31,16 @@ def modules_kept_unquantized(model: PreTrainedModel, skipped: list[str] | None) 
     in_float32: Any = model._keep_in_fp32_modules
     kept: list[str] = HfQuantizer.get_modules_to_not_convert(model, skipped, in_float32)
     return kept
+
+
+def attention_of(config: Any) -> str:
+    """Return the attention implementation that a model runs with: "sdpa", "eager", "flash_attention_2", ...
+
+    Args:
+        config: a model's config; of a multimodal model, its text part counts.
+    """
+    implementation: str = config.get_text_config()._attn_implementation
+    return implementation
 
 
 def set_attention(config: PreTrainedConfig, name: str) -> None:

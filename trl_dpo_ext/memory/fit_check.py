@@ -108,7 +108,7 @@ def _where(trace: TracebackType | None) -> str:
     names = [name for name, _ in frames]
     if "chunked_logprob.py" in (frames[-1][1] if frames else ""):
         return "the language-model head (chunks of logits)"
-    if "_responses" in names and "_forward" in names:
+    if "_run_reference" in names:
         return "the reference pass"
     for name, file in reversed(frames):
         for function, part, what in _PLACES:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,16 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedCon
 from .._compat.bitsandbytes import allocate_optimizer_state
 from .._compat.torch import FakeTensorMode, own_buffers, own_parameters
 from .._compat.transformers import GradientCheckpointingLayer, set_attention
-from .._compat.trl import add_fused_lm_head
+from .._compat.trl import add_fused_lm_head, disable_gradient_checkpointing, use_adapter
 from ..data.collator import PreferenceCollator
 from ..modeling.compact_head import add_compact_head
 from ..modeling.dropout import disable_functional_dropout
+from ..modeling.forward import TokenOutputs, evaluation_mode, prepare_inputs, token_outputs
 from ..modeling.layout import PromptGroup
 from ..modeling.masks import MODEL_INPUTS
 from ..modeling.row_plan import RowLayout, layout_without_check
-from ..training import PreferenceConfig, PreferenceTrainer
+from ..training import PreferenceConfig
+from ..training.batch import ranked_responses, step_loss
 from .allocation_ledger import Ledger, Parts
 from .known_values import KnownValues
 from .stand_ins import UNMASKED, Linear4bitStandIn, kernels_of, quantize
@@ -126,7 +128,7 @@ def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
     values = KnownValues(fake)
     with kernels_of(setup.device), fake, values, ledger:
         _prepare(model, reference, setup, ledger)
-        trainer = _StepOnly(model, reference, setup, ledger)
+        step = _StepOnly(model, reference, setup, ledger)
         optimizer = _Optimizer(setup.args, model, ledger)
         _watch_layers(model, ledger)
         for number in range(2 if setup.args.gradient_accumulation_steps > 1 else 1):
@@ -136,7 +138,7 @@ def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
                     ledger.book(tensor, BATCH)
             ledger.phase = "forward" if number == 0 else "forward with gradients"
             with ledger.booking(HEAD):
-                loss = trainer.compute_loss(model, inputs, num_items_in_batch=torch.tensor(setup.shape.prompts))
+                loss = step.loss(inputs)
             del inputs
             ledger.phase = "backward: head"
             with ledger.booking(BACKWARD):
@@ -152,34 +154,43 @@ def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
     return peaks
 
 
-class _StepOnly(PreferenceTrainer):
-    """The trainer's own step, without all that a run needs around it."""
+class _StepOnly:
+    """The trainer's own step, from a batch to its loss, with every part booked."""
 
     def __init__(self, model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
-        self.model = model
-        self._reference: Any = SimpleNamespace(model=reference, adapter=None)
-        self.args = setup.args
-        self.objective = setup.args.objective()
-        self.use_weighting = setup.args.use_weighting
+        self._model, self._reference = model, reference
+        self._objective = setup.args.objective()
+        self._use_weighting = setup.args.use_weighting
+        self._adapted = setup.peft is not None
+        self._checkpointing_kwargs: Any = setup.args.gradient_checkpointing_kwargs
         text = model.config.get_text_config()
         coefficient = setup.args.router_aux_loss_coef
-        self.router_aux_loss_coef = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
-        self.aux_loss_enabled = hasattr(text, "output_router_logits") and self.router_aux_loss_coef != 0.0
-        self.current_gradient_accumulation_steps = setup.args.gradient_accumulation_steps
-        self.accelerator: Any = SimpleNamespace(
-            num_processes=1, unwrap_model=lambda model: model, reduce=lambda tensor, reduction: tensor
-        )
-        self.state: Any = SimpleNamespace(global_step=0)
-        self.guard: Any = SimpleNamespace(check_loss=lambda *args: None)
+        self._router_coef = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
+        self._router = hasattr(text, "output_router_logits") and self._router_coef != 0.0
+        self._parts = setup.args.gradient_accumulation_steps
         self._ledger = ledger
         self._unmasked = _unmasked(setup)
         self._precision = torch.bfloat16 if setup.args.bf16 else torch.float16 if setup.args.fp16 else None
 
-    def _model_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a micro-batch."""
+        inputs = self._inputs(batch)
+        policy = self._forward(self._model, inputs | ({"output_router_logits": True} if self._router else {}), batch)
+        reference = batch.get("ref_token_logps")
+        if reference is None and self._objective.reads_reference:
+            reference = self._reference_pass(inputs, batch)
+        responses = ranked_responses(
+            policy, reference, batch, needs=self._objective.needs, use_weighting=self._use_weighting
+        )
+        per_prompt, _ = self._objective(responses, training=True)
+        loss = step_loss(per_prompt, torch.tensor(len(responses)), self._parts)
+        return loss + self._router_coef * policy.model_outputs.aux_loss if self._router else loss
+
+    def _inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         with self._ledger.booking(MASK):
             if self._unmasked is None:
-                return super()._model_inputs(inputs)
-            rows, length = inputs["input_ids"].shape
+                return prepare_inputs(self._model, self._model.config, batch)
+            rows, length = batch["input_ids"].shape
             self._block_mask = None
             if self._unmasked == "flex_attention":
                 # A BlockMask is built from the whole mask; it keeps counts and indices, of full blocks and of others,
@@ -187,22 +198,26 @@ class _StepOnly(PreferenceTrainer):
                 whole, blocks = torch.empty(rows, 1, length, length, dtype=torch.bool), -(-length // 128)
                 self._block_mask = torch.empty(rows, 4, blocks, blocks + 1, dtype=torch.int32)
                 del whole
-            return {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+            return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
-    def _forward(self, model: Any, arguments: dict[str, Any], **options: Any) -> Any:  # type: ignore[override]
+    def _forward(self, model: Any, inputs: dict[str, Any], batch: dict[str, Tensor]) -> TokenOutputs:
         # accelerate wraps the model's forward, and nothing else of the step, in autocast.
         with torch.autocast("cpu", dtype=self._precision, enabled=self._precision is not None):
-            if torch.is_grad_enabled():
-                return super()._forward(model, arguments, **options)
-            before, self._ledger.phase = self._ledger.phase, "reference pass"
-            with self._ledger.booking(REFERENCE_PASS):
-                outputs = super()._forward(model, arguments, **options)
-            self._ledger.phase = before
-            return outputs
+            return token_outputs(model, inputs, batch)
 
-    def _record(self, *args: Any, **kwargs: Any) -> Any:
-        """Metrics are a few numbers, and fake tensors have none."""
-        return 0.0, 0.0
+    def _reference_pass(self, inputs: dict[str, Any], batch: dict[str, Tensor]) -> Tensor:
+        before, self._ledger.phase = self._ledger.phase, "reference pass"
+        reference = self._model if self._reference is None else self._reference
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(disable_gradient_checkpointing(self._model, self._checkpointing_kwargs))
+            stack.enter_context(evaluation_mode(reference))
+            if self._reference is None and self._adapted:
+                stack.enter_context(use_adapter(self._model, None))
+            stack.enter_context(self._ledger.booking(REFERENCE_PASS))
+            logps = self._forward(reference, inputs, batch).logps
+        self._ledger.phase = before
+        return logps
 
 
 class _Optimizer:

@@ -1,4 +1,4 @@
-"""Losses over a whole ranking that read only the policy."""
+"""Listwise losses without a reference."""
 
 from typing import Annotated
 
@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from ..types import RankedResponses
+from ...types import RankedResponses
+from ..loss_registry import register_loss
+from ..rank_masks import best_weights, ranked_below, zero_masked
 from .listwise import pairwise_logistic, plackett_luce_nll
-from .ranking import below, best_share, blank
-from .spec import register_loss
 
 
 @register_loss(
@@ -89,7 +89,7 @@ def reference_free_rank_net(responses: RankedResponses, *, beta: Annotated[float
     Relations:
         `simpo` at gamma_beta_ratio = 0, summed over all pairs of a ranking.
     """
-    return pairwise_logistic(blank(responses).mean_logps, responses.ranks, responses.mask, beta=beta)
+    return pairwise_logistic(zero_masked(responses).mean_logps, responses.ranks, responses.mask, beta=beta)
 
 
 @register_loss("rrhf", paper="2304.05302", reference_free=True, length_normalized=True)
@@ -126,10 +126,10 @@ def rrhf(responses: RankedResponses, *, rank_weight: Annotated[float, Ge(0)] = 1
     Relations:
         `slic` at delta = 0 and lam = 1, for K = 2, rank_weight = 1 and responses of one token.
     """
-    means = blank(responses).mean_logps
+    means = zero_masked(responses).mean_logps
     lead = means.unsqueeze(1) - means.unsqueeze(2)  # [B, i, j]: m_j - m_i
-    ranking = (F.relu(lead) * below(responses.ranks, responses.mask)).sum(dim=(1, 2))
-    best = best_share(responses.ranks, responses.mask, means.dtype)
+    ranking = (F.relu(lead) * ranked_below(responses.ranks, responses.mask)).sum(dim=(1, 2))
+    best = best_weights(responses.ranks, responses.mask, means.dtype)
     return rank_weight * ranking - (means * best).sum(dim=1)
 
 
@@ -171,16 +171,16 @@ def pro(responses: RankedResponses, *, sft_weight: Annotated[float, Ge(0)] = 0.0
     Relations:
         `simpo` at beta = r_w - r_l and gamma_beta_ratio = 0, for K = 2 and sft_weight = 0.
     """
-    mask, responses = responses.mask, blank(responses)
+    mask, responses = responses.mask, zero_masked(responses)
     scores, means = responses.required_scores(), responses.mean_logps
-    lower = below(responses.ranks, mask)
+    lower = ranked_below(responses.ranks, mask)
     lowest = torch.finfo(means.dtype).min
     gaps = scores.unsqueeze(2) - scores.unsqueeze(1)  # [B, k, i]: r_k - r_i
     widest = gaps.masked_fill(~lower, -torch.inf).amax(dim=2, keepdim=True)
     lead = means.unsqueeze(1) * gaps - means.unsqueeze(2) * widest.masked_fill(widest.isinf(), 0)
     rest = lead.masked_fill(~lower, lowest).logsumexp(dim=2)
     ranking = -F.logsigmoid(-rest).masked_fill(~lower.any(dim=2), 0).sum(dim=1)
-    best = best_share(responses.ranks, mask, means.dtype)
+    best = best_weights(responses.ranks, mask, means.dtype)
     likelihood = (responses.logps * best).sum(dim=1)
     others = (mask.sum(dim=1) - 1).to(means.dtype)
     return ranking - sft_weight * others**2 * likelihood
@@ -218,8 +218,48 @@ def mppo(responses: RankedResponses) -> Tensor:
     Relations:
         `alphapo` at alpha = -1, beta = 1 and gamma = 0, for K = 2.
     """
-    mask, probabilities = responses.mask, blank(responses).mean_logps.exp()
-    best = best_share(responses.ranks, mask, probabilities.dtype)
-    rejected = below(responses.ranks, mask).any(dim=1)
+    mask, probabilities = responses.mask, zero_masked(responses).mean_logps.exp()
+    best = best_weights(responses.ranks, mask, probabilities.dtype)
+    rejected = ranked_below(responses.ranks, mask).any(dim=1)
     margins = rejected.sum(dim=1) * (probabilities * best).sum(dim=1) - (probabilities * rejected).sum(dim=1)
     return -F.logsigmoid(margins) * rejected.any(dim=1)
+
+
+@register_loss(
+    "sft", paper="2305.18290", aliases=["preferred_ft"], reference_free=True, couples_batch=True, f_divergence=True
+)
+def sft(responses: RankedResponses) -> Tensor:
+    """Preferred fine-tuning: the negative log-likelihood of the best response, per token of the batch.
+
+    Equation:
+        -log pi(y_best|x) / mean over the batch of |y_best|, so that the mean over the batch is the mean over its
+        tokens; `responses.logps` and `responses.lengths` where `responses.ranks` is lowest. Responses tied for the
+        best count in equal parts.
+
+    Args:
+        responses: B prompts, [B, K] float log-probs in nats; the reference's are not read.
+
+    Returns:
+        [B] loss, nats per token; 0 for a fully masked row.
+
+    Example:
+        >>> import torch
+        >>> from trl_dpo_ext import RankedResponses
+        >>> responses = RankedResponses(torch.tensor([[-4.0, -9.0]]), None, torch.tensor([[2, 3]]),
+        ...                             torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool))
+        >>> sft(responses).item()
+        2.0
+
+    Reference:
+        arXiv 2305.18290, section 6 (Preferred-FT); the normalisation is that of TRL's `sft` loss.
+
+    Departures:
+        None. An f-divergence in the config changes nothing here, as in TRL.
+
+    Relations:
+        `orpo` at lam = 0, for a batch of one prompt.
+    """
+    best = best_weights(responses.ranks, responses.mask, responses.logps.dtype)
+    logps = (zero_masked(responses).logps * best).sum(dim=1)
+    tokens = (responses.lengths * best).sum()
+    return -logps * responses.mask.any(dim=1).sum() / tokens.clamp(min=1)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from ..types import PreferencePairs
-from .spec import register_loss
+from ...types import PreferencePairs
+from ..loss_registry import register_loss
 
 # exp of a log-ratio is taken up to here: exp(80) = 5.5e34 still fits float32 and bfloat16 with room for a factor.
 _MAX_LOG_RATIO = 80.0

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from ..types import RankedResponses
-from .ranking import below, blank
-from .spec import register_loss
+from ...types import RankedResponses
+from ..loss_registry import register_loss
+from ..rank_masks import ranked_below, zero_masked
 
 
 def plackett_luce_nll(
@@ -32,7 +32,7 @@ def plackett_luce_nll(
     Returns:
         [B] float, nats; 0 for a fully masked row.
     """
-    lower = below(ranks, mask)
+    lower = ranked_below(ranks, mask)
     lead = beta * (rewards.unsqueeze(1) - rewards.unsqueeze(2))  # [B, i, j]: s_j - s_i
     # log(1 + sum_j exp(s_j - s_i)); the 1 is response i itself.
     rest = lead.masked_fill(~lower, torch.finfo(lead.dtype).min).logsumexp(dim=2)
@@ -55,7 +55,7 @@ def pairwise_logistic(rewards: Tensor, ranks: Tensor, mask: Tensor, *, beta: flo
         [B] float, nats; 0 for a fully masked row.
     """
     lead = beta * (rewards.unsqueeze(2) - rewards.unsqueeze(1))  # [B, i, j]: s_i - s_j
-    return -(F.logsigmoid(lead) * below(ranks, mask)).sum(dim=(1, 2))
+    return -(F.logsigmoid(lead) * ranked_below(ranks, mask)).sum(dim=(1, 2))
 
 
 @register_loss("plackett_luce", paper="2305.18290", aliases=["list_mle"], f_divergence=True)
@@ -175,7 +175,7 @@ def rank_net(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 0.05
     Relations:
         `dpo` summed over all pairs of a ranking.
     """
-    return pairwise_logistic(blank(responses).log_ratios, responses.ranks, responses.mask, beta=beta)
+    return pairwise_logistic(zero_masked(responses).log_ratios, responses.ranks, responses.mask, beta=beta)
 
 
 @register_loss("lipo_lambda", paper="2402.01878", f_divergence=True, needs=["scores"])
@@ -217,12 +217,12 @@ def lipo_lambda(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 0
     Relations:
         `dpo` at K = 2, times the weight of the pair.
     """
-    mask, responses = responses.mask, blank(responses)
+    mask, responses = responses.mask, zero_masked(responses)
     rewards = beta * responses.log_ratios
     with torch.no_grad():
         order = rewards.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
         discount = 1 / (order.argsort(dim=1) + 2).to(rewards.dtype).log()
         gain = responses.required_scores().exp2()
         weight = (gain.unsqueeze(2) - gain.unsqueeze(1)).abs() * (discount.unsqueeze(2) - discount.unsqueeze(1)).abs()
-        weight *= below(responses.ranks, mask)
+        weight *= ranked_below(responses.ranks, mask)
     return -(weight * F.logsigmoid(rewards.unsqueeze(2) - rewards.unsqueeze(1))).sum(dim=(1, 2))  # [B, i, j]: s_i - s_j

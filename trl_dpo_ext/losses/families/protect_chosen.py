@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
-from ..types import PreferencePairs
-from .spec import register_loss
+from ...types import PreferencePairs
+from ..loss_registry import register_loss
 
 
 @register_loss("bounded_dpo", paper="2506.12725", aliases=["bdpo"], counters_displacement=True)

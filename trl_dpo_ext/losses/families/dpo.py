@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from ..types import PreferencePairs
-from .spec import register_loss
+from ...types import PreferencePairs
+from ..loss_registry import register_loss
 
 
 @register_loss("dpo", paper="2305.18290", aliases=["sigmoid"], f_divergence=True)

@@ -8,10 +8,10 @@ from torch import Tensor
 from ..losses import LossSpec
 from ..types import PreferencePairs, RankedResponses
 
-Data = PreferencePairs | RankedResponses
+LossInput = PreferencePairs | RankedResponses
 
 
-def example(
+def random_rankings(
     seed: int = 0, prompts: int = 3, responses: int = 4, *, ragged: bool = False, dtype: torch.dtype = torch.float64
 ) -> RankedResponses:
     """Return random rankings with everything a loss may need; the same for the same arguments.
@@ -50,7 +50,7 @@ def example(
     )
 
 
-def inputs(spec: LossSpec, responses: RankedResponses) -> Data:
+def loss_input(spec: LossSpec, responses: RankedResponses) -> LossInput:
     """Return what the engine would pass to a loss: only the inputs it declares, as pairs if it is pairwise."""
     responses = responses.replace(
         ref_logps=None if spec.reference_free else responses.ref_logps,
@@ -58,7 +58,7 @@ def inputs(spec: LossSpec, responses: RankedResponses) -> Data:
         token_logps=responses.token_logps if "token_logps" in spec.needs else None,
         ref_token_logps=responses.ref_token_logps if "token_logps" in spec.needs and not spec.reference_free else None,
     )
-    data: Data = responses if spec.listwise else responses.pairs(ties="ties" in spec.needs)
+    data: LossInput = responses if spec.listwise else responses.pairs(ties="ties" in spec.needs)
     if spec.statistic is not None:
         values = spec.statistic(data, **spec.check({})).detach()
         data = data.replace(batch_mean=values.mean(), running_mean=values.mean() / 2 + 0.1)

@@ -1,24 +1,25 @@
-"""The registry as text: rows of facts, Markdown for the docs and for the README."""
+"""The registry as text: rows of facts, docs/losses.md, and the generated blocks of README.md and other pages."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .spec import LossSpec, list_losses
+from .loss_registry import list_losses
+from .loss_spec import LossSpec
 
 COLUMNS = ("name", "aliases", "K", "reference", "length-normalised", "reads", "paper", "summary")
-
-README_BEGIN, README_END = "<!-- losses:begin -->", "<!-- losses:end -->"
 
 _PAGE = """\
 # The losses
 
-This page is made from the registry by `trl-dpo-ext losses --markdown`; edit the docstrings, not this file.
+This page is generated from the registry by `trl-dpo-ext losses --write-docs`. Edit the docstrings, not this file.
 
-`loss_type` takes one or several of these names (or aliases: TRL's names are among them), `loss_kwargs` their
-hyperparameters. "pairs" losses work on any number of responses: `pairing` says which pairs a ranking gives. "list"
-losses read whole rankings. [Which one to take](choosing_a_loss.md), [how to add one](add_a_loss.md).
+`loss_type` takes one or several of these names, or their aliases; TRL's names are among them. `loss_kwargs` sets
+hyperparameters. A "pairs" loss works on any number of responses: `pairing` decides which pairs a ranking gives. A
+"list" loss reads whole rankings. Other pages: [how to choose a loss](choosing_a_loss.md),
+[how to add one](add_a_loss.md).
 
-Notation: log-probs are in nats and summed over the completion's tokens; a log-ratio is policy minus reference.
+Notation: log-probs are in nats, summed over the completion's tokens. A log-ratio is policy minus reference.
 """
 
 
@@ -37,37 +38,37 @@ def row(spec: LossSpec) -> tuple[str, ...]:
 
 
 def reads(spec: LossSpec) -> list[str]:
-    """Return what a loss reads beyond log-probs, lengths and ranks: needs, and "batch" if it couples its pairs."""
+    """Return what a loss reads beyond log-probs, lengths and ranks: its needs, and "batch" if it couples its pairs."""
     batch = ["batch"] if spec.couples_batch or spec.statistic is not None else []
     return sorted(spec.needs) + batch
 
 
 def requirements(spec: LossSpec) -> list[str]:
-    """Say in sentences what a loss needs, and which options go with it."""
-    found = ["A whole ranking of two or more responses." if spec.listwise else "Pairs; any K, through `pairing`."]
+    """Return, as sentences, what a loss needs and which options it works with."""
+    found = ["A ranking of two or more responses." if spec.listwise else "Pairs; any K, through `pairing`."]
     found.append("No reference model." if spec.reference_free else "A reference model, or its cached log-probs.")
     if "scores" in spec.needs:
         found.append("The data's scores.")
     if "ties" in spec.needs:
-        found.append("Ties give pairs of their own.")
+        found.append("Tied responses form pairs too.")
     if "token_logps" in spec.needs:
         found.append("Log-probs per token.")
     if spec.counters_displacement:
-        found.append("Made against likelihood displacement: chosen responses that fall along with the rejected ones.")
+        found.append("Counters likelihood displacement: chosen responses that fall along with the rejected ones.")
     if spec.couples_batch:
         found.append("Couples the pairs of a batch, so gradient accumulation and batch size change it.")
     if spec.statistic is not None:
         kind = "mean over training" if spec.momentum is None else f"moving average (momentum {spec.momentum:g})"
-        found.append(f"A {kind} that the trainer keeps, equal on all processes and saved with checkpoints.")
+        found.append(f"A {kind}, which the trainer keeps equal on all processes and saves with checkpoints.")
     if spec.f_divergence:
-        found.append("Goes with any `f_divergence_type`.")
+        found.append("Works with any `f_divergence_type`.")
     for field, name in spec.trl_fields.items():
         found.append(f"TRL's `{field}` sets `{name}`.")
     return found
 
 
 def arguments(spec: LossSpec) -> dict[str, str]:
-    """Return what the docstring's Args say, by argument name, each as one line."""
+    """Return the docstring's Args by argument name, each as one line."""
     found: dict[str, str] = {}
     name = ""
     for line in spec.sections.get("Args", "").splitlines():
@@ -92,10 +93,18 @@ def hyperparameters(spec: LossSpec) -> list[tuple[str, str, str, str, str]]:
     ]
 
 
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return one line of a Markdown table.
+
+    >>> markdown_row(["|w| > 0", "x"])
+    '| \\\\|w\\\\| > 0 | x |'
+    """
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return "\n".join(markdown_row(line) for line in (header, ["---"] * len(header), *rows))
 
 
 def _quoted(names: Iterable[str]) -> str:
@@ -109,7 +118,7 @@ def _paper(spec: LossSpec) -> str:
 
 
 def markdown_table(specs: Iterable[LossSpec]) -> str:
-    """Return the table of the docs: one row a loss, each linked to its section below."""
+    """Return the table of the docs: one row per loss, each linked to its section."""
     header = [column.capitalize() for column in COLUMNS]
     rows = []
     for spec in specs:
@@ -142,13 +151,12 @@ def _section(spec: LossSpec) -> str:
 
 
 def defined_in(spec: LossSpec) -> str:
-    """Return the module's path below its package, so that the text is the same on every machine."""
-    module = spec.fn.__module__
-    return "/".join(module.split(".")) + ".py"
+    """Return the path of the module that defines a loss, relative to the checkout."""
+    return "/".join(spec.fn.__module__.split(".")) + ".py"
 
 
 def readme_table(specs: Iterable[LossSpec]) -> str:
-    """Return the README's short table: the names by what they read, each with its number of losses."""
+    """Return the README's short table: the names, grouped by what they read, each group with its size."""
     specs = list(specs)
     kinds = [
         ("Pairs, with a reference", [s for s in specs if not s.listwise and not s.reference_free]),
@@ -160,29 +168,77 @@ def readme_table(specs: Iterable[LossSpec]) -> str:
     return _table(("Reads", "Losses"), rows)
 
 
-def update_readme(text: str, specs: Iterable[LossSpec]) -> str:
-    """Return a README's text with the table between `README_BEGIN` and `README_END` brought up to date.
+def without_advice(text: str, specs: Iterable[LossSpec]) -> str:
+    """Return the section of docs/choosing_a_loss.md on the losses that its other sections don't name.
+
+    Args:
+        text: the page without this section.
+        specs: the losses.
+    """
+    named = set(re.findall(r"`(\w+)`", text))
+    rows = [[f"[`{s.name}`](losses.md#{s.name})", s.summary, _paper(s)] for s in specs if s.name not in named]
+    return "## Not compared here yet\n\n" + _table(("loss", "what it does", "paper"), rows) if rows else ""
+
+
+def split_block(text: str, block: str) -> tuple[str, str]:
+    """Return the text before and after the block between `<!-- block:begin -->` and `<!-- block:end -->`.
 
     Raises:
-        ValueError: the two markers are not there, once each and in this order.
+        ValueError: the text doesn't hold the two markers once each, in this order.
     """
-    before, begin, rest = text.partition(README_BEGIN)
-    _, end, after = rest.partition(README_END)
-    if not (begin and end) or README_BEGIN in rest or README_END in after:
-        raise ValueError(f"The README must hold {README_BEGIN} and, after it, {README_END}, once each.")
-    return f"{before}{README_BEGIN}\n\n{readme_table(specs)}\n\n{README_END}{after}"
+    first, last = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not (begin and end) or first in rest or last in after:
+        raise ValueError(f"The text must hold {first} and, after it, {last}, once each.")
+    return before, after
+
+
+def update_block(text: str, block: str, content: str) -> str:
+    """Return a text with the block between `<!-- block:begin -->` and `<!-- block:end -->` replaced.
+
+    Raises:
+        ValueError: the text doesn't hold the two markers once each, in this order.
+    """
+    before, after = split_block(text, block)
+    inner = f"\n\n{content}\n\n" if content else "\n"
+    return f"{before}<!-- {block}:begin -->{inner}<!-- {block}:end -->{after}"
 
 
 def built_in() -> list[LossSpec]:
-    """Return the losses of this package, without those of plugins and of the running program."""
+    """Return the losses of this package, without those that plugins and the running program registered."""
     return [spec for spec in list_losses() if spec.fn.__module__.startswith(f"{__package__}.")]
 
 
-def write_docs(root: Path) -> None:
-    """Write docs/losses.md and the README's table, below the root of a checkout."""
+def generated(root: Path) -> dict[Path, str]:
+    """Return every file that holds generated text on losses, with the content it should have.
+
+    Args:
+        root: the root of a checkout.
+
+    Raises:
+        ValueError: a file lacks the markers of its generated block.
+    """
     specs = built_in()
-    (root / "docs" / "losses.md").write_text(markdown_page(specs), encoding="utf-8")
-    readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    if README_BEGIN in text:
-        readme.write_text(update_readme(text, specs), encoding="utf-8")
+    readme, choosing = root / "README.md", root / "docs" / "choosing_a_loss.md"
+    advice = choosing.read_text(encoding="utf-8")
+    others = without_advice("".join(split_block(advice, "other losses")), specs)
+    return {
+        root / "docs" / "losses.md": markdown_page(specs),
+        readme: update_block(readme.read_text(encoding="utf-8"), "losses", readme_table(specs)),
+        choosing: update_block(advice, "other losses", others),
+    }
+
+
+def write_docs(root: Path) -> list[Path]:
+    """Regenerate the text on losses in a checkout and return the files that changed.
+
+    Args:
+        root: the root of a checkout.
+    """
+    changed = []
+    for path, text in generated(root).items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            changed.append(path)
+    return changed

@@ -1,4 +1,4 @@
-"""Losses that read only the policy: no reference model is loaded and no reference forward runs."""
+"""Pairwise losses without a reference: no reference model is loaded and no reference forward runs."""
 
 from typing import Annotated
 
@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from ..types import PreferencePairs, RankedResponses
-from .ranking import best_share, blank
-from .spec import register_loss
+from ...types import PreferencePairs
+from ..loss_registry import register_loss
 
 # exp of a mean log-prob times alpha is taken up to here: exp(80) = 5.5e34 still fits float32 and bfloat16.
 _MAX_EXPONENT = 80.0
@@ -336,43 +335,3 @@ def unlikelihood(pairs: PreferencePairs, *, alpha: Annotated[float, Ge(0), Le(1)
         `sft` at alpha = 0, for a batch of one prompt and a chosen response of one token.
     """
     return -pairs.chosen_logps + alpha * pairs.rejected_logps
-
-
-@register_loss(
-    "sft", paper="2305.18290", aliases=["preferred_ft"], reference_free=True, couples_batch=True, f_divergence=True
-)
-def sft(responses: RankedResponses) -> Tensor:
-    """Preferred fine-tuning: the negative log-likelihood of the best response, per token of the batch.
-
-    Equation:
-        -log pi(y_best|x) / mean over the batch of |y_best|, so that the mean over the batch is the mean over its
-        tokens; `responses.logps` and `responses.lengths` where `responses.ranks` is lowest. Responses tied for the
-        best count in equal parts.
-
-    Args:
-        responses: B prompts, [B, K] float log-probs in nats; the reference's are not read.
-
-    Returns:
-        [B] loss, nats per token; 0 for a fully masked row.
-
-    Example:
-        >>> import torch
-        >>> from trl_dpo_ext import RankedResponses
-        >>> responses = RankedResponses(torch.tensor([[-4.0, -9.0]]), None, torch.tensor([[2, 3]]),
-        ...                             torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool))
-        >>> sft(responses).item()
-        2.0
-
-    Reference:
-        arXiv 2305.18290, section 6 (Preferred-FT); the normalisation is that of TRL's `sft` loss.
-
-    Departures:
-        None. An f-divergence in the config changes nothing here, as in TRL.
-
-    Relations:
-        `orpo` at lam = 0, for a batch of one prompt.
-    """
-    best = best_share(responses.ranks, responses.mask, responses.logps.dtype)
-    logps = (blank(responses).logps * best).sum(dim=1)
-    tokens = (responses.lengths * best).sum()
-    return -logps * responses.mask.any(dim=1).sum() / tokens.clamp(min=1)

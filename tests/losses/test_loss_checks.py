@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from annotated_types import Gt
 
 from trl_dpo_ext import PreferencePairs, RankedResponses, get_loss, register_loss
-from trl_dpo_ext.losses.spec import _registry
 from trl_dpo_ext.registry import UnknownNameError
-from trl_dpo_ext.testing import check_loss
+from trl_dpo_ext.testing import check_loss, temporary_losses
 from trl_dpo_ext.types import MissingInputError
 
 P, R = PreferencePairs, RankedResponses
@@ -18,9 +17,8 @@ P, R = PreferencePairs, RankedResponses
 
 @pytest.fixture(autouse=True)
 def _leave_the_registry_as_it_was():
-    before = dict(_registry._entries), dict(_registry._aliases)
-    yield
-    _registry._entries, _registry._aliases = before
+    with temporary_losses():
+        yield
 
 
 def broken(fn, **facts):

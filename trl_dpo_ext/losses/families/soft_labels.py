@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
-from ..types import RankedResponses
-from .ranking import blank
-from .spec import register_loss
+from ...types import RankedResponses
+from ..loss_registry import register_loss
+from ..rank_masks import zero_masked
 
 
 def _log_softmax(values: Tensor, mask: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def info_nca(
         `dpo` at K = 2, where the scores put all weight on the chosen response.
         `softmax_dpo` where the scores put all weight on the best response.
     """
-    mask, responses = responses.mask, blank(responses)
+    mask, responses = responses.mask, zero_masked(responses)
     q = _log_softmax(responses.required_scores() / alpha, mask).exp()
     return -(q * _log_softmax(beta * responses.log_ratios, mask)).sum(dim=1)
 
@@ -105,7 +105,7 @@ def nca(
     Relations:
         `nca_pair` at K = 2, where the scores put all weight on the chosen response.
     """
-    mask, responses = responses.mask, blank(responses)
+    mask, responses = responses.mask, zero_masked(responses)
     rewards = beta * responses.log_ratios
     q = _log_softmax(responses.required_scores() / alpha, mask).exp()
     terms = q * F.logsigmoid(rewards) + F.logsigmoid(-rewards) / mask.sum(dim=1, keepdim=True)
@@ -153,7 +153,7 @@ def exo(
     Relations:
         `exo_pair` at K = 2, for scores whose softmax is (1 - label_smoothing, label_smoothing).
     """
-    mask, responses = responses.mask, blank(responses)
+    mask, responses = responses.mask, zero_masked(responses)
     log_p = _log_softmax(beta * responses.log_ratios, mask)
     log_q = _log_softmax(responses.required_scores() / beta_r, mask)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)

@@ -1,24 +1,27 @@
 """What the decorator reads from a function, and what it refuses."""
 
+import dataclasses
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Annotated
 
 import annotated_types as at
 import pytest
 import torch
 from torch import Tensor
+from trl import DPOConfig
 
 from trl_dpo_ext import PreferencePairs, RankedResponses, get_loss, list_losses, register_loss
-from trl_dpo_ext.losses import HyperparameterError
-from trl_dpo_ext.losses.spec import NEEDS, _registry
+from trl_dpo_ext.losses import TRL_LOSS_FIELDS, HyperparameterError, families
+from trl_dpo_ext.losses.loss_docs import built_in
 from trl_dpo_ext.registry import NameCollisionError, RegistryError, UnknownNameError
+from trl_dpo_ext.testing import temporary_losses
 
 
 @pytest.fixture(autouse=True)
 def _leave_the_registry_as_it_was():
-    before = dict(_registry._entries), dict(_registry._aliases)
-    yield
-    _registry._entries, _registry._aliases = before
+    with temporary_losses():
+        yield
 
 
 def test_facts_are_read_from_the_function():
@@ -81,7 +84,7 @@ def test_facts_are_read_from_the_function():
     assert spec.summary == "One line."
     # A heading is a whole line: a section's name and a colon.
     assert spec.sections == {"Equation": "a\n  b\nwhere:\n  c", "Relations": "None.\nReturns?"}
-    assert spec.origin.rpartition(":")[0].endswith("test_spec.py")
+    assert spec.origin.rpartition(":")[0].endswith("test_loss_registry.py")
     beta, count, mode = spec.hyperparameters.values()
     assert (beta.name, beta.type, beta.optional, beta.default) == ("beta", float, False, 0.5)
     assert beta.bounds == ((">", 0), ("<=", 2))
@@ -185,7 +188,7 @@ def test_an_unknown_loss_names_the_nearest():
 
 
 def refused(text: str, **facts):
-    return pytest.raises(RegistryError, match=rf"loss 'bad' \(.*test_spec.py:\d+\): {text}")
+    return pytest.raises(RegistryError, match=rf"loss 'bad' \(.*test_loss_registry.py:\d+\): {text}")
 
 
 def test_what_the_decorator_refuses():
@@ -275,7 +278,7 @@ def test_a_taken_name_names_both_places():
 
     for name in ("dpo", "sigmoid"):
         with pytest.raises(
-            NameCollisionError, match=rf"name '{name}' is taken: .*dpo.py:\d+ has it, .*test_spec.py:\d+"
+            NameCollisionError, match=rf"name '{name}' is taken: .*dpo.py:\d+ has it, .*test_loss_registry.py:\d+"
         ):
             register_loss(name)(other)
     with pytest.raises(NameCollisionError, match="'hinge' is taken"):
@@ -301,41 +304,16 @@ def test_names_of_trl():
     assert "discopop_tau" not in get_loss("ipo").trl_fields
 
 
-def test_facts_of_the_built_in_losses():
-    specs = {spec.name: spec for spec in list_losses()}
+def test_every_file_of_the_families_registers_a_loss():
+    folder = Path(families.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert {spec.fn.__module__.rpartition(".")[2] for spec in built_in()} == files
 
-    def which(fact) -> set[str]:
-        return {name for name, spec in specs.items() if fact(spec)}
 
-    assert which(lambda s: s.reference_free) == {
-        "reference_free_dpo", "simpo", "alphapo", "cpo", "cpo_simpo", "orpo", "slic", "unlikelihood", "sft", "rrhf",
-        "pro", "mppo", "reference_free_plackett_luce", "reference_free_rank_net",
-    }  # fmt: skip
-    assert which(lambda s: "scores" in s.needs) == {"odpo", "info_nca", "nca", "exo", "lipo_lambda", "pro"}
-    assert which(lambda s: "ties" in s.needs) == {"dpo_rk", "dpo_davidson"}
-    assert which(lambda s: "token_logps" in s.needs) == set()
-    assert which(lambda s: s.couples_batch) == {"aot", "aot_unpaired", "beta_dpo", "sft"}
-    assert which(lambda s: s.statistic) == {"bco", "beta_dpo"}
-    assert which(lambda s: s.metrics) == {"minor_dpo"}
-    assert which(lambda s: s.length_normalized) == {
-        "ipo", "ln_dpo", "simpo", "alphapo", "cpo_simpo", "orpo", "rrhf", "pro", "mppo",
-        "reference_free_plackett_luce", "reference_free_rank_net",
-    }  # fmt: skip
-    assert which(lambda s: s.f_divergence) == {
-        "dpo", "cdpo", "robust", "ln_dpo", "r_dpo", "odpo", "hinge", "ipo", "exo_pair", "discopop", "beta_dpo",
-        "dpo_rk", "dpo_davidson", "sft", "plackett_luce", "softmax_dpo", "rank_net", "lipo_lambda", "info_nca", "exo",
-    }  # fmt: skip
-    assert {alias: spec.name for spec in specs.values() for alias in spec.aliases} == {
-        "sigmoid": "dpo",
-        "rdpo": "robust",
-        "sigmoid_norm": "ln_dpo",
-        "bdpo": "bounded_dpo",
-        "preferred_ft": "sft",
-        "list_mle": "plackett_luce",
-        "s_dpo": "softmax_dpo",
-        "reference_free_list_mle": "reference_free_plackett_luce",
-    }
-    assert set(NEEDS) == {"scores", "ties", "token_logps"}
+def test_the_fields_of_trl_have_trl_s_defaults():
+    defaults = {field.name: field.default for field in dataclasses.fields(DPOConfig)}
+    assert dict(TRL_LOSS_FIELDS) == {name: defaults[name] for name in TRL_LOSS_FIELDS}
+    assert {field for spec in list_losses() for field in spec.trl_fields} == set(TRL_LOSS_FIELDS)
 
 
 def test_check_hands_the_loss_what_it_takes():

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
-from ..types import PreferencePairs
-from .spec import register_loss
+from ...types import PreferencePairs
+from ..loss_registry import register_loss
 
 
 @register_loss("dpo_rk", paper="2409.17431", f_divergence=True, needs=["ties"])

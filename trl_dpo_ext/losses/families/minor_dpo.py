@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
-from ..types import PreferencePairs
-from .spec import register_loss
+from ...types import PreferencePairs
+from ..loss_registry import register_loss
 
 
 def _clipped(pairs: PreferencePairs, *, beta: float) -> dict[str, Tensor]:

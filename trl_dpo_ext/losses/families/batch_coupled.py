@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from ..types import MissingReferenceError, PreferencePairs
-from .spec import register_loss
+from ...types import MissingReferenceError, PreferencePairs
+from ..loss_registry import register_loss
 
 
 def _of_same_rank(values: Tensor, others: Tensor) -> Tensor:
