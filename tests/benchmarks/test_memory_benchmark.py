@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.helpers import load_script
+from tests.helpers import ROOT, load_script
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +46,28 @@ def test_running_out_of_memory_is_a_result(benchmark, monkeypatch):
 
     monkeypatch.setattr(benchmark, "train", train)
     assert "Tried to allocate 2.00 GiB" in benchmark.run("tiny", "ours", "single", None, 1)["out_of_memory"]
+
+
+H200 = json.loads((ROOT / "benchmarks" / "results" / "memory-nvidia-h200.json").read_text())
+PAGE = (ROOT / "docs" / "memory.md").read_text()
+
+
+def test_the_docs_show_the_results(benchmark):
+    shown = PAGE.partition("<!-- memory-h200:begin -->\n")[2].partition("<!-- memory-h200:end -->")[0]
+    assert shown == benchmark.markdown(H200)
+
+
+def test_what_the_docs_say_about_the_results():
+    rows = H200["rows"]
+    ours = [row for row in rows.values() if row["side"] == "ours"]
+    errors = [abs(row["estimated_allocated_gib"] / row["peak_allocated_gib"] - 1) for row in ours]
+    assert f"at most {max(errors):.2%}".replace("%", " %") in PAGE
+    reserved = [row["peak_reserved_gib"] / row["peak_allocated_gib"] - 1 for row in ours]
+    assert f"reserved {min(reserved):.0%} to {max(reserved):.0%} more".replace("%", " %") in PAGE
+    mine, trl = rows["llama-3.1-8b ours single 12.0"], rows["llama-3.1-8b trl single 24.0"]
+    for text in (
+        f"{trl['seconds_per_step']:.2f} s with TRL and {mine['seconds_per_step']:.2f} s here",
+        f"{trl['peak_allocated_gib']:.2f} GiB with TRL and {mine['peak_allocated_gib']:.2f} GiB here",
+    ):
+        assert text in " ".join(PAGE.split())
+    assert {(row["steps"], row["versions"]["torch"]) for row in rows.values()} == {(4, "2.11.0")}
