@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from trl_dpo_ext.evaluation import agreement, agreement_table, agreements, wilson
-from trl_dpo_ext.evaluation.agreement import cohen_kappa
+from trl_dpo_ext.evaluation.judge_agreement import cohen_kappa
 
 
 @pytest.mark.parametrize(

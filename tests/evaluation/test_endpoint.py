@@ -9,10 +9,9 @@ import threading
 
 import pytest
 
-from tests.evaluation.judge_server import TEMPLATE, Reply, body_of, serve
-from trl_dpo_ext.evaluation.endpoint import SpendingCapError, wait_before
-from trl_dpo_ext.evaluation.endpoint_judges import EndpointJudge
-from trl_dpo_ext.evaluation.judges import JudgeError, apply_judge, get_judge
+from tests.evaluation.judge_server import TEMPLATE, Reply, body_of, no_waits, serve
+from trl_dpo_ext.evaluation import JudgeError, SpendingCapError, apply_judge, get_judge
+from trl_dpo_ext.evaluation.judging.endpoint_judges import EndpointJudge
 
 KEY = "sk-this-must-never-be-seen-0123456789"
 PROMPTS = ["p0", "p1", "p2", "p3"]
@@ -25,7 +24,7 @@ VERDICTS = [1.0, 0.0, 0.5, 1.0]
 def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("trl_dpo_ext.evaluation.endpoint.wait_before", lambda attempt, headers: 0.0)
+    no_waits(monkeypatch)
     with serve() as server:
         yield server
 
@@ -113,7 +112,7 @@ def test_timeouts_are_repeated(server, judge):
 def test_waits_are_those_the_endpoint_asks_for(server, judge, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "trl_dpo_ext.evaluation.endpoint.wait_before",
+        "trl_dpo_ext.evaluation.judging.endpoint.wait_before",
         lambda attempt, headers: asked.append(wait_before(attempt, headers)) or 0.0,
     )
     server.misbehave = fails(1, Reply("{}", 429, {"Retry-After": "7"}))
@@ -126,7 +125,7 @@ def test_waits_are_those_the_endpoint_asks_for(server, judge, monkeypatch):
 
 
 def test_an_endpoint_that_wants_a_long_wait_ends_the_run(server, judge, monkeypatch):
-    monkeypatch.setattr("trl_dpo_ext.evaluation.endpoint.wait_before", wait_before)
+    monkeypatch.setattr("trl_dpo_ext.evaluation.judging.endpoint.wait_before", wait_before)
     server.misbehave = lambda number, question: Reply("{}", 429, {"Retry-After": "3600"}) if number == 3 else None
     with pytest.raises(JudgeError, match=r"asks to wait 3600 s. 3 of 8 questions are settled"):
         judge(workers=1)(PROMPTS, FIRSTS, SECONDS)
@@ -196,7 +195,7 @@ def test_the_error_that_stopped_the_others_is_reported(server, judge, monkeypatc
             return super().is_set()
 
     # The first question fails and waits to be repeated; the cap is reached by the others.
-    monkeypatch.setattr("trl_dpo_ext.evaluation.endpoint.wait_before", lambda attempt, headers: 30.0)
+    monkeypatch.setattr("trl_dpo_ext.evaluation.judging.endpoint.wait_before", lambda attempt, headers: 30.0)
     first = (PROMPTS[0], FIRSTS[0], SECONDS[0])
     server.misbehave = lambda number, question: Reply("{}", 500) if question == first else None
     asking = judge(max_requests=2, workers=2)
@@ -207,7 +206,7 @@ def test_the_error_that_stopped_the_others_is_reported(server, judge, monkeypatc
 
 
 def test_an_error_of_another_kind_is_not_covered_up(server, judge, monkeypatch):
-    from trl_dpo_ext.evaluation.verdicts import VerdictCache
+    from trl_dpo_ext.evaluation.judging.verdict_cache import VerdictCache
 
     def full(self, key, answer, **facts):
         raise OSError(28, "No space left on device")
@@ -256,7 +255,7 @@ def test_a_half_written_line_is_cut_off(server, judge, tmp_path):
 
 def test_a_damaged_cache_is_left_alone(server, judge, tmp_path):
     (tmp_path / "verdicts.jsonl").write_text('{"key": "a", "answer": "b"}\n{"key": \n')
-    with pytest.raises(JudgeError, match=r"verdicts\.jsonl, line 2 is no answer"):
+    with pytest.raises(JudgeError, match=r"verdicts\.jsonl, line 2 is not an answer"):
         judge()
     assert (tmp_path / "verdicts.jsonl").read_text() == '{"key": "a", "answer": "b"}\n{"key": \n'
     assert server.requests == []
@@ -300,13 +299,13 @@ def test_refusals_end_the_run_at_once(server, judge):
     assert len(server.requests) == 1
     spent = json.dumps({"error": {"message": "pay", "code": "insufficient_quota"}})
     server.misbehave = lambda number, question: Reply(spent, 429)
-    with pytest.raises(JudgeError, match="nothing left to spend"):
+    with pytest.raises(JudgeError, match="no credit left"):
         judge(workers=1)(PROMPTS, FIRSTS, SECONDS)
     assert len(server.requests) == 2
 
 
 def test_nobody_listens(judge):
-    with pytest.raises(JudgeError, match="failed 2 times, the last time: Connection error"):
+    with pytest.raises(JudgeError, match="failed 2 times. The last failure: Connection error"):
         judge(base_url="http://127.0.0.1:9/v1", attempts=2)(PROMPTS, FIRSTS, SECONDS)
 
 

@@ -19,8 +19,8 @@ from trl_dpo_ext.evaluation import (
     FrontierCallback,
     FrontierError,
     best_of_n,
-    dominating,
     evaluate_policy,
+    pareto_dominators,
     read_frontier,
 )
 
@@ -132,7 +132,7 @@ def test_dominance_against_the_definition():
     generator = random.Random(0)
     # Few different values, so that ties in either or both occur.
     points = [(float(generator.randint(0, 4)), float(generator.randint(0, 4))) for _ in range(30)]
-    found = dominating(points)
+    found = pareto_dominators(points)
     for index, (reward, kl) in enumerate(points):
         over = [
             other
