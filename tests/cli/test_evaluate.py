@@ -9,8 +9,8 @@ from tests.evaluation.judge_server import GRADE_TEMPLATE, TEMPLATE, serve
 from tests.helpers import ranked_rows, tiny_model, tiny_tokenizer
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.data import load_splits
-from trl_dpo_ext.data.prompts import held_out_prompts
 from trl_dpo_ext.evaluation import FrontierCallback, best_of_n, sample, wilson
+from trl_dpo_ext.run import held_out_prompts
 
 LENGTH = "tests.cli.test_evaluate:length"
 

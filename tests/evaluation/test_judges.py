@@ -116,7 +116,7 @@ def test_packaged_templates_hold_the_texts(name):
         (TEMPLATE + "extra: 1", "unknown key 'extra'"),
         (
             TEMPLATE.replace("content: You", "text: You"),
-            r"the key 'messages\.0\.content' is missing; unknown key 'messages\.0\.text'",
+            r"'messages\.0\.content' is missing; unknown key 'messages\.0\.text'",
         ),
         (TEMPLATE.replace("{second}", ""), r"messages: no message contains \{second\}"),
         (TEMPLATE.replace("(A|B|TIE)", "(A"), "verdict: not a regular expression"),

@@ -6,13 +6,13 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ._console import console
+from ._console import Commands, console
 
 if TYPE_CHECKING:
     from ..evaluation.judging.registration import Registered
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("rewards", help="list the rewards and judges, or show one")
     command.add_argument("name", nargs="?", help="show this reward or judge: what it does and where it is defined")

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from .._console import Commands
+
 MODEL = "folder of an adapter or model, Hub id, or .jsonl file of samples (prompt, completion)"
-Evaluations: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+Evaluations: TypeAlias = Commands
 
 
 def add_data(command: argparse.ArgumentParser) -> None:
@@ -61,16 +64,12 @@ def nonnegative(text: str) -> float:
 
 
 def guarded(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
-    """Wrap a command: check its output paths first, and turn errors into a sentence and exit code 2."""
+    """Wrap a command: check its output paths before it runs."""
 
     def command(arguments: argparse.Namespace) -> int:
-        try:
-            sys.path.insert(0, str(Path.cwd()))  # so that package.module:function finds the user's modules
-            _check_outputs(arguments)
-            run(arguments)
-        except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        sys.path.insert(0, str(Path.cwd()))  # so that package.module:function finds the user's modules
+        _check_outputs(arguments)
+        run(arguments)
         return 0
 
     return command

@@ -15,7 +15,7 @@ def vllm_model(source: str) -> dict[str, Any]:
         ValueError: vLLM is not installed, or can't load this adapter.
     """
     from ...evaluation.sampling.vllm_sampling import adapter_rank, import_vllm
-    from ...hub.run import read_run
+    from ...hub.run_folder import read_run
     from .sources import is_adapter
 
     import_vllm()
