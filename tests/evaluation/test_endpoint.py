@@ -264,7 +264,7 @@ def test_the_key_is_never_seen(server, judge, caplog, tmp_path):
         judge()(PROMPTS, FIRSTS, SECONDS)
     assert refused.value.__cause__ is None
     server.misbehave = lambda number, question: Reply(f"no JSON, but {KEY}")
-    with pytest.raises(JudgeError, match=r"failed 2 times, .*but \*\*\*") as broken:
+    with pytest.raises(JudgeError, match=r"failed 2 times.*but \*\*\*") as broken:
         judge(attempts=2)(PROMPTS, FIRSTS, SECONDS)
     server.misbehave = lambda number, question: Reply(body_of(f"Your key is {KEY}. Verdict: A"))
     asking = judge()

@@ -171,7 +171,7 @@ def test_a_quantized_base_is_refused(llm, adapter, tmp_path, capsys):
     (folder / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
     (folder / "recipe.yaml").write_text("model_name_or_path: x\nload_in_4bit: true\n")
     assert main(["eval", "sample", str(folder), str(tmp_path / "x.jsonl"), "--data", "nowhere", "--vllm"]) == 2
-    assert "was quantized in training, which vLLM can't repeat. Merge it" in capsys.readouterr().err
+    assert "was quantized in training, which vLLM can't reproduce. Merge it" in capsys.readouterr().err
     assert not llm.loaded
 
 
@@ -180,7 +180,7 @@ def test_without_vllm_the_error_says_what_to_do(monkeypatch, tiny_model_dir, tmp
     assert main(["eval", "sample", tiny_model_dir, str(tmp_path / "x.jsonl"), "--data", "nowhere", "--vllm"]) == 2
     error = capsys.readouterr().err
     assert "pip install vllm" in error
-    assert "without --vllm, transformers samples" in error
+    assert "sample with transformers: without --vllm" in error
 
 
 @pytest.mark.parametrize("temperature", [0.001, 2.5, -1.0])
