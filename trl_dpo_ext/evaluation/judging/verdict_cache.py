@@ -1,4 +1,4 @@
-"""Answers of an endpoint on disk: what was paid for stays, whatever happens to the process."""
+"""An endpoint's answers on disk, so that nothing is paid for twice, even after a crash."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .judges import EndpointError
+from .contracts import EndpointError
 
 
 class VerdictCache:
-    """A JSONL file with one answer a line, written through to the disk before the next question is asked.
+    """A JSONL file with one answer per line. Each line is on the disk before the next question is asked.
 
-    Used as a context manager; while it is open no other process can open it. A half-written last line, left by a
-    machine that went down, is cut off.
+    Use it as a context manager. While it is open, no other process can open it. A half-written last line, left by a
+    machine that crashed, is removed.
 
     Args:
-        path: of the file; made if it isn't there.
+        path: the file; it is created if it doesn't exist.
 
     Raises:
-        EndpointError: another process has it open, its folder doesn't exist, or a line is no answer; names the line.
+        EndpointError: another process has the file open, its folder doesn't exist, or a line is not an answer. The
+            message names the line.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -50,12 +51,12 @@ class VerdictCache:
         self._file.close()
 
     def answers(self, key: str) -> list[str]:
-        """Return the answers to a question so far, oldest first."""
+        """Return all answers to a question, oldest first."""
         with self._lock:
             return list(self._answers.get(key, []))
 
     def add(self, key: str, answer: str, **facts: Any) -> None:
-        """Write an answer to the disk; `facts` are for whoever reads the file."""
+        """Write an answer to the disk, with further facts for people who read the file."""
         line = json.dumps({"key": key, "answer": answer, **facts}, ensure_ascii=False) + "\n"
         with self._lock:
             self._file.write(line.encode("utf-8", "backslashreplace"))
@@ -75,6 +76,6 @@ class VerdictCache:
                 self._answers.setdefault(str(row["key"]), []).append(str(row["answer"]))
             except (ValueError, KeyError, TypeError):
                 raise EndpointError(
-                    f"{self.path}, line {number} is no answer of an endpoint. Correct or remove that line, or name "
-                    "another cache."
+                    f"{self.path}, line {number} is not an answer of an endpoint. Correct or remove that line, or "
+                    "use another cache file."
                 ) from None

@@ -17,15 +17,15 @@ from .stats import Interval, wilson
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two judges that judged the same pairs.
+    """Agreement of two judges on the same pairs.
 
     Attributes:
-        rate: share of pairs with the same verdict, a tie being one; Wilson interval.
-        pairs: with a verdict of both.
-        decided: the same share of the pairs that neither called a tie; None where there is no such pair.
-        decided_pairs: how many those are.
-        kappa: Cohen's, of first, tie and second; None where chance alone gives full agreement. Percentile bootstrap
-            interval over pairs, which leaves resamples without a kappa out.
+        rate: share of pairs with the same verdict, ties included, with its Wilson interval.
+        pairs: number of pairs with a verdict from both.
+        decided: the same share among the pairs that neither called a tie. None if there are none.
+        decided_pairs: number of those pairs.
+        kappa: Cohen's kappa over first, tie and second. None if chance alone gives full agreement. The interval is a
+            percentile bootstrap over pairs, without the resamples that have no kappa.
     """
 
     rate: Interval
@@ -57,13 +57,13 @@ def agreement(
 
     Args:
         first: [N] 1, 0.5, 0, or None for no verdict.
-        second: [N] of the other judge, or of people.
-        level: of confidence.
-        resamples: bootstrap samples drawn for kappa.
-        seed: of the bootstrap.
+        second: [N] verdicts of the other judge, or of people.
+        level: confidence level.
+        resamples: number of bootstrap resamples for kappa.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: different numbers of verdicts, or no pair with a verdict of both.
+        ValueError: the numbers of verdicts differ, or no pair has a verdict from both.
 
     Example:
         >>> found = agreement([1, 1, 0, 0, 0.5], [1, 0, 0, 0, 0.5])
@@ -71,10 +71,10 @@ def agreement(
         (0.8, 0.75, 0.6875)
     """
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} verdicts and {len(second)}: both judges need the same pairs.")
+        raise ValueError(f"{len(first)} verdicts and {len(second)} verdicts: both judges must judge the same pairs.")
     both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     if not both:
-        raise ValueError("There is no pair on which both judges came to a verdict.")
+        raise ValueError("No pair has a verdict from both judges.")
     same = sum(a == b for a, b in both)
     decided = [(a, b) for a, b in both if 0.5 not in (a, b)]
     return Agreement(
@@ -90,10 +90,10 @@ def cohen_kappa(counts: np.ndarray) -> float | None:
     """Return Cohen's kappa, (observed - expected) / (1 - expected) agreement.
 
     Args:
-        counts: [C, C] how many pairs the first judge put into category i and the second into j.
+        counts: [C, C] number of pairs that the first judge put into category i and the second into category j.
 
     Returns:
-        At most 1; 0 for what chance alone gives; None where that is full agreement already, so that kappa says nothing.
+        at most 1; 0 if they agree as often as by chance; None if chance alone gives full agreement.
 
     Reference:
         Cohen 1960, A coefficient of agreement for nominal scales, Educational and Psychological Measurement 20.
@@ -104,14 +104,14 @@ def cohen_kappa(counts: np.ndarray) -> float | None:
 
 
 def agreements(verdicts: Mapping[str, Sequence[float | None]], **options: Any) -> dict[tuple[str, str], Agreement]:
-    """Return `agreement` of each two of the judges, by their names."""
+    """Return the `agreement` of every two judges, by name."""
     return {
         (one, other): agreement(verdicts[one], verdicts[other], **options) for one, other in combinations(verdicts, 2)
     }
 
 
 def agreement_table(found: Mapping[tuple[str, str], Agreement]) -> Table:
-    """Return a table for `rich.print`."""
+    """Return a table of agreements, for `rich.print`."""
     level = next(iter(found.values())).rate.level
     table = Table(title=Text(f"Agreement [{100 * level:g} % interval]"))
     for column in ("judge", "judge", "agree", "pairs", "without ties", "pairs", "Cohen's kappa"):

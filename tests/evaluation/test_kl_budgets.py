@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from trl_dpo_ext.cli import main
-from trl_dpo_ext.evaluation import FrontierError, PlacedPoint, bootstrap_difference, bootstrap_mean, within_budgets
-from trl_dpo_ext.evaluation.budgets import Pick, best_mixture
-from trl_dpo_ext.evaluation.frontier import FrontierPoint
-from trl_dpo_ext.evaluation.kl import SequenceKL
+from trl_dpo_ext.evaluation import FrontierEntry, FrontierError, bootstrap_difference, bootstrap_mean, within_budgets
+from trl_dpo_ext.evaluation.frontier.frontier_file import FrontierPoint
+from trl_dpo_ext.evaluation.frontier.kl_budgets import Pick, best_mixture
+from trl_dpo_ext.evaluation.sampling.sequence_kl import SequenceKL
 from trl_dpo_ext.evaluation.stats import Interval
 
 NO_INTERVAL, NO_KL = Interval(0.0, 0.0, 0.0, 0.95), SequenceKL(0.0, 0.0, 0.0, 0.0)
 
 
-def point(run: str, step: int, rewards: Any, kls: Any, method: str = "a") -> PlacedPoint:
+def point(run: str, step: int, rewards: Any, kls: Any, method: str = "a") -> FrontierEntry:
     """Only what is read here: each prompt's numbers, not the means."""
-    return PlacedPoint(run, method, FrontierPoint(step, NO_INTERVAL, NO_KL, list(rewards), list(kls)), None)
+    return FrontierEntry(run, method, FrontierPoint(step, NO_INTERVAL, NO_KL, list(rewards), list(kls)), None)
 
 
 #                       first half: prompts 0, 2; second half: 1, 3
@@ -92,7 +92,7 @@ def test_of_equal_rewards_that_of_least_kl():
     assert row.picks == ((Pick("1.0", 0, 1.0),), (Pick("1.0", 0, 1.0),))
 
 
-def world(generator: Any, methods: dict[str, np.ndarray], prompts: int) -> list[PlacedPoint]:
+def world(generator: Any, methods: dict[str, np.ndarray], prompts: int) -> list[FrontierEntry]:
     """Points whose rewards have these means; prompts are easy or hard for all of them.
 
     A sample of much reward costs much KL, so that what is within a budget depends on the rewards; "one" always is.
@@ -142,7 +142,7 @@ def test_a_method_against_itself_differs_by_nothing():
 
 
 def test_arguments():
-    with pytest.raises(FrontierError, match="No run has the method 'dpo' to compare with; the runs have: 'a', 'b'"):
+    with pytest.raises(FrontierError, match=r"No run has the method 'dpo'\. The runs have: 'a', 'b'"):
         within_budgets(POINTS, baseline="dpo")
     for budget in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="expected nats, >= 0"):

@@ -1,4 +1,4 @@
-"""One policy's samples, rewards and KL; two of them side by side, for the terminal and for result.json."""
+"""Evaluate a policy by samples, rewards and KL, and compare it before and after training."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from .kl import Reference, SequenceKL, sequence_kls
-from .rewards import Reward, apply_reward
-from .sampling import Samples, sample
+from .judging.contracts import Reward
+from .judging.rewards import apply_reward
+from .sampling.samples import Samples
+from .sampling.sequence_kl import Reference, SequenceKL, sequence_kls
+from .sampling.transformers_sampling import sample
 from .stats import Interval, bootstrap_difference, bootstrap_mean
-from .win_rate import WinRate, win_rate_of
+from .win_rates import WinRate, win_rate_of
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_policy` found.
+    """Result of `evaluate_policy`.
 
     Attributes:
-        samples: [N] one completion for each prompt.
-        rewards: [N] reward of each.
-        reward: their mean with its interval over prompts.
-        kls: [N] KL of the next-token distributions, summed along each sample, nats; None without a reference.
-        kl: sequence KL to the reference, or None where there was none to compare with.
-        seed: of the sampling.
-        max_new_tokens: of the sampling.
+        samples: [N] one completion per prompt.
+        rewards: [N] reward of each completion.
+        reward: mean reward with its interval over prompts.
+        kls: [N] KL of the next-token distributions, summed over each sample's tokens, nats. None without a reference.
+        kl: sequence KL to the reference, None without one.
+        seed: seed of the samples.
+        max_new_tokens: maximum length of the samples, in tokens.
     """
 
     samples: Samples
@@ -40,7 +42,7 @@ class Evaluation:
     max_new_tokens: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything but token ids, ready for JSON."""
+        """Return everything except token ids, ready for JSON."""
         rows = zip(self.samples.prompts, self.samples.completions, self.rewards, strict=True)
         return {
             "reward": self.reward.as_dict(),
@@ -65,24 +67,27 @@ def evaluate_policy(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Evaluation:
-    """Sample a completion for each prompt at temperature 1, score them, and estimate the KL to the reference.
+    """Sample one completion per prompt at temperature 1, score it, and estimate the KL to the reference.
 
-    The model is left as it was: its modes, its adapters, the random state of the caller.
+    The model's modes, its adapters and the caller's random state are restored.
 
     Args:
-        model: a causal language model, PEFT or not, in whatever mode.
+        model: a causal language model, with or without PEFT, in any mode.
         tokenizer: its tokenizer.
-        prompts: [N] plain text, N >= 2, best all different.
+        prompts: [N] plain text, N >= 2. They should all differ.
         reward: from `get_reward`, or any function of prompts and completions.
-        reference: as in `sequence_kl`; None leaves the KL out.
-        max_new_tokens: tokens to sample at most.
-        seed: of sampling. Give two policies the same seed, prompts and batch size to compare them.
-        batch_size: prompts a forward.
-        progress: show a progress bar.
+        reference: as in `sequence_kl`. None skips the KL.
+        max_new_tokens: maximum length of a sample, in tokens.
+        seed: seed of the samples. To compare two policies, use the same seed, prompts and batch size.
+        batch_size: prompts per batch.
+        progress: whether to show a progress bar.
+
+    Returns:
+        samples, rewards and KL.
 
     Raises:
-        ValueError: fewer than two prompts, or an argument out of range.
-        RewardError: the reward gave something other than one finite number a completion.
+        ValueError: there are fewer than two prompts, or an argument is out of range.
+        RewardError: the reward didn't return one finite number per completion.
     """
     if len(prompts) < 2:
         raise ValueError(f"An interval needs at least two prompts, got {len(prompts)}.")
@@ -109,10 +114,10 @@ class Comparison:
     """Two evaluations on the same prompts.
 
     Attributes:
-        before: of the untrained policy.
-        after: of the trained one.
-        difference: mean reward after - before with its paired interval.
-        win_rate: how often the sample after has the higher reward, ties counting half.
+        before: evaluation of the untrained policy.
+        after: evaluation of the trained policy.
+        difference: mean reward after - before, with its paired interval.
+        win_rate: how often the sample after training has the higher reward. Ties count half.
     """
 
     before: Evaluation
@@ -121,7 +126,7 @@ class Comparison:
     win_rate: WinRate
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything but token ids, ready for JSON."""
+        """Return everything except token ids, ready for JSON."""
         return {
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
@@ -138,7 +143,7 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
     """Pair two evaluations prompt by prompt.
 
     Raises:
-        ValueError: they were not made with the same prompts, seed and length, so their values don't pair up.
+        ValueError: they differ in prompts, seed or length, so they can't be paired.
     """
     for name, first, second in (
         ("prompts", before.samples.prompts, after.samples.prompts),
@@ -146,8 +151,8 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
         ("max_new_tokens", before.max_new_tokens, after.max_new_tokens),
     ):
         if first != second:
-            raise ValueError(f"The evaluations before and after differ in {name}: they can't be paired.")
-    # The same text wins nothing, whatever its reward's last bits are in another batch.
+            raise ValueError(f"The evaluations before and after differ in {name}, so they can't be paired.")
+    # Identical texts are a tie, even if their rewards differ by rounding in another batch.
     same = [one == other for one, other in zip(before.samples.completions, after.samples.completions, strict=True)]
     rewards = zip(same, before.rewards, after.rewards, strict=True)
     verdicts = [0.5 if equal or one == other else float(other > one) for equal, one, other in rewards]
@@ -155,11 +160,11 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
 
 
 def comparison_table(comparison: Comparison, *, samples: int = 3) -> Group:
-    """Return the comparison for `rich.print`: rewards and KL, then the first samples side by side.
+    """Return tables for `rich.print`: rewards and KL, then the first samples side by side.
 
     Args:
-        comparison: of two evaluations.
-        samples: how many samples to show; the first ones, not the best.
+        comparison: the two evaluations.
+        samples: number of samples to show. They are the first ones, not the best.
     """
     before, after, difference = comparison.before, comparison.after, comparison.difference
     numbers = Table(
@@ -182,7 +187,7 @@ def comparison_table(comparison: Comparison, *, samples: int = 3) -> Group:
 
 
 def _interval(interval: Interval, sign: str = "") -> Text:
-    # Text, since rich would read the brackets of a plain string as markup.
+    # Text, because rich reads brackets in a plain string as markup.
     return Text(f"{interval.mean:{sign}.2f} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]")
 
 

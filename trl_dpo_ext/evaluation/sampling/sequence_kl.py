@@ -1,4 +1,4 @@
-"""How far the policy has moved from the reference: the sequence KL."""
+"""The sequence KL: how far the policy has moved from the reference."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modeling.next_token_logits import NextTokenLogits
-from .sampling import Samples, evaluation_mode, right_padded
+from ...modeling.next_token_logits import NextTokenLogits
+from .evaluation_mode import evaluation_mode
+from .samples import Samples
 
-# NextTokenLogits at once in float32 over the whole vocabulary, of both models: 77 MB each for a vocabulary of 150 000.
+# Positions whose float32 log-probs over the vocabulary are in memory at once: 77 MB per model for 150 000 tokens.
 CHUNK = 128
 
 Reference = nn.Module | Callable[[], AbstractContextManager[Any]]
-"""The reference model; or a function that opens a context in which the policy is the reference, such as a PEFT
-model's `disable_adapter`, or which yields the reference model, such as the trainer's `reference`."""
+"""The reference model, or a function that opens a context. Within the context the policy is the reference (a PEFT
+model's `disable_adapter`), or the context yields the reference model (the trainer's `reference`)."""
 
 
 @dataclass(frozen=True)
 class SequenceKL:
-    """Two estimates of KL(policy || reference) from the same samples, nats a completion; both are unbiased.
+    """Two unbiased estimates of KL(policy || reference) from the same samples, in nats per completion.
 
     Attributes:
-        mean: of the samples' log-ratios log pi(y|x) - log pi_ref(y|x). Noisy: it can come out below zero.
-        standard_error: of the mean.
-        summed: mean of the exact KL of the next-token distributions, summed along each sample. Never below zero but
-            for rounding, and usually, though not of necessity, of less variance.
-        summed_standard_error: of it.
+        mean: mean log-ratio log pi(y|x) - log pi_ref(y|x) of the samples. It is noisy and can be negative.
+        standard_error: standard error of `mean`.
+        summed: mean over samples of the exact KL of the next-token distributions, summed over the sample's tokens.
+            Not negative except for rounding, and usually less noisy.
+        summed_standard_error: standard error of `summed`.
     """
 
     mean: float
@@ -45,45 +46,47 @@ class SequenceKL:
 
     @classmethod
     def of(cls, values: Tensor) -> SequenceKL:
-        """Return the means of what `sequence_kls` found, with their standard errors."""
+        """Return the means and standard errors of the [N, 2] values of `sequence_kls`."""
         (mean, summed), errors = values.mean(dim=0).tolist(), values.std(dim=0) / len(values) ** 0.5
         return cls(mean, float(errors[0]), summed, float(errors[1]))
 
 
 def sequence_kl(model: Any, samples: Samples, reference: Reference, *, batch_size: int = 32) -> SequenceKL:
-    """Estimate the sequence KL(policy || reference) in two ways; arguments and errors as of `sequence_kls`."""
+    """Estimate the sequence KL(policy || reference) in two ways. Arguments and errors as in `sequence_kls`."""
     return SequenceKL.of(sequence_kls(model, samples, reference, batch_size=batch_size))
 
 
 def sequence_kls(model: Any, samples: Samples, reference: Reference, *, batch_size: int = 32) -> Tensor:
-    """Return two values of each sample, the means of which estimate the sequence KL(policy || reference).
+    """Return two values per sample whose means estimate the sequence KL(policy || reference).
 
-    With y ~ pi(.|x), the KL of completions of up to as many tokens as were sampled, averaged over the prompts, is the
-    expectation of
+    For y ~ pi(.|x), the KL over completions of at most the sampled length, averaged over prompts, is the expectation of
 
         log pi(y|x) - log pi_ref(y|x),  and of  sum over t of  KL(pi(.|x, y_<t) || pi_ref(.|x, y_<t)),
 
-    t running over the sampled tokens, the end-of-sequence token included. The second takes the expectation over each
-    token by itself and leaves only the choice of the prefixes to chance.
+    where t runs over the sampled tokens, end-of-sequence included. The second takes the expectation over each token
+    exactly, so only the prefixes are random.
 
     Args:
         model: the policy.
-        samples: drawn from `model` as it is now, at temperature 1; one a prompt, so that they are independent.
-        reference: a model, or a function that opens a context, as `model.disable_adapter`; the latter needs no second
-            copy in memory.
-        batch_size: sequences a forward.
+        samples: drawn from `model` as it is now, at temperature 1, one per prompt so that they are independent.
+        reference: a model, or a function that opens a context such as `model.disable_adapter`, which needs no second
+            model in memory.
+        batch_size: sequences per forward pass.
 
     Returns:
         [N, 2] float64 on the CPU: log-ratio, and summed KL of the next-token distributions, nats.
 
     Raises:
-        ValueError: samples of another temperature, whose mean log-ratio is no KL of `model`; or fewer than two.
+        ValueError: the samples have another temperature, so they don't give the KL of `model`; or there are fewer than
+            two.
 
     Reference:
         The chain rule of the KL divergence (Cover & Thomas, Elements of Information Theory, theorem 2.5.3).
     """
     if samples.temperature != 1:
-        raise ValueError(f"Samples at temperature {samples.temperature} give no KL of the model; take temperature 1.")
+        raise ValueError(
+            f"Samples at temperature {samples.temperature} don't give the model's KL. Sample at temperature 1."
+        )
     if len(samples) < 2:
         raise ValueError(f"A standard error needs at least two samples, got {len(samples)}.")
     batches = []
@@ -97,7 +100,7 @@ def sequence_kls(model: Any, samples: Samples, reference: Reference, *, batch_si
 def sample_kls(
     model: Any, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], reference: Reference
 ) -> Tensor:
-    """Return what `sequence_kls` does, for one batch.
+    """Return the two values of `sequence_kls` for one batch.
 
     Args:
         model: the policy, in evaluation mode.
@@ -108,7 +111,7 @@ def sample_kls(
     Returns:
         [B, 2] float64 on the CPU: log-ratio, and summed KL of the next-token distributions, nats.
     """
-    input_ids, attention_mask, labels = right_padded(prompt_ids, completion_ids)
+    input_ids, attention_mask, labels = _right_padded(prompt_ids, completion_ids)
     chosen = F.pad(labels[:, 1:] != -100, (0, 1), value=False)
     targets, sequence = labels[:, 1:][chosen[:, :-1]], chosen.nonzero()[:, 0]
 
@@ -124,7 +127,7 @@ def sample_kls(
         for start in range(0, len(policy), CHUNK):
             rows = slice(start, start + CHUNK)
             logps = policy.logps(rows)
-            with _as_reference(reference, model):  # again, since the head may have an adapter
+            with _as_reference(reference, model):  # again, because the head may have an adapter
                 ref_logps = other.logps(rows).to(logps.device)
             log_ratios = logps - ref_logps
             sampled = log_ratios.gather(1, targets[rows, None].to(logps.device))[:, 0]
@@ -135,7 +138,7 @@ def sample_kls(
 
 @contextmanager
 def _as_reference(reference: Reference, model: Any) -> Iterator[Any]:
-    """Yield the model that is the reference while this is open."""
+    """Yield the model that acts as the reference while the context is open."""
     if isinstance(reference, nn.Module):
         with evaluation_mode(reference):
             yield reference
@@ -144,3 +147,16 @@ def _as_reference(reference: Reference, model: Any) -> Iterator[Any]:
         network = yielded if isinstance(yielded, nn.Module) else model
         with evaluation_mode(network):
             yield network
+
+
+def _right_padded(
+    prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return input ids, attention mask and labels (-100 on prompt and padding), each [N, L]."""
+    rows = list(zip(prompt_ids, completion_ids, strict=True))
+    width = max(len(p) + len(c) for p, c in rows)
+    padding = [width - len(p) - len(c) for p, c in rows]
+    input_ids = [[*p, *c, *[0] * left] for (p, c), left in zip(rows, padding, strict=True)]
+    attention_mask = [[1] * (width - left) + [0] * left for left in padding]
+    labels = [[*[-100] * len(p), *c, *[-100] * left] for (p, c), left in zip(rows, padding, strict=True)]
+    return torch.tensor(input_ids), torch.tensor(attention_mask), torch.tensor(labels)

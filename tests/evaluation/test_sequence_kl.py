@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.helpers import tiny_model, tiny_tokenizer
 from tests.modeling.tiny import tiny
 from trl_dpo_ext.evaluation import sample, sequence_kl
-from trl_dpo_ext.evaluation.kl import sample_kls
+from trl_dpo_ext.evaluation.sampling.sequence_kl import sample_kls
 from trl_dpo_ext.modeling.next_token_logits import NextTokenLogits
 
 LENGTH = 3
@@ -68,7 +68,7 @@ def test_against_enumeration(four_tokens, monkeypatch):
         return sum(probs[y] * (values[y] - exact) ** 2 for y in probs) ** 0.5
 
     # Each completion's two values, in chunks that end within completions; their expectations are both the KL.
-    monkeypatch.setattr("trl_dpo_ext.evaluation.kl.CHUNK", 5)
+    monkeypatch.setattr("trl_dpo_ext.evaluation.sampling.sequence_kl.CHUNK", 5)
     found = sample_kls(policy, [prompt] * len(probs), list(probs), reference)
     assert found[:, 0].tolist() == pytest.approx([log_ratios[y] for y in probs], abs=1e-4)
     assert found[:, 1].tolist() == pytest.approx([summed[y] for y in probs], abs=1e-4)
@@ -107,7 +107,7 @@ def test_no_more_positions_at_once_than_a_chunk(trained, monkeypatch):
     """The head sees a chunk of positions of the batch at most, however many tokens were sampled."""
     policy, _, tokenizer = trained
     samples, seen = draw(policy, tokenizer), []
-    monkeypatch.setattr("trl_dpo_ext.evaluation.kl.CHUNK", 7)
+    monkeypatch.setattr("trl_dpo_ext.evaluation.sampling.sequence_kl.CHUNK", 7)
     head = policy.get_base_model().lm_head
     head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:-1].numel()))
     sequence_kl(policy, samples, policy.disable_adapter)

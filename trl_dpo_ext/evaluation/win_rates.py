@@ -1,4 +1,4 @@
-"""Win rates: how often a model's completions are better than others, and whether one model wins more than another."""
+"""Win rates: how often a model's completions beat others, and whether one model wins more often than another."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from .judges import Judge, JudgeError, apply_judge
+from .judging.contracts import Judge, JudgeError
+from .judging.judges import apply_judge
 from .stats import Interval, SignTest, bootstrap_difference, sign_test, wilson
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often completions are better than those of an opponent.
+    """How often completions beat those of an opponent.
 
     Attributes:
-        verdicts: [N] 1 a win, 0 a loss, 0.5 a tie, None where the judge came to no verdict.
-        rate: wins and half the ties, as a share of the prompts with a verdict; Wilson interval.
+        verdicts: [N] 1 for a win, 0 for a loss, 0.5 for a tie, None for no verdict.
+        rate: wins plus half the ties, as a share of the prompts with a verdict, with its Wilson interval.
     """
 
     verdicts: list[float | None]
@@ -27,22 +28,22 @@ class WinRate:
 
     @property
     def wins(self) -> int:
-        """Prompts on which the completion is better."""
+        """Number of prompts on which the completion is better."""
         return self.verdicts.count(1)
 
     @property
     def losses(self) -> int:
-        """Prompts on which the opponent's completion is better."""
+        """Number of prompts on which the opponent's completion is better."""
         return self.verdicts.count(0)
 
     @property
     def ties(self) -> int:
-        """Prompts on which neither is better."""
+        """Number of prompts on which neither is better."""
         return self.verdicts.count(0.5)
 
     @property
     def no_verdict(self) -> int:
-        """Prompts that the judge said nothing about; the rate leaves them out."""
+        """Number of prompts without a verdict. The rate leaves them out."""
         return self.verdicts.count(None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -58,11 +59,11 @@ class WinRate:
 
 @dataclass(frozen=True)
 class WinRateDifference:
-    """Of two models that met the same opponent on the same prompts, which one wins more.
+    """Comparison of two models that met the same opponent on the same prompts.
 
     Attributes:
-        difference: win rate of the second - of the first, with its paired bootstrap interval.
-        test: exact sign test over the prompts whose verdicts differ; without ties McNemar's.
+        difference: win rate of the second - win rate of the first, with its paired bootstrap interval.
+        test: exact sign test over the prompts whose verdicts differ; McNemar's test if there are no ties.
     """
 
     difference: Interval
@@ -86,37 +87,40 @@ def win_rate(
     Args:
         judge: from `get_judge`, or any function of prompts, first and second completions.
         prompts: [N] all different, so that the verdicts are independent.
-        completions: [N] of the model.
-        opponents: [N] of another model, or the dataset's own.
-        level: of confidence.
+        completions: [N] completions of the model.
+        opponents: [N] completions of another model, or the dataset's own.
+        level: confidence level.
+
+    Returns:
+        the verdicts and the rate.
 
     Raises:
-        JudgeError: not one verdict was come to, or the judge's verdicts are none.
+        JudgeError: no pair got a verdict, or the judge's result is invalid.
         ValueError: different numbers of prompts and completions.
     """
     return win_rate_of(apply_judge(judge, prompts, completions, opponents), level=level)
 
 
 def win_rate_of(verdicts: Sequence[float | None], *, level: float = 0.95) -> WinRate:
-    """Return the win rate that verdicts add up to.
+    """Return the win rate of verdicts.
 
     Raises:
-        JudgeError: there is no verdict.
+        JudgeError: there are no verdicts.
     """
     known = [verdict for verdict in verdicts if verdict is not None]
     if not known:
-        raise JudgeError(f"There is no verdict on any of {len(verdicts)} pairs, so there is no win rate.")
+        raise JudgeError(f"None of {len(verdicts)} pairs has a verdict, so there is no win rate.")
     return WinRate(list(verdicts), wilson(sum(known), len(known), level=level))
 
 
 def win_rate_difference(first: WinRate, second: WinRate, *, level: float = 0.95) -> WinRateDifference:
-    """Compare two models that met the same opponent on the same prompts, on those with a verdict for both.
+    """Compare two models that met the same opponent, on the prompts where both have a verdict.
 
     Raises:
-        ValueError: different numbers of prompts, or fewer than two with a verdict for both.
+        ValueError: the numbers of prompts differ, or fewer than two prompts have a verdict for both.
     """
     if len(first.verdicts) != len(second.verdicts):
-        raise ValueError(f"{len(first.verdicts)} prompts and {len(second.verdicts)}: they can't be paired.")
+        raise ValueError(f"{len(first.verdicts)} prompts and {len(second.verdicts)} prompts can't be paired.")
     pairs = [
         (one, other)
         for one, other in zip(first.verdicts, second.verdicts, strict=True)
@@ -127,11 +131,11 @@ def win_rate_difference(first: WinRate, second: WinRate, *, level: float = 0.95)
 
 
 def win_rate_table(rates: Mapping[tuple[str, str], WinRate], opponent: str) -> Table:
-    """Return a table for `rich.print`.
+    """Return a table of win rates, for `rich.print`.
 
     Args:
-        rates: by (model, temperature), as they are to be shown.
-        opponent: whom they met.
+        rates: (model, temperature), as shown -> win rate.
+        opponent: name of the opponent.
     """
     level = next(iter(rates.values())).rate.level
     table = Table(title=Text(f"Win rate against {opponent}, ties count half, [{100 * level:g} % Wilson interval]"))

@@ -1,4 +1,4 @@
-"""Best-of-n: what choosing the best of n samples reaches, for every n up to the number of samples taken."""
+"""Best-of-n: the reward of the best of n samples, for every n up to the number of samples."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class BestOfN:
     """One point of the curve.
 
     Attributes:
-        n: samples to choose from.
+        n: number of samples to choose from.
         reward: expected reward of the best of n, with its bootstrap interval over prompts.
-        standard_error: of the expected reward, over prompts.
-        kl_bound: no more than this many nats does best-of-n stray from the sampled model; see `kl_bound`.
+        standard_error: standard error of the expected reward, over prompts.
+        kl_bound: upper bound on the KL between best-of-n and the sampled model, nats; see `kl_bound`.
     """
 
     n: int
@@ -38,25 +38,25 @@ def best_of_n(
 ) -> list[BestOfN]:
     """Return the curve of the expected best reward for n = 1 ... N, from N samples of each prompt.
 
-    With a prompt's rewards in ascending order, r_1 <= ... <= r_N, the mean of the best over all subsets of n is
+    Sort a prompt's rewards, r_1 <= ... <= r_N. The mean of the best over all subsets of size n is
 
         sum over i = n ... N of  C(i - 1, n - 1) / C(N, n) * r_i
 
-    since r_i is the best of a subset when the other n - 1 are among the i - 1 below it. It is unbiased for every n,
-    uses all samples, and n = 1 gives the plain mean. The prompts are what varies: standard errors and intervals
-    are over them, with the same resamples for every n.
+    because r_i is the best of a subset if the other n - 1 are among the i - 1 below it. This estimate is unbiased for
+    every n and uses all samples; n = 1 gives the plain mean. Standard errors and intervals are over prompts, with the
+    same resamples for every n.
 
     Args:
         rewards: [P, N], P >= 2 prompts with N independent samples each.
-        level: of confidence.
-        resamples: bootstrap samples drawn.
-        seed: of the bootstrap.
+        level: confidence level.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
 
     Returns:
         [N] points, n = 1 first.
 
     Raises:
-        ValueError: fewer than two prompts, prompts with different numbers of samples, or a reward that isn't finite.
+        ValueError: there are fewer than two prompts, their numbers of samples differ, or a reward is not finite.
 
     Example:
         >>> [point.reward.mean for point in best_of_n([[0.0, 3.0, 6.0], [1.0, 1.0, 1.0]])]
@@ -69,7 +69,7 @@ def best_of_n(
     odd = next((row for row, count in enumerate(counts) if count != counts[0] or count == 0), None)
     if odd is not None:
         raise ValueError(
-            f"Prompt {odd} has {counts[odd]} samples and prompt 0 has {counts[0]}; every prompt needs equally many."
+            f"Prompt {odd} has {counts[odd]} samples and prompt 0 has {counts[0]}. Every prompt needs the same number."
         )
     ascending = np.sort(np.asarray(rewards, dtype=np.float64), axis=-1)
     samples = counts[0] if counts else 0
@@ -83,9 +83,10 @@ def best_of_n(
 
 
 def kl_bound(n: int) -> float:
-    """Return log n - (n - 1) / n, nats: the most that KL(best-of-n || sampled model) can be, for any reward.
+    """Return log n - (n - 1) / n, an upper bound on KL(best-of-n || sampled model) in nats, for any reward.
 
-    Exact where no two completions have the same reward and none has much probability by itself; else the KL is less.
+    The bound is exact if no two completions have the same reward and each has little probability; otherwise the KL is
+    smaller.
 
     >>> kl_bound(1), round(kl_bound(16), 4)
     (0.0, 1.8351)
@@ -97,10 +98,10 @@ def kl_bound(n: int) -> float:
 
 
 def _weights(n: int, samples: int) -> np.ndarray:
-    """[samples] the share of subsets of n whose best is the i-th in ascending order, without large binomials."""
+    """Return [samples] the share of subsets of size n whose best is the i-th smallest, without large binomials."""
     weights = np.zeros(samples)
     weight = n / samples
-    for below in range(samples - 1, n - 2, -1):  # how many samples are below this one
+    for below in range(samples - 1, n - 2, -1):  # number of smaller samples
         weights[below] = weight
         if below:
             weight *= (below - n + 1) / below

@@ -12,7 +12,7 @@ from trl_dpo_ext.data import load_splits
 from trl_dpo_ext.evaluation import FrontierCallback, best_of_n, sample, wilson
 from trl_dpo_ext.run import held_out_prompts
 
-LENGTH = "tests.test_cli_evaluate:length"
+LENGTH = "tests.cli.test_evaluate:length"
 
 
 def length(prompts, completions):
@@ -249,7 +249,7 @@ def test_a_reward_behind_an_endpoint(capsys, files, tmp_path, monkeypatch):
     assert found["curve"] == run(capsys, *command, "--reward", LENGTH)["curve"]
     assert len(read(tmp_path / "c.jsonl")) == 6
     assert "no cache to set" in fails(capsys, *command, "--reward", LENGTH, "--cache", "c.jsonl")
-    assert "it asks for a grade" in fails(
+    assert "asks for a grade" in fails(
         capsys, "win-rate", files["two"], "--against", files["met"], "--judge", "endpoint:m", "--template", "score"
     )
 

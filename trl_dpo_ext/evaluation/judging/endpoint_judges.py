@@ -1,4 +1,4 @@
-"""A model behind an endpoint as a judge of pairs, and as a reward."""
+"""A model behind an endpoint, used as a judge of pairs or as a reward."""
 
 from __future__ import annotations
 
@@ -7,58 +7,59 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
+from .contracts import EndpointError
 from .endpoint import Endpoint
-from .judges import EndpointError
 from .templates import GRADE, VERDICT, load_template
 
 _Result = TypeVar("_Result")
 
 
 class EndpointJudge:
-    """Asks a model which of two completions is better, each pair in both orders.
+    """Asks a model which of two completions is better, once in each order.
 
-    A completion wins if the model prefers it in both orders; two different verdicts, like two ties, are a tie
-    (Zheng et al., arXiv 2306.05685, section 3.4: it cancels a preference for the first or the second place).
+    A completion wins if the model prefers it in both orders. Two different verdicts, like two ties, are a tie. This
+    cancels a preference for the first or second position (Zheng et al., arXiv 2306.05685, section 3.4).
 
     Args:
-        model: as the endpoint calls it.
+        model: the model's name at the endpoint.
         template: "helpful", "summary", or the path of a YAML file; see `load_template`.
         endpoint: the arguments of `Endpoint`.
 
     Attributes:
-        endpoint: counts what was spent.
+        endpoint: counts requests and tokens.
 
     Raises:
-        EndpointError: an unusable template, or as `Endpoint`.
+        EndpointError: the template is invalid, or as `Endpoint`.
     """
 
     def __init__(self, model: str, *, template: str = "helpful", **endpoint: Any) -> None:
         self.endpoint = Endpoint(model, load_template(template, VERDICT), **endpoint)
 
     def __call__(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[float | None]:
-        """Return a verdict for each pair.
+        """Return the verdict on each pair, [N].
 
         Raises:
             EndpointError: as `Endpoint.ask`.
         """
-        there = list(zip(prompts, firsts, seconds, strict=True))
-        back = list(zip(prompts, seconds, firsts, strict=True))
-        verdicts = [answer.value for answer in self.endpoint.ask(there + back)]
-        return [_both(one, other) for one, other in zip(verdicts[: len(there)], verdicts[len(there) :], strict=True)]
+        as_given = list(zip(prompts, firsts, seconds, strict=True))
+        swapped = list(zip(prompts, seconds, firsts, strict=True))
+        verdicts = [answer.value for answer in self.endpoint.ask(as_given + swapped)]
+        return list(map(_both_orders, verdicts[: len(as_given)], verdicts[len(as_given) :]))
 
 
 class EndpointReward:
-    """Asks a model to grade each completion by itself; the grade is the reward.
+    """Asks a model to grade each completion; the grade is the reward.
 
-    Where several processes train, the first one asks for all: one bill, and one process that writes the cache.
+    If several processes train, the first one asks for all, so each question is paid for once and one process writes
+    the cache.
 
     Args:
-        model: as the endpoint calls it.
+        model: the model's name at the endpoint.
         template: "score", or the path of a YAML file; see `load_template`.
         endpoint: the arguments of `Endpoint`.
 
     Raises:
-        EndpointError: an unusable template, or as `Endpoint`.
+        EndpointError: the template is invalid, or as `Endpoint`.
     """
 
     def __init__(self, model: str, *, template: str = "score", **endpoint: Any) -> None:
@@ -68,11 +69,11 @@ class EndpointReward:
         _in_first_process(prepare)
 
     def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """Return the grade of each completion.
+        """Return the grade of each completion, [N].
 
         Raises:
-            EndpointError: a completion that got no grade in all attempts, once all others have theirs; or as
-                `Endpoint.ask`.
+            EndpointError: a completion has no grade after all attempts; it is raised once all others are graded. Or
+                as `Endpoint.ask`.
         """
         return _in_first_process(lambda: self._grades(prompts, completions))
 
@@ -83,15 +84,15 @@ class EndpointReward:
                 raise EndpointError(
                     f"No answer about completion {row} holds a grade, so it has no reward. The prompt: "
                     f"{prompts[row]!r}; the completion: {completions[row]!r}; the last answer: {answer.text[:500]!r}. "
-                    f"All answers are in {str(self._endpoint.cache)!r}. If a grade stands in these, correct the "
-                    "template's pattern: they are read anew, and nothing is asked again."
+                    f"All answers are in {str(self._endpoint.cache)!r}. If they contain grades, correct the template's "
+                    "pattern and run again: it is applied to these answers, and nothing is asked twice."
                 )
             grades.append(answer.value)
         return grades
 
 
 def _in_first_process(work: Callable[[], _Result]) -> _Result:
-    """Return what the first process makes of the work, to all of them; an error is raised in all as well."""
+    """Run `work` in the first process; return its result, or raise its error, in every process."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return work()
     outcome: list[Any] = [None, None]
@@ -107,8 +108,7 @@ def _in_first_process(work: Callable[[], _Result]) -> _Result:
     return result
 
 
-def _both(one: float | None, other: float | None) -> float | None:
-    """Return the verdict of both orders; `other` has the completions swapped."""
-    if one is None or other is None:
+def _both_orders(as_given: float | None, swapped: float | None) -> float | None:
+    if as_given is None or swapped is None:
         return None
-    return one if one == 1 - other else 0.5
+    return as_given if as_given == 1 - swapped else 0.5

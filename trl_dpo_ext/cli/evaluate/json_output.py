@@ -1,4 +1,4 @@
-"""The numbers of an evaluation as JSON."""
+"""JSON output of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 def temperature_of(temperature: float, *sources: str) -> float | None:
-    """Return the temperature that sources are sampled at; None where all are files of samples."""
+    """Return the temperature that sources are sampled at, None if all are files of samples."""
     from .sources import is_file
 
     return None if all(map(is_file, sources)) else temperature
 
 
 def settings(arguments: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
-    """Return what two reports must share to be compared."""
-    from ...evaluation.frontier import prompts_sha256
+    """Return the settings that two reports must share to be compared."""
+    from ...evaluation.frontier.frontier_file import prompts_sha256
 
     return {
         "data": arguments.data,
@@ -30,8 +30,8 @@ def settings(arguments: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
     }
 
 
-def write(arguments: argparse.Namespace, report: dict[str, Any]) -> bool:
-    """Write the report where it is wanted; whether that is all that is to be printed."""
+def write_report(arguments: argparse.Namespace, report: dict[str, Any]) -> bool:
+    """Write the report to the file of --json, if any. Return whether it was printed instead of a table."""
     from ...record import versions, write_json
 
     report = {**report, "versions": versions()}
