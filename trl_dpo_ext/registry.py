@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import pkgutil
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -55,6 +59,26 @@ def origin(obj: Any) -> str:
         return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
     except (TypeError, OSError):
         return f"{getattr(target, '__module__', '?')}.{getattr(target, '__qualname__', repr(target))}"
+
+
+def import_all(package: str) -> list[ModuleType]:
+    """Import every module of a package's folder, in alphabetical order, so that each registers what it defines.
+
+    A new built-in then needs no entry in a list. Names that begin with an underscore are skipped, and so are the
+    modules of subfolders (their `__init__.py` is imported).
+
+    Args:
+        package: the package's full name; a package's `__init__.py` passes its own `__name__`.
+
+    Returns:
+        the modules.
+
+    >>> [module.__name__ for module in import_all("json")]
+    ['json.decoder', 'json.encoder', 'json.scanner', 'json.tool']
+    """
+    folder = sys.modules[package] if package in sys.modules else import_module(package)
+    names = sorted(found.name for found in pkgutil.iter_modules(folder.__path__))
+    return [import_module(f"{package}.{name}") for name in names if not name.startswith("_")]
 
 
 class Registry(Generic[T]):
