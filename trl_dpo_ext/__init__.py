@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "losses": ("LossSpec", "get_loss", "list_losses", "register_loss"),
     "types": ("PreferencePairs", "RankedResponses"),
-    "trainer": (
+    "training": (
         "MinorDPOTrainer",
         "PlackettLuceTrainer",
         "PreferenceConfig",

@@ -11,7 +11,8 @@ from datasets import Dataset, IterableDataset, load_dataset
 
 from tests.helpers import ROOT
 from trl_dpo_ext.data import DataError, convert_dataset, format_dataset, get_converter, list_converters
-from trl_dpo_ext.data.converters import Converter, _registry, parse_transcript, register_converter
+from trl_dpo_ext.data.conversation_rows import parse_transcript
+from trl_dpo_ext.data.converter_registry import Converter, _registry, register_converter
 from trl_dpo_ext.registry import NameCollisionError, UnknownNameError
 
 FOLDER = ROOT / "tests" / "data" / "converters"

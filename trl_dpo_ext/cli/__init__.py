@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import card, evaluate, lint, losses, memory, merge, push
+from . import card, converters, evaluate, lint, losses, memory, merge, push
 
-COMMANDS = (losses, lint, memory, evaluate, merge, push, card)
+COMMANDS = (losses, converters, lint, memory, evaluate, merge, push, card)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,9 +11,9 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from torch import nn
 
+from ...data.data_error import DataError
 from ...data.lint import log_findings
-from ...data.lint.report import Report
-from ...data.rows import DataError
+from ...data.lint.findings_report import Report
 from ..config import PreferenceConfig
 from ..errors import ConfigError, DiskSpaceError
 from ..objective import Objective
