@@ -11,8 +11,9 @@ from datasets import Dataset
 from tests import helpers
 from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import DataError, ranked_row
+from trl_dpo_ext.data import DataError
 from trl_dpo_ext.data.lint import dataset_checks, lint_splits, scan
+from trl_dpo_ext.data.row_reading import ranked_row
 
 
 def says(role: str, text: str) -> list[dict[str, str]]:

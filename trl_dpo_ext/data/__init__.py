@@ -6,7 +6,7 @@ from .converter_registry import get_converter, list_converters, register_convert
 from .data_error import DataError, FaultReason
 from .dataset_loading import load_splits
 from .format import format_dataset
-from .ranked_row import to_ranked
+from .row_reading.ranked_row import to_ranked
 from .tokenize import tokenize_dataset
 
 __all__ = [

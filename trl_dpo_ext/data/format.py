@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
-from .column_form import ColumnForm
 from .data_error import DataError, FaultReason
-from .form_selection import check_columns
-from .ranked_row import to_ranked
+from .row_reading.column_form import ColumnForm
+from .row_reading.form_selection import check_columns
+from .row_reading.ranked_row import to_ranked
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from difflib import get_close_matches
 
-from ..column_form import ColumnForm, Order, Row
 from ..data_error import ColumnFault, FaultReason
-from ..response_list import read_completions
+from ..row_reading.column_form import ColumnForm, Order, Row
+from ..row_reading.response_list import read_completions
 
 
 def _check_columns(found: Collection[str]) -> None:

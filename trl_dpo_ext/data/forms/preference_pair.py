@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..column_form import ColumnForm, PromptAndResponses, Row
-from ..response_pair import check_pair, chosen_first, extract_shared_prompt, pair_of
+from ..row_reading.column_form import ColumnForm, PromptAndResponses, Row
+from ..row_reading.response_pair import check_pair, chosen_first, extract_shared_prompt, pair_of
 
 
 def _read_texts(row: Row) -> PromptAndResponses:

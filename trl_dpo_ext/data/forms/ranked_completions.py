@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..column_form import ColumnForm, Order, Row
 from ..data_error import ColumnFault, FaultReason
-from ..response_list import dense_ranks, read_completions, read_numbers
+from ..row_reading.column_form import ColumnForm, Order, Row
+from ..row_reading.response_list import dense_ranks, read_completions, read_numbers
 
 
 def _read_order(row: Row, count: int) -> Order:

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from ..convert import check_converter, convert_row
 from ..converter_registry import Converter, get_converter
 from ..data_error import DataError, FaultReason
-from ..form_selection import check_columns
-from ..ranked_row import to_ranked
+from ..row_reading.form_selection import check_columns
+from ..row_reading.ranked_row import to_ranked
 from ..tokenize import tokenize_row
 from .check import Check
 from .dataset_checks import DATASET_CHECKS, SplitContents

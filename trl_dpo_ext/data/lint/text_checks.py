@@ -53,7 +53,7 @@ def _first_match(pattern: re.Pattern[str], row: dict[str, Any]) -> str | None:
     TEXT_CHECKS,
     "replacement-character",
     "warning",
-    "Read the source again with its right encoding: U+FFFD stands where a character was lost.",
+    "Read the source again with its right encoding: U+FFFD replaces a character that was lost.",
 )
 def _replacement_character(row: dict[str, Any]) -> str | None:
     return _first_match(_REPLACEMENT, row)
@@ -75,7 +75,7 @@ def _control_character(row: dict[str, Any]) -> str | None:
     TEXT_CHECKS,
     "unknown-role",
     "warning",
-    f"Use roles that chat templates know ({', '.join(KNOWN_ROLES)}); many templates leave others out without an error.",
+    f"Use roles that chat templates know ({', '.join(KNOWN_ROLES)}); many templates silently leave out other roles.",
 )
 def _unknown_role(row: dict[str, Any]) -> str | None:
     for place, content in prompt_and_responses(row):
@@ -89,7 +89,7 @@ def _unknown_role(row: dict[str, Any]) -> str | None:
     TEXT_CHECKS,
     "prompt-ends-with-assistant",
     "warning",
-    "End the prompt with what the assistant answers; an answer's beginning belongs to each response.",
+    "End the prompt with the message that the assistant answers; put the beginning of an answer in each response.",
 )
 def _prompt_ends_with_assistant(row: dict[str, Any]) -> str | None:
     prompt = row["prompt"]
@@ -102,7 +102,7 @@ def _prompt_ends_with_assistant(row: dict[str, Any]) -> str | None:
     TEXT_CHECKS,
     "foreign-turn",
     "warning",
-    "Cut the response before the turn of the user or system: the model is trained on every token of it.",
+    "Cut the response before the turn of the user or system: the model is trained on every token of the response.",
 )
 def _foreign_turn(row: dict[str, Any]) -> str | None:
     for number, response in enumerate(row["completions"]):
@@ -116,7 +116,7 @@ def _foreign_turn(row: dict[str, Any]) -> str | None:
     TEXT_CHECKS,
     "repeated-response",
     "warning",
-    "Keep one of the copies: against the other responses they count twice.",
+    "Keep one of the copies: together they count twice against the other responses.",
 )
 def _repeated_response(row: dict[str, Any]) -> str | None:
     # Copies with different ranks are refused when the row is read.

@@ -58,7 +58,7 @@ def accepted_end_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Any 
     "missing-eos",
     "error",
     "Use a chat template that ends the assistant's turn with a token that stops generation (EOS, or one of the "
-    "model's generation config); else the model doesn't learn to stop.",
+    "model's generation config); otherwise the model doesn't learn to stop.",
 )
 def _missing_eos(tokens: dict[str, Any], context: TokenContext) -> str | None:
     room = context.room(tokens["prompt_ids"])
@@ -76,7 +76,7 @@ def _missing_eos(tokens: dict[str, Any], context: TokenContext) -> str | None:
     TOKEN_CHECKS,
     "doubled-bos",
     "error",
-    "Take BOS out of the text: the tokenizer writes it already, and the model has never seen two.",
+    "Remove BOS from the text: the tokenizer adds it already, and the model has never seen two.",
 )
 def _doubled_bos(tokens: dict[str, Any], context: TokenContext) -> str | None:
     bos = context.tokenizer.bos_token_id
@@ -89,7 +89,7 @@ def _doubled_bos(tokens: dict[str, Any], context: TokenContext) -> str | None:
     TOKEN_CHECKS,
     "missing-bos",
     "warning",
-    "Let the chat template begin with BOS, as the tokenizer begins every plain text.",
+    "Make the chat template begin with BOS, as the tokenizer does for plain text.",
 )
 def _missing_bos(tokens: dict[str, Any], context: TokenContext) -> str | None:
     ids = tokens["prompt_ids"]
@@ -115,7 +115,7 @@ def _boundary_merge(tokens: dict[str, Any], context: TokenContext) -> str | None
     TOKEN_CHECKS,
     "identical-tokens",
     "warning",
-    "Raise max_length, or remove one of the two: what they differ in is cut off, or makes no tokens.",
+    "Raise max_length, or remove one of the two: the part in which they differ is cut off, or makes no tokens.",
 )
 def _identical_tokens(tokens: dict[str, Any], context: TokenContext) -> str | None:
     room, ranks = context.room(tokens["prompt_ids"]), tokens["ranks"]

@@ -6,8 +6,8 @@ import math
 from numbers import Real
 from typing import Any
 
+from ..data_error import ColumnFault, FaultReason, shorten
 from .column_form import PromptAndResponses, Row
-from .data_error import ColumnFault, FaultReason, shorten
 
 
 def read_completions(row: Row) -> PromptAndResponses:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..data_error import ColumnFault, FaultReason, shorten
 from .column_form import Order, PromptAndResponses, Row
-from .data_error import ColumnFault, FaultReason, shorten
 
 
 def pair_of(prompt: Any, chosen: Any, rejected: Any) -> PromptAndResponses:

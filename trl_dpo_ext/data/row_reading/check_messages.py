@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .data_error import ColumnFault, FaultReason, shorten
+from ..data_error import ColumnFault, FaultReason, shorten
 
 _TYPE_NAMES = {str: "a string", list: "a message list"}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from ..registry import did_you_mean
+from ...registry import did_you_mean
+from ..data_error import ColumnFault, DataError, FaultReason
+from ..forms import FORMS
 from .column_form import ColumnForm
-from .data_error import ColumnFault, DataError, FaultReason
-from .forms import FORMS
 
 
 def check_columns(columns: Iterable[str], *, name: str) -> ColumnForm:

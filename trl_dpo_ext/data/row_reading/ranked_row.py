@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..data_error import ColumnFault, DataError, FaultReason, shorten
 from .check_messages import check_prompt, check_response, check_same_type
 from .check_ranking import check_ranking
 from .column_form import ColumnForm
-from .data_error import ColumnFault, DataError, FaultReason, shorten
 from .form_selection import choose_form
 
 

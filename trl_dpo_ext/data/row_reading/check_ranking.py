@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..data_error import ColumnFault, FaultReason, shorten
 from .column_form import Order
-from .data_error import ColumnFault, FaultReason, shorten
 
 
 def check_ranking(responses: list[Any], order: Order, column: str, reads_ties: bool) -> None:
