@@ -1,4 +1,4 @@
-"""Find out why data files can't be read: which file, which line. It runs after reading has failed, so it may be slow."""
+"""Why data files can't be read: which file, which line. It runs after reading has failed, so it may be slow."""
 
 from __future__ import annotations
 
