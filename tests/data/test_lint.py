@@ -54,6 +54,11 @@ ROWS: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"scores": [1.0, 2.0, 0.0]},
         "column 'ranks': response 0 is ranked above response 1",
     ),
+    "order-not-read": (
+        lambda number, **changes: {"prompt": f"p {number}", "completions": [" a", " b"], "upvotes": [1, 1], **changes},
+        {"upvotes": [1, 5]},
+        "column 'upvotes': found the column 'upvotes' with a number per response ([1, 5])",
+    ),
     "all-tied": (ranked, {"ranks": [1, 1, 1]}, "all 3 responses are equally good"),
     "replacement-character": (pair, {"chosen": " caf\ufffd"}, "response 0 holds U+FFFD at character 4"),
     "lone-surrogate": (chat, {"prompt": says("a\ud83d", "user")}, "the prompt holds U+D83D at character 1"),

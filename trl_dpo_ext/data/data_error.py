@@ -48,6 +48,10 @@ class FaultReason(Enum):
         "ranks and scores disagree",
         "Rank 0 is the best, and a higher score is better: correct or remove one column.",
     )
+    ORDER_NOT_READ = (
+        "order not read",
+        "Rename the column to scores (higher is better) or ranks (0 = best), or remove it.",
+    )
     ALL_TIED = (
         "all tied",
         "Remove the row, or use a loss that reads ties (`trl-dpo-ext losses --reads ties` lists them).",

@@ -14,7 +14,21 @@ def pair_of(prompt: Any, chosen: Any, rejected: Any) -> PromptAndResponses:
 
 
 def chosen_first(row: Row, count: int) -> Order:
-    """Return the order of a pair: chosen is the better response."""
+    """Return the order of a pair: chosen is the better response.
+
+    Raises:
+        ColumnFault: a column `ranks` or `scores` has the two the other way round.
+    """
+    for column, sign in (("ranks", 1), ("scores", -1)):
+        values = row.get(column)
+        known = isinstance(values, list) and len(values) == 2 and all(isinstance(v, int | float) for v in values)
+        if known and sign * values[0] > sign * values[1]:
+            raise ColumnFault(
+                column,
+                FaultReason.ORDER_NOT_READ,
+                f"found {values}, which says that the rejected response is the better one. Pairs take their order "
+                "from 'chosen' and 'rejected'; correct or remove the column.",
+            )
     return Order([0, 1])
 
 
