@@ -13,7 +13,7 @@ from trl.trainer import dpo_trainer
 
 from tests import helpers
 from tests.training import support
-from trl_dpo_ext.data.rows import DataError
+from trl_dpo_ext.data import DataError
 from trl_dpo_ext.training import ConfigError, PreferenceTrainer
 
 GOOD = {"prompt": "the film", "completions": [" was slow", " was great"], "ranks": [1, 0]}

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests import helpers
 from tests.training import support
 from trl_dpo_ext import PreferencePairs, register_loss
-from trl_dpo_ext.data.rows import DataError
+from trl_dpo_ext.data import DataError
 from trl_dpo_ext.testing import temporary_losses
 from trl_dpo_ext.training import (
     MinorDPOTrainer,

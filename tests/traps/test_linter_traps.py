@@ -11,9 +11,9 @@ from datasets import Dataset
 from tests import helpers
 from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import DataError, rows
-from trl_dpo_ext.data.lint import dataset_checks as tables
-from trl_dpo_ext.data.lint import lint_splits, scan
+from trl_dpo_ext.data import DataError
+from trl_dpo_ext.data.lint import dataset_checks, lint_splits, scan
+from trl_dpo_ext.data.row_reading import ranked_row
 
 
 def says(role: str, text: str) -> list[dict[str, str]]:
@@ -33,7 +33,7 @@ def split(*some: dict[str, Any]) -> Dataset:
 
 
 def anything_ends_a_response(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(scan, "stop_ids", lambda *_: frozenset(range(1000)))
+    patch.setattr(scan, "accepted_end_ids", lambda *_: frozenset(range(1000)))
 
 
 def tokens_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
@@ -58,15 +58,15 @@ def test_trap_06_the_linter_names_missing_eos_doubled_bos_and_boundaries(bug, mo
 
 
 def accept_identical_responses(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rows, "_check_ranking", lambda *_: None)
+    patch.setattr(ranked_row, "check_ranking", lambda *_: None)
 
 
 def accept_any_role(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rows, "_check_response", lambda *_: None)
+    patch.setattr(ranked_row, "check_response", lambda *_: None)
 
 
 def compare_within_splits_only(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(tables, "is_training", lambda split: False)
+    patch.setattr(dataset_checks, "is_training", lambda split: False)
 
 
 FAULTY = [

@@ -1,4 +1,4 @@
-"""A dataset of any accepted form to one of the internal form (see `rows.py`).
+"""Bring a dataset of any accepted form to ranked rows (see `ranked_row.py`).
 
 All rows are checked here, before anything expensive; each fault is reported with its row and column.
 """
@@ -13,7 +13,10 @@ from typing import Any, Literal
 
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
-from .rows import DataError, check_columns, to_ranked
+from .data_error import DataError, FaultReason
+from .row_reading.column_form import ColumnForm
+from .row_reading.form_selection import check_columns
+from .row_reading.ranked_row import to_ranked
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +32,18 @@ def format_dataset(
     reads_ties: bool = False,
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
-    """Return the dataset with every row as `to_ranked` gives it, its number in `row`, and no other columns.
+    """Return the dataset with each row as `to_ranked` returns it, plus its number in `row`, and no other columns.
 
-    `row` (int64) is the row's place in `dataset`, whatever is dropped or shuffled afterwards: messages name it.
-
-    Messages, tools and template arguments are stored as JSON, so that rows with different keys stay as they are.
+    `row` (int64) is the row's place in `dataset`. It stays with the row when others are dropped or shuffled, and
+    messages name it. Messages, tools and template arguments are stored as JSON, so rows may have different keys.
 
     Args:
-        dataset: columns of one of `FORMS`; others are ignored.
+        dataset: has the columns of one of the forms in `trl_dpo_ext.data.forms`; others are ignored.
         name: the dataset's name, for messages ("train").
-        invalid_rows: "error" raises one error about all bad rows (a streamed dataset: at the first bad row); "drop"
-            leaves them out and logs how many and why.
+        invalid_rows: "error" raises one error that lists the bad rows (a streamed dataset: at the first bad row);
+            "drop" leaves them out and logs how many and why.
         reads_ties: accept rows whose responses are all equally good.
-        num_proc: processes to map with; a streamed dataset has none.
+        num_proc: processes for `Dataset.map`; a streamed dataset uses none.
 
     Raises:
         DataError: missing columns, images, bad rows with `invalid_rows="error"`, or no usable row at all.
@@ -52,11 +54,11 @@ def format_dataset(
     streamed = isinstance(dataset, IterableDataset)
     columns = dataset.column_names or list(next(iter(dataset), {}))
     if not columns or (not streamed and len(dataset) == 0):
-        raise DataError(f"{name} dataset: it has no rows.", "no rows")
-    check_columns(columns, name=name)
+        raise DataError(f"{name} dataset: it has no rows.", FaultReason.NO_ROWS)
+    form = check_columns(columns, name=name)
 
     conversational = _is_conversational(dataset, name, reads_ties, strict=streamed and invalid_rows == "error")
-    features = _features(columns, conversational)
+    features = _features(form, columns, conversational)
     convert = partial(_convert, name=name, reads_ties=reads_ties, conversational=conversational, columns=list(features))
     map_kwargs = {"with_indices": True, "remove_columns": columns}
     if streamed and invalid_rows == "error":
@@ -96,10 +98,10 @@ def _is_conversational(dataset: Dataset | IterableDataset, name: str, reads_ties
     return False
 
 
-def _features(columns: Collection[str], conversational: bool) -> Features:
+def _features(form: ColumnForm, columns: Collection[str], conversational: bool) -> Features:
     text = List(Json()) if conversational else Value("string")
     features = {"prompt": text, "completions": List(text), "ranks": List(Value("int64"))}
-    if "completions" in columns and "scores" in columns:
+    if form.scores_column in columns:
         features["scores"] = List(Value("float64"))
     features.update({column: Json() for column in _PASSED_ON if column in columns})
     return Features({**features, "row": Value("int64")})
@@ -116,11 +118,11 @@ def _convert_or_note(row: dict[str, Any], index: int, convert: partial[dict[str,
     try:
         return {**convert(row, index), "problem": None, "reason": None}
     except DataError as error:
-        return {**dict.fromkeys(columns), "problem": str(error), "reason": error.reason}
+        return {**dict.fromkeys(columns), "problem": str(error), "reason": error.reason.label}
 
 
 def _keep(row: dict[str, Any], name: str, dropped: Counter[str]) -> bool:
-    """Tell whether a streamed row is good; a stream has no end to log at, so the count is logged at 1, 10, 100, ..."""
+    """Tell whether a streamed row is good; the count is logged at 1, 10, 100, ... rows, because a stream may not end"""
     if row["problem"] is None:
         return True
     dropped[row["reason"]] += 1

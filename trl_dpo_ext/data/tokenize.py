@@ -1,15 +1,15 @@
-"""Rows of the internal form to token ids: chat template, EOS, boundaries, truncation, and a report of what was lost."""
+"""Ranked rows to token ids: chat template, EOS, boundaries, truncation, and a report of what was lost."""
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from .rows import DataError
+from .data_error import DataError
+from .prompt_rendering import prompt_token_ids, template_options
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +25,9 @@ def _common_prefix_length(sequences: list[list[int]]) -> int:
 def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Tokenize one row: a prompt and its K completions.
 
-    As in TRL, prompt and completion are tokenized together, the completion starts where the tokens leave those of the
-    prompt alone, and a plain-text completion ends with the EOS token. With K completions, the prompt is what all K
-    have in common with it.
+    As in TRL, prompt and completion are tokenized together, the completion starts at the first token that differs from
+    the prompt's own tokens, and a plain-text completion ends with the EOS token. With K completions, the prompt is the
+    part of its own tokens with which all K begin.
 
     Args:
         row: `prompt` (text or messages), `completions` (K texts or message lists), optionally `tools` and
@@ -35,26 +35,20 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
         tokenizer: its chat template is used for messages.
 
     Returns:
-        `prompt_ids` [P], `completion_ids` (K lists), and `merged`: how many tokens at the end of the prompt alone came
-        out differently with a completion behind them, and are left out.
+        `prompt_ids` [P], `completion_ids` (K lists), and `merged`: how many of the prompt's last tokens change when a
+        completion follows; they are left out of `prompt_ids`.
     """
     prompt, completions = row["prompt"], row["completions"]
+    tools, template_kwargs = row.get("tools"), row.get("chat_template_kwargs")
+    prompt_ids = prompt_token_ids(prompt, tokenizer, tools, template_kwargs)
     if isinstance(prompt, str):
         eos = tokenizer.eos_token or ""
         wholes = [prompt + c + ("" if c.endswith(eos) else eos) for c in completions]
-        prompt_ids = tokenizer(text=prompt)["input_ids"]
         whole_ids = [tokenizer(text=whole)["input_ids"] for whole in wholes]
     else:
-        tools = row.get("tools")
-        kwargs: dict[str, Any] = {
-            "tools": json.loads(tools) if isinstance(tools, str) else tools,
-            "tokenize": True,
-            "return_dict": True,
-            **(row.get("chat_template_kwargs") or {}),
-        }
         template: Any = tokenizer.apply_chat_template
-        prompt_ids = template(prompt, add_generation_prompt=True, **kwargs)["input_ids"]
-        whole_ids = [template(prompt + c, **kwargs)["input_ids"] for c in completions]
+        options = template_options(tools, template_kwargs)
+        whole_ids = [template(prompt + c, **options)["input_ids"] for c in completions]
     start = _common_prefix_length([prompt_ids, *whole_ids])
     return {
         "prompt_ids": prompt_ids[:start],
@@ -76,17 +70,17 @@ def tokenize_dataset(
     reads_ties: bool = False,
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
-    """Tokenize a dataset of the internal form, truncate it, and drop what has become unusable.
+    """Tokenize a dataset of ranked rows, truncate it, and drop the prompts that become unusable.
 
-    A sequence longer than `max_length` tokens loses the end of its completion. A prompt that fills `max_length`, or
-    that is left with fewer than two different non-empty responses, is dropped. Both are counted in the log, as are
-    prompts whose last tokens depend on what follows.
+    A sequence longer than `max_length` tokens loses the end of its completion. A prompt is dropped if it fills
+    `max_length`, or if fewer than two different non-empty responses remain. The log counts both, and the prompts whose
+    last tokens depend on what follows.
 
     Args:
         dataset: columns `prompt`, `completions`, `ranks`, optionally `row`, `scores`, `tools`, `chat_template_kwargs`.
         tokenizer: see `tokenize_row`.
-        name: what the dataset is called in messages.
-        max_length: tokens of prompt and completion together; None for no limit.
+        name: the dataset's name, for messages ("train").
+        max_length: tokens of prompt and completion together; None without a limit.
         reads_ties: keep prompts whose responses are all tied, for losses that read ties.
         num_proc: processes for `Dataset.map`.
 
@@ -123,8 +117,8 @@ def tokenize_dataset(
     first = next(iter(dataset))
     if not isinstance(first["prompt"], str) and tokenizer.chat_template is None:
         raise DataError(
-            f"{name} dataset: its prompts are messages, and the tokenizer has no chat template. Set "
-            "tokenizer.chat_template, give text prompts, or take a model that was trained to chat."
+            f"{name} dataset: its prompts are messages, but the tokenizer has no chat template. Set "
+            "tokenizer.chat_template, give text prompts, or use a model that was trained to chat."
         )
     columns: list[str] = dataset.column_names or list(first)
     remove = [c for c in columns if c not in TOKEN_COLUMNS]
@@ -148,9 +142,9 @@ def tokenize_dataset(
         logger.warning(f"{name} dataset: cut {cut} of {responses} responses to max_length={max_length} tokens.")
     if merged := sum(tokens > 0 for tokens in kept["_merged"]):
         logger.warning(
-            f"{name} dataset: in {merged} of {len(kept)} prompts the last tokens come out differently with a response "
-            "behind them, so the response starts before them, and the model is trained on another context than it "
-            "sees when it generates. End prompts where a token ends, or use a chat template that renders the prompt "
-            "the same way in both cases."
+            f"{name} dataset: in {merged} of {len(kept)} prompts the last tokens come out differently when a response "
+            "follows. The response then starts before them, and the model is trained on another context than it sees "
+            "when it generates. End prompts where a token ends, or use a chat template that renders the prompt the "
+            "same with and without a response."
         )
     return kept.remove_columns(_COUNTS)

@@ -12,9 +12,9 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 
 from ..._compat.trl import text_tokenizer
+from ...data.data_error import DataError
 from ...data.lint import log_findings
-from ...data.lint.report import Report
-from ...data.rows import DataError
+from ...data.lint.findings_report import Report
 from ..config import PreferenceConfig
 from ..errors import ConfigError, DiskSpaceError
 from ..objective import Objective
