@@ -11,7 +11,7 @@ from ..loss_registry import register_loss
 
 
 def _clipped(pairs: PreferencePairs, *, beta: float) -> dict[str, Tensor]:
-    """[N] 1 where the rejected response is already less likely than under the reference, so its penalty has stopped."""
+    """[N] 1 where the rejected response is less likely than under the reference, so that its penalty is off."""
     return {"clipped": (pairs.rejected_log_ratios < 0).float()}
 
 
@@ -42,7 +42,7 @@ def minor_dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) ->
         0.6931
 
     Reference:
-        arXiv 2408.09834. Formula from secondary sources and derivation; of the paper the abstract was read.
+        arXiv 2408.09834. The formula is from secondary sources and a derivation; only the paper's abstract was read.
 
     Departures:
         None in value. At D_l = 0 exactly (the first step, policy = reference) the clip has no derivative; here it is 1

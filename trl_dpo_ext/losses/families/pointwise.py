@@ -1,4 +1,4 @@
-"""Losses that judge each response by its own reward, so that the two need not be compared with each other."""
+"""Losses with a separate term for each response's own reward."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from ..loss_registry import register_loss
 
 @register_loss("nca_pair", paper="2402.05369")
 def nca_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tensor:
-    """Noise Contrastive Alignment on pairs: each response is classified as chosen or as drawn from the reference.
+    """Noise Contrastive Alignment on pairs: classify each response as chosen or as drawn from the reference.
 
     Equation:
         -log sigmoid(beta * D_w) - log sigmoid(-beta * D_w) / 2 - log sigmoid(-beta * D_l) / 2, with
@@ -94,7 +94,7 @@ def _mean_rewards(pairs: PreferencePairs, *, beta: float) -> Tensor:
 
 @register_loss("bco", paper="2404.04656", statistic=_mean_rewards)
 def bco(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tensor:
-    """Binary Classifier Optimization: is this response a chosen one, judged against the mean reward so far.
+    """Binary Classifier Optimization: classify each response as chosen or rejected, against the mean reward so far.
 
     Equation:
         -log sigmoid(beta * D_w - d) - log sigmoid(d - beta * D_l), with D_w = `pairs.chosen_log_ratios`,
@@ -120,11 +120,11 @@ def bco(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tens
         4.0
 
     Reference:
-        arXiv 2404.04656; the shift as its authors contributed it to TRL (a mean over all rewards seen).
+        arXiv 2404.04656; the shift is the one its authors contributed to TRL (a mean over all rewards seen).
 
     Departures:
-        The paper's weighting by a density ratio of prompts, for chosen and rejected responses from different prompts,
-        is left out: pairs share their prompt. The mean gives every batch the same weight.
+        The paper's density-ratio weights, for chosen and rejected responses to different prompts, are left out: pairs
+        share their prompt. The mean weights every batch equally.
 
     Relations:
         `bco_pair` where the running mean of the rewards is 0.
@@ -137,7 +137,7 @@ def bco(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tens
 
 @register_loss("sppo_hard", paper="2405.00675")
 def sppo_hard(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.001) -> Tensor:
-    """Self-Play Preference Optimization with hard labels: regression of each log-ratio on its win probability.
+    """Self-Play Preference Optimization with hard labels: regress each log-ratio on a win probability of 1 or 0.
 
     Equation:
         (D_w - 1 / (2 beta))^2 + (D_l + 1 / (2 beta))^2, with D_w = `pairs.chosen_log_ratios`,
@@ -175,7 +175,7 @@ def sppo_hard(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.001) 
 
 @register_loss("apo_zero", paper="2408.06266")
 def apo_zero(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
-    """Anchored Preference Optimization, zero: chosen up and rejected down, for data better than the policy.
+    """Anchored Preference Optimization, zero: raises chosen and lowers rejected, for data better than the policy.
 
     Equation:
         1 - sigmoid(beta * D_w) + sigmoid(beta * D_l), with D_w = `pairs.chosen_log_ratios`,
@@ -212,7 +212,7 @@ def apo_zero(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> 
 
 @register_loss("apo_down", paper="2408.06266")
 def apo_down(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
-    """Anchored Preference Optimization, down: chosen down and rejected further down, for data worse than the policy.
+    """Anchored Preference Optimization, down: lowers both, rejected more, for data worse than the policy.
 
     Equation:
         sigmoid(beta * D_w) + 1 - sigmoid(beta * (D_w - D_l)), with D_w = `pairs.chosen_log_ratios`,
