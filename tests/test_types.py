@@ -118,7 +118,7 @@ def test_missing_inputs_are_named():
         with pytest.raises(MissingReferenceError, match="there are no reference log-probs"):
             read()
     for read in (data.required_scores, lambda: pairs.score_margins):
-        with pytest.raises(MissingInputError, match="reads scores, but got none. Declare the need"):
+        with pytest.raises(MissingInputError, match=r"reads scores, but got none\. Declare the need"):
             read()
     with pytest.raises(MissingInputError, match="reads running_mean, but got none"):
         pairs.required("running_mean")

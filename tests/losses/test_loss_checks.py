@@ -175,7 +175,7 @@ def test_an_undeclared_input_is_not_there():
     def reads_scores(pairs: P):
         return -F.logsigmoid(pairs.margins * pairs.score_margins)
 
-    with pytest.raises(MissingInputError, match="scores, but got none. Declare the need in register_loss"):
+    with pytest.raises(MissingInputError, match=r"scores, but got none\. Declare the need in register_loss"):
         check_loss(reads_scores)
 
 
