@@ -192,9 +192,7 @@ def check_mask(spec: LossSpec) -> None:
         assert hidden.count_nonzero() == 0, f"{spec.name}: masked responses get a gradient in {name}."
     nothing = clean.replace(mask=torch.zeros_like(clean.mask))
     value, gradients = _masked(spec, nothing)
-    assert value.count_nonzero() == 0, (
-        f"{spec.name}: a batch without responses has loss {value.tolist()}, expected 0."
-    )
+    assert value.count_nonzero() == 0, f"{spec.name}: a batch without responses has loss {value.tolist()}, expected 0."
     assert all(g.count_nonzero() == 0 for g in gradients.values()), (
         f"{spec.name}: a batch without any response gives a gradient."
     )
