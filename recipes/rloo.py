@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train import RESULT, USER_ERRORS, adapter_config, held_out_prompts
 from transformers import AutoTokenizer
 from trl import ModelConfig, RLOOConfig, RLOOTrainer, ScriptArguments, get_quantization_config
 
@@ -28,6 +27,8 @@ from trl_dpo_ext.data import load_splits
 from trl_dpo_ext.evaluation import FrontierCallback, Reward, compare, evaluate_policy, get_reward, prompt_text
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.record import versions, write_json
+from trl_dpo_ext.run import USER_ERRORS, adapter_config, held_out_prompts
+from trl_dpo_ext.run.recipe_settings import RESULT
 
 
 @dataclass

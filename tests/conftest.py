@@ -1,14 +1,14 @@
-"""The same surroundings for every test: no Hub, no GPU, one thread, a tiny model."""
+"""The same environment for every test: no Hub, no GPU, one thread, a tiny model."""
 
 import os
 import tempfile
 
-# Before torch and the Hugging Face libraries are imported; processes that a test starts inherit it.
+# Set before torch and the Hugging Face libraries are imported; processes that a test starts inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # quickest for tiny models, and pytest-xdist runs several processes
+os.environ["OMP_NUM_THREADS"] = "1"  # fastest for tiny models, and pytest-xdist runs several processes
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-# What a test stores is found neither by the user's runs nor by the next tests; removed when the process ends.
+# Keeps what tests store away from the user's runs and from the next tests; removed when the process ends.
 os.environ["HF_HOME"] = (HOME := tempfile.TemporaryDirectory(prefix="hf_home_")).name
 
 import pytest

@@ -67,4 +67,4 @@ def test_the_options_of_the_command_exist():
     (command,) = blocks("bash")
     for path in re.findall(r"recipes/\S+", command):
         assert (ROOT / path).exists(), path
-    assert "import_module" in (ROOT / "recipes" / "train.py").read_text()
+    assert "import_module" in (ROOT / "trl_dpo_ext" / "run" / "recipe_settings.py").read_text()

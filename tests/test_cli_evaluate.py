@@ -6,10 +6,11 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from tests.evaluation.judge_server import GRADE_TEMPLATE, TEMPLATE, serve
-from tests.helpers import load_script, ranked_rows, tiny_model, tiny_tokenizer
+from tests.helpers import ranked_rows, tiny_model, tiny_tokenizer
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.data import load_splits
 from trl_dpo_ext.evaluation import FrontierCallback, best_of_n, sample, wilson
+from trl_dpo_ext.run import held_out_prompts
 
 LENGTH = "tests.test_cli_evaluate:length"
 
@@ -192,7 +193,7 @@ def test_first_prompts_are_those_of_a_recipe(capsys, tiny_model_dir, tmp_path):
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "test.jsonl", rows)
     dataset = load_splits(str(tmp_path / "data"), needs="test")["test"]
-    prompts = load_script("recipes/train.py").held_out_prompts(dataset, tiny_tokenizer(), 6)
+    prompts = held_out_prompts(dataset, tiny_tokenizer(), 6)
     assert prompts == [rows[i]["prompt"] for i in (0, 1, 4, 5)]
     options = ["--data", tmp_path / "data", "--first", "--prompts", 6, "--max-new-tokens", 3, "--samples", 2]
     found = run(capsys, "best-of-n", tiny_model_dir, "--reward", LENGTH, *options)

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from trl_dpo_ext.registry import NameCollisionError, PluginError, Registry, RegistryError, UnknownNameError
+from trl_dpo_ext.registry import (
+    NameCollisionError,
+    PluginError,
+    Registry,
+    RegistryError,
+    UnknownNameError,
+    import_all,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -267,3 +274,21 @@ def test_every_public_name_is_there():
     assert set(trl_dpo_ext.__all__) <= set(dir(trl_dpo_ext))
     with pytest.raises(AttributeError, match="module 'trl_dpo_ext' has no attribute 'nothing'"):
         _ = trl_dpo_ext.nothing
+
+
+def test_import_all_lets_every_file_of_a_folder_register_itself(tmp_path, monkeypatch):
+    folder = tmp_path / "zoo"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "__init__.py").write_text(
+        "from trl_dpo_ext.registry import Registry, import_all\nanimals = Registry('animal')\nimport_all(__name__)\n"
+    )
+    for path in ("cat", "ant", "sub/__init__"):
+        name = path.partition("/")[0]
+        (folder / f"{path}.py").write_text(f"from zoo import animals\nanimals.register({name!r}, object())\n")
+    for path in ("_private", "sub/deeper"):
+        (folder / f"{path}.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from zoo import animals
+
+    assert animals.names() == ["ant", "cat", "sub"]
+    assert [module.__name__ for module in import_all("zoo")] == ["zoo.ant", "zoo.cat", "zoo.sub"]

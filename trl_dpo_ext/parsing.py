@@ -1,4 +1,4 @@
-"""Strict parsing of recipes: every key of a YAML file and every option must be known and of its type."""
+"""Strict parsing of recipes: every key of a YAML file and every option must exist and have a value of its type."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from .registry import did_you_mean
 
 
 class ParseError(ValueError):
-    """A key, option or value that a recipe can't have. The message names it and the nearest known one."""
+    """A key, option or value that a recipe can't have. The message names it and, where there is one, the nearest."""
 
 
 class StrictParser(TrlParser):
-    """TRL's parser (`--config file.yaml --option value ...`) without its leniency.
+    """TRL's parser (`--config file.yaml --option value ...`), but strict.
 
-    TRL's parser takes a YAML value as it is, whatever its type, and argparse takes abbreviated options. Here a value
-    has to be one that the command line would take, and names have to be whole.
+    TRL's parser takes any value from a YAML file, whatever its type, and argparse takes abbreviated options. This one
+    checks YAML values as if they came from the command line, and takes full names only. It reports all faults of a
+    file at once.
 
     Attributes:
         given: after parsing, every setting that differs from its default: a recipe that gives the same run again.
 
     Raises:
-        ParseError: an unknown key or option, or a value of the wrong type, instead of argparse's exit.
+        ParseError: an unknown key or option, or a value of the wrong type. The parser never exits.
 
     Example:
         >>> from dataclasses import dataclass
@@ -40,11 +41,19 @@ class StrictParser(TrlParser):
     """
 
     def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
+        self._by_name: dict[str, argparse.Action] = {}
+        self._options: set[str] = {"--config"}
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
-        # The first option of a name counts: after `--fast` comes `--no_fast`.
-        self._by_name = {action.dest: action for action in reversed(self._actions)}
+        self._by_name.pop("help", None)  # an option, not a setting
         self._plain_defaults = {name: action.default for name, action in self._by_name.items()}
         self.given: dict[str, Any] = {}
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """Add an option as argparse does, and remember its name."""
+        action = super().add_argument(*args, **kwargs)
+        self._by_name.setdefault(action.dest, action)  # `--fast` comes before `--no_fast`, which sets `fast` too
+        self._options.update(action.option_strings)
+        return action
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse as argparse does, and note what differs from the defaults."""
@@ -54,40 +63,68 @@ class StrictParser(TrlParser):
         return namespace, rest
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print after two pages of usage."""
+        """Raise the message; argparse would print two pages of usage and exit."""
         raise ParseError(message)
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
         """Parse as TRL's parser does; see `TrlParser.parse_args_and_config`."""
-        options = [argument.partition("=")[0] for argument in args] if args is not None else None
-        for option in options if options is not None else _command_line():
-            if option.startswith("--") and option != "--config" and option not in self._option_string_actions:
-                known = [name.lstrip("-") for name in self._option_string_actions]
-                raise ParseError(f"Unknown option {option}.{did_you_mean(option.lstrip('-'), known)}")
+        given = _split_config(sys.argv[1:] if args is None else args)
+        unknown = [option for option in given if option.startswith("--") and _name(option) not in self._options]
+        _raise_all(
+            "on the command line",
+            [f"Unknown option {_name(o)}.{self._hint(_name(o).lstrip('-'))}" for o in unknown],
+        )
+        path = given[given.index("--config") + 1] if "--config" in given else None
         try:
-            return super().parse_args_and_config(args, *rest, **kwargs)
+            return super().parse_args_and_config(given, *rest, **kwargs)
         except FileNotFoundError as error:
             raise ParseError(f"The config file {error.filename!r} does not exist.") from None
         except IsADirectoryError as error:
             raise ParseError(f"The config file {error.filename!r} is a folder; name a YAML file.") from None
         except yaml.YAMLError as error:
-            raise ParseError(f"The config file is not YAML: {error}") from None
+            raise ParseError(f"The config file {path!r} is not YAML: {error}") from None
         except UnicodeDecodeError as error:
-            given = list(args) if args is not None else sys.argv[1:]
-            name = given[given.index("--config") + 1]
-            raise ParseError(f"The config file {name!r} is not UTF-8 text: {error}.") from None
+            raise ParseError(f"The config file {path!r} is not UTF-8 text: {error}.") from None
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
         """Take the values of a YAML file, each checked against the option of its name."""
+        faults = []
         for key, value in config.items():
-            if key not in self._by_name:
-                raise ParseError(f"Unknown key {key!r} in the config file.{did_you_mean(str(key), self._by_name)}")
-            config[key] = _checked(self._by_name[key], value)
+            try:
+                config[key] = self._checked(key, value)
+            except ParseError as error:
+                faults.append(str(error))
+        _raise_all("in the config file", faults)
         return super().set_defaults_with_config(**config)
 
+    def _checked(self, key: str, value: Any) -> Any:
+        if key not in self._by_name:
+            raise ParseError(f"Unknown key {key!r} in the config file.{self._hint(str(key))}")
+        return _checked(self._by_name[key], value)
 
-def _command_line() -> list[str]:
-    return [argument.partition("=")[0] for argument in sys.argv[1:]]
+    def _hint(self, name: str) -> str:
+        return did_you_mean(name, self._by_name)
+
+
+def _split_config(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments with `--config=FILE` as two, as TRL's parser expects it."""
+    split: list[str] = []
+    for argument in arguments:
+        split += argument.split("=", 1) if argument.startswith("--config=") else [argument]
+    if split[-1:] == ["--config"]:
+        raise ParseError("--config needs a YAML file.")
+    return split
+
+
+def _name(option: str) -> str:
+    return option.partition("=")[0]
+
+
+def _raise_all(where: str, faults: list[str]) -> None:
+    if len(faults) == 1:
+        raise ParseError(faults[0])
+    if faults:
+        raise ParseError("\n  ".join([f"{len(faults)} mistakes {where}:", *faults]))
 
 
 def _checked(action: argparse.Action, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, its data or its folders, `recipes/train.py` says in a sentence, and writes nothing.
+"""What is wrong with a recipe, its data or its folders is reported in a sentence, and nothing is written.
 
 One table: what is made wrong, and what the message must name. (Rows and columns: tests/training/test_bad_input.py.)
 """
@@ -15,14 +15,10 @@ import pytest
 import yaml
 from transformers import Trainer
 
-from tests.helpers import load_script, pair_rows, ranked_rows
+from tests.helpers import pair_rows, ranked_rows
+from trl_dpo_ext.run import USER_ERRORS, train_recipe
 
 GOOD = json.dumps(ranked_rows(1)[0])
-
-
-@pytest.fixture(scope="module")
-def train():
-    return load_script("recipes/train.py")
 
 
 class Place:
@@ -243,7 +239,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_said_in_a_sentence(case, train, tiny_model_dir, tmp_path, monkeypatch):
+def test_it_is_said_in_a_sentence(case, tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("training began"))
     place = Place(tmp_path, tiny_model_dir)
@@ -251,8 +247,8 @@ def test_it_is_said_in_a_sentence(case, train, tiny_model_dir, tmp_path, monkeyp
     change(place)
     place.finish()
     before = snapshot(tmp_path)
-    with pytest.raises(train.USER_ERRORS) as caught:
-        train.main(place.arguments)
+    with pytest.raises(USER_ERRORS) as caught:
+        train_recipe(place.arguments)
     message = str(caught.value)
     assert all(part in message for part in said), message
     assert snapshot(tmp_path) == before

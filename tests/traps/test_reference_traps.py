@@ -18,7 +18,7 @@ from tests.traps.support import bugs, fresh, put_back, row_logps
 from trl_dpo_ext import PreferencePairs, register_loss
 from trl_dpo_ext.reference import run_reference
 from trl_dpo_ext.testing import temporary_losses
-from trl_dpo_ext.training import PreferenceTrainer, engine
+from trl_dpo_ext.training import PreferenceTrainer
 
 
 def margins(model: Any, ref_model: Any, rows: Any) -> list[float]:
@@ -35,13 +35,13 @@ def margins(model: Any, ref_model: Any, rows: Any) -> list[float]:
 
 def adapters_stay_on(patch: pytest.MonkeyPatch) -> None:
     """The trained policy is its own reference: the first loss is ln 2, and so is every other."""
-    patch.setattr(engine, "use_adapter", lambda *_: contextlib.nullcontext())
+    patch.setattr(run_reference, "use_adapter", lambda *_: contextlib.nullcontext())
 
 
 def base_under_every_adapter(patch: pytest.MonkeyPatch) -> None:
     """A continued adapter is compared with the base model, not with where it started."""
-    use_adapter = engine.use_adapter
-    patch.setattr(engine, "use_adapter", lambda model, _: use_adapter(model, None))
+    use_adapter = run_reference.use_adapter
+    patch.setattr(run_reference, "use_adapter", lambda model, _: use_adapter(model, None))
 
 
 def read_the_folder_again(patch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
+
+from ._console import Commands
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("card", help="write the model card of a finished run again, from its own files")
     command.add_argument("folder", help="folder of a finished run, or of a merged model")
@@ -17,17 +18,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> int:
-    from ..hub import RunError, write_card
+    from ..hub import write_card
 
-    try:
-        write_card(
-            arguments.folder,
-            repo=arguments.repo,
-            base_model=arguments.base_model,
-            base_revision=arguments.base_revision,
-        )
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    write_card(
+        arguments.folder,
+        repo=arguments.repo,
+        base_model=arguments.base_model,
+        base_revision=arguments.base_revision,
+    )
     print(f"Written: {arguments.folder}/README.md")
     return 0

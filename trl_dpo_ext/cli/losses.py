@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ._console import console
+from ._console import Commands, console
 
 if TYPE_CHECKING:
     from ..losses import LossSpec
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("losses", help="list the preference losses, or show one")
     command.add_argument("name", nargs="?", help="show this loss: equation, hyperparameters, requirements, relations")
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
 def _losses(arguments: argparse.Namespace) -> int:
     from ..losses import get_loss, list_losses
     from ..losses.loss_docs import built_in, markdown_page, write_docs
-    from ..registry import RegistryError, UnknownNameError, did_you_mean
+    from ..registry import UnknownNameError, did_you_mean
 
     if arguments.name is not None:
         try:
@@ -49,11 +49,8 @@ def _losses(arguments: argparse.Namespace) -> int:
         except UnknownNameError:
             known = [name for spec in list_losses() for name in (spec.name, *spec.aliases)]
             hint = did_you_mean(arguments.name, known)
-            print(f"Unknown loss {arguments.name!r}.{hint} `trl-dpo-ext losses` lists all.", file=sys.stderr)
-            return 2
-        except RegistryError as error:
-            print(error, file=sys.stderr)
-            return 2
+            message = f"Unknown loss {arguments.name!r}.{hint} `trl-dpo-ext losses` lists all."
+            raise UnknownNameError(message) from None
         return 0
     if arguments.write_docs:
         if not Path("docs/losses.md").exists():

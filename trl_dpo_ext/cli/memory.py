@@ -6,14 +6,13 @@ import argparse
 import contextlib
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 
-from ._console import console
+from ._console import Commands, console
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("memory", help="estimate the peak memory of a recipe before it runs")
     command.add_argument("recipe", help="a recipe's YAML file")
@@ -56,32 +55,24 @@ def _memory(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     import yaml
 
-    from ..losses import HyperparameterError
-    from ..memory import UnknownModelError, report_on
+    from ..memory import report_on
     from ..parsing import ParseError
-    from ..registry import RegistryError
-    from ..training import ConfigError
 
     changes = {}
     for setting in arguments.set:
         key, equals, value = setting.partition("=")
         if not equals:
-            print(f"--set {setting}: give KEY=VALUE.", file=sys.stderr)
-            return 2
+            raise ParseError(f"--set {setting}: give KEY=VALUE.")
         changes[key] = yaml.safe_load(value)
     if arguments.model is not None:
         changes["model_name_or_path"] = arguments.model
-    try:
-        report = report_on(
-            arguments.recipe,
-            changes,
-            card_gib=arguments.gpu,
-            responses=arguments.responses,
-            prompt_tokens=arguments.prompt,
-        )
-    except (ParseError, ConfigError, UnknownModelError, RegistryError, HyperparameterError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = report_on(
+        arguments.recipe,
+        changes,
+        card_gib=arguments.gpu,
+        responses=arguments.responses,
+        prompt_tokens=arguments.prompt,
+    )
     if arguments.json:
         print(json.dumps(report.as_dict(), indent=2))
     else:

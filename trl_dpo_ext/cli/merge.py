@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from ._console import console
+from ._console import Commands, console
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("merge", help="merge an adapter into its base model, and measure the difference")
     command.add_argument("adapter", help="folder of a finished run")
@@ -30,24 +29,19 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from ..hub import RunError
-    from ..hub.merge import MergeError, merge_adapter
+    from ..hub.merge import merge_adapter
     from ..hub.usage import describe_merge
 
-    try:
-        prompts = arguments.prompts and arguments.prompts.read_text(encoding="utf-8").splitlines()
-        report = merge_adapter(
-            arguments.adapter,
-            arguments.output,
-            into=arguments.into,
-            dtype=arguments.dtype,
-            base_model=arguments.base_model,
-            prompts=prompts,
-            device=arguments.device,
-        )
-    except (MergeError, RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    prompts = arguments.prompts and arguments.prompts.read_text(encoding="utf-8").splitlines()
+    report = merge_adapter(
+        arguments.adapter,
+        arguments.output,
+        into=arguments.into,
+        dtype=arguments.dtype,
+        base_model=arguments.base_model,
+        prompts=prompts,
+        device=arguments.device,
+    )
     console().print(describe_merge(report), markup=False)
     console().print(f"Saved to {arguments.output}, with this measurement in merge.json.", markup=False)
     return 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
+
+from ._console import Commands
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("push", help="push a run's adapter, tokenizer, record and card to the Hub")
     command.add_argument("folder", help="folder of a finished run, or of a merged model")
@@ -19,22 +20,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from ..hub import PushError, RunError, push_run
+    from ..hub import push_run
 
-    try:
-        address = push_run(
-            arguments.folder,
-            arguments.repo,
-            private=arguments.private,
-            revision=arguments.revision,
-            base_model=arguments.base_model,
-            base_revision=arguments.base_revision,
-        )
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except PushError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    address = push_run(
+        arguments.folder,
+        arguments.repo,
+        private=arguments.private,
+        revision=arguments.revision,
+        base_model=arguments.base_model,
+        base_revision=arguments.base_revision,
+    )
     print(f"Pushed: {address}")
     return 0

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trl import DPOConfig
-
+from .._compat.trl_trainer import HookedConfig
 from ..losses import TRL_LOSS_FIELDS, HyperparameterError, LossSpec, get_loss
 from ..registry import did_you_mean
 from ..types import PAIRINGS
@@ -28,7 +27,7 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 @dataclass
-class PreferenceConfig(DPOConfig):
+class PreferenceConfig(HookedConfig):
     """Configuration of `PreferenceTrainer`. Every field of `trl.DPOConfig` keeps its meaning.
 
     Args:
@@ -56,8 +55,6 @@ class PreferenceConfig(DPOConfig):
     Raises:
         ConfigError, UnknownNameError, HyperparameterError: whatever can't work, before a model is loaded.
     """
-
-    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "loss_kwargs"]  # noqa: RUF012, as in TRL
 
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],

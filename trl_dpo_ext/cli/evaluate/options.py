@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from .._console import Commands
+
 MODEL = "folder of an adapter or a model, Hub id, or .jsonl file of samples (prompt, completion)"
 SCORER = (
     "vader, a classifier or reward model (Hub id or folder), package.module:function, or endpoint:MODEL behind an "
     "OpenAI-compatible endpoint"
 )
 
-Kinds: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Kinds: TypeAlias = Commands
 
 
 def add_data(command: argparse.ArgumentParser) -> None:
@@ -64,16 +66,12 @@ def nonnegative(text: str) -> float:
 
 
 def guarded(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
-    """Return a command that checks its output paths, runs, and says mistakes in a sentence, with exit code 2."""
+    """Return a command that checks its output paths and runs."""
 
     def command(arguments: argparse.Namespace) -> int:
-        try:
-            sys.path.insert(0, str(Path.cwd()))  # for functions of one's own, as recipes/train.py does
-            _check_outputs(arguments)
-            run(arguments)
-        except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        sys.path.insert(0, str(Path.cwd()))  # for functions of one's own, as recipes/train.py does
+        _check_outputs(arguments)
+        run(arguments)
         return 0
 
     return command
