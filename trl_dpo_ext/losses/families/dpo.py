@@ -97,7 +97,7 @@ def robust(
     pairs: PreferencePairs,
     *,
     beta: Annotated[float, Gt(0)] = 0.1,
-    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.1,
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0,
 ) -> Tensor:
     """Robust DPO: an estimate of the DPO loss under the true labels that is unbiased under random label flips.
 
@@ -128,7 +128,8 @@ def robust(
         arXiv 2403.00409 (rDPO).
 
     Departures:
-        None.
+        None. The default of label_smoothing is TRL's, at which this is `dpo`. Set it to the share of flipped labels;
+        0.1 is a usual value.
 
     Relations:
         `dpo` at label_smoothing = 0.

@@ -9,6 +9,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor
 
 from ...types import PreferencePairs
+from ..kinks import clip, positive_part
 from ..loss_registry import register_loss
 
 # Log-ratios are capped here before exp: exp(80) = 5.5e34 fits float32 and bfloat16, with room for a factor.
@@ -48,7 +49,7 @@ def hinge(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Ten
     Relations:
         `slic` at delta = 1, lam = 0, for beta = 1 and a reference that gives every response the same probability.
     """
-    return F.relu(1 - beta * pairs.margins)
+    return positive_part(1 - beta * pairs.margins, slope_at_zero=0)
 
 
 @register_loss("ipo", paper="2310.12036", f_divergence=True, length_normalized=True, trl_fields={"beta": "tau"})
@@ -127,7 +128,8 @@ def exo_pair(
         arXiv 2402.00856, Eq. 16. The authors' code puts log e at -10, with 0 in place of log(1 - e).
 
     Departures:
-        None.
+        None. TRL's default of label_smoothing is 0, at which the loss is infinite and which TRL refuses; here it is the
+        paper's value.
 
     Relations:
         `exo` at K = 2, with scores whose softmax is (1 - label_smoothing, label_smoothing).
@@ -140,7 +142,7 @@ def exo_pair(
 
 @register_loss("discopop", paper="2406.08414", f_divergence=True, trl_fields={"discopop_tau": "tau"})
 def discopop(
-    pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.05, tau: Annotated[float, Gt(0)] = 0.05
+    pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, tau: Annotated[float, Gt(0)] = 0.05
 ) -> Tensor:
     """DiscoPOP: a blend of the logistic and the exponential loss, found by a language model.
 
@@ -169,7 +171,8 @@ def discopop(
         arXiv 2406.08414, Eq. 5 (log-ratio modulated loss).
 
     Departures:
-        None in value. g exp(-u) is computed as one exponential, which doesn't overflow for tau <= 1.
+        None in value. g exp(-u) is computed as one exponential, which doesn't overflow for tau <= 1. The default
+        of beta is TRL's. The paper's value is 0.05.
 
     Relations:
         `dpo` where u is below zero by many tau.
@@ -220,5 +223,5 @@ def chi_po(
         `dpo` with twice the beta, in the gradient where policy and reference agree.
     """
     chosen, rejected = pairs.chosen_log_ratios, pairs.rejected_log_ratios
-    ratios = chosen.clamp(max=_MAX_LOG_RATIO).exp() - rejected.clamp(max=_MAX_LOG_RATIO).exp()
-    return -F.logsigmoid((beta * (ratios + chosen - rejected)).clamp(-2 * r_max, 2 * r_max))
+    ratios = clip(chosen, high=_MAX_LOG_RATIO).exp() - clip(rejected, high=_MAX_LOG_RATIO).exp()
+    return -F.logsigmoid(clip(beta * (ratios + chosen - rejected), low=-2 * r_max, high=2 * r_max))

@@ -12,7 +12,7 @@ from ..loss_registry import register_loss
 
 
 @register_loss("nca_pair", paper="2402.05369")
-def nca_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tensor:
+def nca_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
     """Noise Contrastive Alignment on pairs: classify each response as chosen or as drawn from the reference.
 
     Equation:
@@ -40,7 +40,7 @@ def nca_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) ->
         arXiv 2402.05369; the authors' code has the same expression.
 
     Departures:
-        None.
+        The default of beta is TRL's. The paper's value is 0.01.
 
     Relations:
         `nca` at K = 2, where the scores put all weight on the chosen response.
@@ -50,7 +50,7 @@ def nca_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) ->
 
 
 @register_loss("bco_pair", paper="2404.04656")
-def bco_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tensor:
+def bco_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
     """Binary Classifier Optimization on pairs, without the reward shift: TRL's `bco_pair`.
 
     Equation:
@@ -79,6 +79,7 @@ def bco_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) ->
 
     Departures:
         The paper shifts the rewards by their running mean. TRL 1.16 doesn't, and neither does this loss; `bco` does.
+        The default of beta is TRL's. The paper's value is 0.01.
 
     Relations:
         `bco` where the running mean of the rewards is 0.
@@ -136,7 +137,7 @@ def bco(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tens
 
 
 @register_loss("sppo_hard", paper="2405.00675")
-def sppo_hard(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.001) -> Tensor:
+def sppo_hard(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
     """Self-Play Preference Optimization with hard labels: regress each log-ratio on a win probability of 1 or 0.
 
     Equation:
@@ -164,7 +165,8 @@ def sppo_hard(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.001) 
         arXiv 2405.00675, Eq. 4.7 with win probabilities 1 and 0.
 
     Departures:
-        None in the formula. The authors' code halves it; this one, like TRL, doesn't.
+        None in the formula. The authors' code halves it; this one, like TRL, doesn't. The default of beta is TRL's. The
+        paper's value is 0.001 (eta = 1000), which asks for log-ratios a hundred times as large.
 
     Relations:
         `cal_dpo` minus `dpo` at beta = 1, times two.

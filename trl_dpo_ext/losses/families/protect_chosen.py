@@ -6,12 +6,12 @@
 import math
 from typing import Annotated
 
-import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from ...types import PreferencePairs
+from ..kinks import positive_part, smaller
 from ..loss_registry import register_loss
 
 
@@ -90,14 +90,15 @@ def dpop(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, lam: An
         arXiv 2402.13228, Eq. 3, from secondary sources (the authors' repository has no loss code).
 
     Departures:
-        None in value. Some repositories put the penalty outside the sigmoid. At D_w = 0 exactly (the first step,
-        policy = reference) the penalty has no derivative; here it is 0, so that the first step is a plain DPO step.
+        None in value. Some repositories put the penalty outside the sigmoid. At D_w = 0 (the first step,
+        where policy and reference agree) the penalty has no derivative. Here it is 0, so that the first step is a plain
+        DPO step.
 
     Relations:
         `dpo` at lam = 0.
         `dpo` where D_w >= 0.
     """
-    penalty = F.relu(-pairs.chosen_log_ratios)
+    penalty = positive_part(-pairs.chosen_log_ratios, slope_at_zero=0)
     return -F.logsigmoid(beta * (pairs.margins - lam * penalty))
 
 
@@ -158,8 +159,8 @@ def balanced_po(
         alpha: gap adaptor; a smaller alpha lets the rejected response fall further before the chosen one is trained.
 
     Returns:
-        [N] loss, nats; log 2 where policy and reference agree. Where both arms are equal the gradient goes to both in
-        equal parts.
+        [N] loss, nats; log 2 where policy and reference agree. Where both arguments of min
+        are equal, each gets half of the gradient.
 
     Raises:
         MissingReferenceError: the pairs hold no reference log-probs.
@@ -181,7 +182,7 @@ def balanced_po(
     Relations:
         `dpo` with half the beta at alpha = 1, where D_l = -D_w.
     """
-    return -F.logsigmoid(beta * torch.minimum(pairs.chosen_log_ratios, -alpha * pairs.rejected_log_ratios))
+    return -F.logsigmoid(beta * smaller(pairs.chosen_log_ratios, -alpha * pairs.rejected_log_ratios))
 
 
 @register_loss("cal_dpo", paper="2412.14516", counters_displacement=True)

@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from ...types import RankedResponses
+from ..kinks import positive_part
 from ..loss_registry import register_loss
 from ..rank_masks import best_weights, ranked_below, zero_masked
 from .listwise import pairwise_logistic, plackett_luce_nll
@@ -128,7 +129,8 @@ def rrhf(responses: RankedResponses, *, rank_weight: Annotated[float, Ge(0)] = 1
     """
     means = zero_masked(responses).mean_logps
     lead = means.unsqueeze(1) - means.unsqueeze(2)  # [B, i, j]: m_j - m_i
-    ranking = (F.relu(lead) * ranked_below(responses.ranks, responses.mask)).sum(dim=(1, 2))
+    hinge = positive_part(lead, slope_at_zero=0)
+    ranking = (hinge * ranked_below(responses.ranks, responses.mask)).sum(dim=(1, 2))
     best = best_weights(responses.ranks, responses.mask, means.dtype)
     return rank_weight * ranking - (means * best).sum(dim=1)
 

@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from ...types import PreferencePairs
+from ..kinks import clip, positive_part
 from ..loss_registry import register_loss
 
 # The exponent is capped here: exp(80) = 5.5e34 fits float32 and bfloat16.
@@ -134,7 +135,7 @@ def alphapo(
     def reward(mean_logps: Tensor) -> Tensor:
         if alpha == 0:
             return mean_logps
-        return -torch.expm1((-alpha * mean_logps).clamp(max=_MAX_EXPONENT)) / alpha
+        return -torch.expm1(clip(-alpha * mean_logps, high=_MAX_EXPONENT)) / alpha
 
     margins = reward(pairs.chosen_mean_logps) - reward(pairs.rejected_mean_logps)
     return -F.logsigmoid(beta * margins - gamma)
@@ -226,7 +227,7 @@ def cpo_simpo(
 def _log_odds(mean_logps: Tensor) -> Tensor:
     """log(p / (1 - p)) for p = exp(mean_logps); finite with finite gradient for p up to 1."""
     # Where p rounds to 1 the odds are infinite; one rounding step below 1 they are 1 / eps.
-    mean_logps = mean_logps.clamp(max=-torch.finfo(mean_logps.dtype).eps)
+    mean_logps = clip(mean_logps, high=-torch.finfo(mean_logps.dtype).eps)
     return mean_logps - torch.log(-torch.expm1(mean_logps))
 
 
@@ -257,8 +258,9 @@ def orpo(pairs: PreferencePairs, *, lam: Annotated[float, Ge(0)] = 0.1) -> Tenso
         arXiv 2403.07691, Eq. 6 and 7; the authors' code has the same odds ratio.
 
     Departures:
-        The likelihood term is the mean over each response's own tokens, theirs over the chosen tokens of the batch.
-        A probability that rounds to 1 counts as one rounding step below 1, where the odds are still finite.
+        The likelihood term is the mean over the tokens of each chosen response. TRL's ORPOTrainer takes it over all
+        tokens of the batch's prompts and chosen responses, so its loss differs. A probability that rounds to 1 counts
+        as one rounding step below 1, where the odds are still finite.
 
     Relations:
         `sft` at lam = 0, for a batch of one prompt.
@@ -301,7 +303,8 @@ def slic(pairs: PreferencePairs, *, delta: Annotated[float, Ge(0)] = 1.0, lam: A
     Relations:
         `hinge` with beta = 1 and a reference that gives every response the same probability, at delta = 1, lam = 0.
     """
-    return F.relu(delta - pairs.chosen_logps + pairs.rejected_logps) - lam * pairs.chosen_logps
+    hinge = positive_part(delta - pairs.chosen_logps + pairs.rejected_logps, slope_at_zero=0)
+    return hinge - lam * pairs.chosen_logps
 
 
 @register_loss("unlikelihood", paper="2305.18290", reference_free=True)
