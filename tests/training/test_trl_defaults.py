@@ -69,7 +69,7 @@ def test_the_mix_of_mpo(trainers):
 @pytest.mark.parametrize("loss_type", sorted(WITHOUT_DEFAULT))
 def test_a_loss_whose_default_trl_refuses(loss_type, tiny_model_dir, tmp_path):
     data = helpers.pair_dataset(2)
-    with pytest.raises(ValueError, match="label_smoothing"):
+    with pytest.raises(ValueError, match="Label smoothing must be greater than 0"):
         DPOTrainer(
             model=tiny_model_dir,
             args=DPOConfig(**helpers.training_args(tmp_path, loss_type=loss_type)),
