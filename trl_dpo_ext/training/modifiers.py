@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..losses.kinks import clip
 from ..types import PreferencePairs, RankedResponses
 
 Data = TypeVar("Data", PreferencePairs, RankedResponses)
@@ -35,8 +36,8 @@ def f_divergence_rewards(log_ratios: Tensor, kind: str, alpha: float = 0.5) -> T
     if kind == "js_divergence":
         return math.log(2) + F.logsigmoid(log_ratios)
     if kind == "alpha_divergence" and abs(alpha - 1) >= 1e-6:
-        # The clamp keeps the exponential finite in float32, as in TRL.
-        return torch.expm1(((alpha - 1) * log_ratios).clamp(max=80)) / (alpha - 1)
+        # The limit keeps the exponential finite in float32, as in TRL.
+        return torch.expm1(clip((alpha - 1) * log_ratios, high=80)) / (alpha - 1)
     return log_ratios
 
 

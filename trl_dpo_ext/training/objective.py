@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..losses import LossSpec
 from ..types import PreferencePairs, RankedResponses
+from .errors import ConfigError
 from .modifiers import LossModifiers
 
 GlobalMean = Callable[[Tensor], Tensor]
@@ -23,6 +24,19 @@ class Term:
     spec: LossSpec
     hyperparameters: Mapping[str, Any]
     weight: float
+
+
+def _check_shape(spec: LossSpec, losses: Any, data: PreferencePairs | RankedResponses) -> None:
+    # A mean broadcasts, so that without this it would train, with other weights than the user thinks.
+    if isinstance(losses, Tensor) and losses.shape == (len(data),):
+        return
+    kind = "prompt" if spec.listwise else "pair"
+    got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+    hint = " Return the values themselves; the trainer takes the mean." if got == "shape ()" else ""
+    raise ConfigError(
+        f"The loss {spec.name!r} ({spec.origin}) returned {got} for {len(data)} {kind}s. Expected shape "
+        f"({len(data)},), one value per {kind}.{hint}"
+    )
 
 
 def mean_over_prompts(values: Tensor, data: PreferencePairs | RankedResponses, prompts: int) -> Tensor:
@@ -106,6 +120,7 @@ class Objective:
             if spec.statistic is not None:
                 data = self._with_means(data, term, training, global_mean)
             losses = spec.fn(data, **term.hyperparameters)
+            _check_shape(spec, losses, data)
             if self.modifiers.use_weighting:
                 losses = losses * data.chosen_weights * data.rejected_weights
             total = total + term.weight * mean_over_prompts(losses, data, len(responses))
