@@ -14,6 +14,7 @@ from trl_dpo_ext.cli import main
 from trl_dpo_ext.cli.train import train
 from trl_dpo_ext.memory import DoesNotFitError
 from trl_dpo_ext.parsing import ParseError
+from trl_dpo_ext.record import launch_command
 from trl_dpo_ext.run import USER_ERRORS, adapter_config, parse_recipe, train_recipe
 from trl_dpo_ext.training import ConfigError, PreferenceTrainer, TrainingError
 
@@ -159,6 +160,12 @@ def test_the_command_trains_and_options_win(recipe, tmp_path, capsys):
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert (result["recipe"]["max_steps"], result["recipe"]["lora_target_modules"]) == (1, ["q_proj", "v_proj"])
     assert "Saved to" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", ["/opt/venv/bin/trl-dpo-ext", "/opt/lib/trl_dpo_ext/__main__.py"])
+def test_the_record_has_the_command_that_started_the_run(script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script, "train", "--config", "a b.yaml"])
+    assert launch_command() == "trl-dpo-ext train --config 'a b.yaml'"
 
 
 def test_the_command_and_the_script_end_alike(recipe, monkeypatch, capsys):
