@@ -43,7 +43,7 @@ from trl import DPOConfig, DPOTrainer
 
 import trl_dpo_ext
 from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
-from trl_dpo_ext.memory import SHAPES as MODELS
+from trl_dpo_ext.memory import load_model_config, short_names
 from trl_dpo_ext.record import hardware, versions, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -207,10 +207,10 @@ class Side:
 
 def load(name: str, attention: str, dtype: str) -> Any:
     options = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-    if name in MODELS:
+    if name in short_names():
         torch.manual_seed(0)
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            return AutoModelForCausalLM.from_config(MODELS[name](), **options)
+            return AutoModelForCausalLM.from_config(load_model_config(name), **options)
     return AutoModelForCausalLM.from_pretrained(name, **options)
 
 
@@ -299,7 +299,7 @@ def markdown(content: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help=f"Hub id, folder, or random weights: {', '.join(MODELS)}")
+    parser.add_argument("--model", required=True, help=f"Hub id, folder, or random weights: {', '.join(short_names())}")
     parser.add_argument("--name", help="the model's name in the results; its last path component by default")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--attention", default="sdpa", help="ours: sdpa, eager, flex_attention")

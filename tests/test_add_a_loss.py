@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from tests.helpers import ROOT, save_tiny_model
-from trl_dpo_ext.losses.spec import _registry, register_loss
+from trl_dpo_ext.losses import LOSSES, register_loss
 
 PAGE = (ROOT / "docs" / "add_a_loss.md").read_text(encoding="utf-8")
 
@@ -52,7 +52,7 @@ def test_the_code_trains_a_model(tmp_path: Path):
 
 def test_the_entry_point_group_is_the_registry_s():
     (group,) = tomllib.loads(blocks("toml")[0])["project"]["entry-points"]
-    assert group == _registry.entry_point_group
+    assert group == LOSSES.entry_point_group
 
 
 def test_every_declaration_is_in_the_table():

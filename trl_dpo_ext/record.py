@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# Of result.json. Raised when a reader of the former format would misread a file; hub/run.py refuses newer ones.
+# Of result.json. Raised when a reader of the former format would misread a file; hub/run_folder.py refuses newer ones.
 RECORD_FORMAT = 1
 
 _PACKAGES = ("trl-dpo-ext", "torch", "trl", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")

@@ -11,6 +11,7 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -163,6 +164,15 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.names(aliases=True)
+
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """Forget, when the block ends, what was registered in it. For tests."""
+        before = dict(self._entries), dict(self._aliases)
+        try:
+            yield
+        finally:
+            self._entries, self._aliases = before
 
     @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:

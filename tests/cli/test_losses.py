@@ -40,8 +40,11 @@ def test_the_table_has_each_loss_and_its_facts(capsys):
         (["--reads", "scores"], lambda s: "scores" in s.needs),
         (["--reads", "ties"], lambda s: "ties" in s.needs),
         (["--reads", "batch"], lambda s: s.couples_batch or s.statistic),
-        (["--listwise", "--reference-free", "--reads", "scores"], lambda s: s.name == "pro"),
-        (["--reads", "token_logps"], lambda s: False),
+        (
+            ["--listwise", "--reference-free", "--reads", "scores"],
+            lambda s: s.listwise and s.reference_free and "scores" in s.needs,
+        ),
+        (["--reads", "token_logps"], lambda s: "token_logps" in s.needs),
     ],
 )
 def test_filters(capsys, options, wanted):
@@ -70,13 +73,13 @@ def test_one_loss_by_its_alias_and_without_hyperparameters(capsys):
     ("name", "sentence"),
     [
         ("odpo", "The data's scores."),
-        ("dpo_rk", "Ties give pairs of their own."),
+        ("dpo_rk", "Tied responses form pairs too."),
         ("aot", "Couples the pairs of a batch"),
-        ("bco", "A mean over training that the trainer keeps"),
-        ("beta_dpo", "A moving average (momentum 0.9) that the trainer keeps"),
-        ("dpo", "Goes with any `f_divergence_type`."),
+        ("bco", "A mean over training, which the trainer keeps"),
+        ("beta_dpo", "A moving average (momentum 0.9), which the trainer keeps"),
+        ("dpo", "Works with any `f_divergence_type`."),
         ("simpo", "No reference model."),
-        ("pro", "A whole ranking of two or more responses."),
+        ("pro", "A ranking of two or more responses."),
         ("plackett_luce", "top_k  int or null  null     >= 1    count only"),
     ],
 )
@@ -91,3 +94,15 @@ def test_an_unknown_loss_is_one_line_with_suggestions(capsys):
     assert captured.err == (
         "error: Unknown loss 'simp'. Did you mean 'simpo' or 'cpo_simpo' or 'ipo'? `trl-dpo-ext losses` lists all.\n"
     )
+
+
+def test_write_docs_asks_for_a_checkout(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["losses", "--write-docs"]) == 2
+    assert capsys.readouterr().err == "There is no docs/losses.md here. Run this in the root of a checkout.\n"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "losses.md").write_text("old")
+    (tmp_path / "docs" / "choosing_a_loss.md").write_text("<!-- other losses:begin --><!-- other losses:end -->")
+    (tmp_path / "README.md").write_text("<!-- losses:begin --><!-- losses:end -->")
+    assert run(capsys, "losses", "--write-docs") == "Updated: docs/losses.md, README.md, docs/choosing_a_loss.md.\n"
+    assert run(capsys, "losses", "--write-docs") == "Everything is up to date.\n"

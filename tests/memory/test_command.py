@@ -9,9 +9,9 @@ import yaml
 from tests.helpers import ROOT
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.memory import estimate, read_recipe, report_on
-from trl_dpo_ext.memory.estimate import GIB
-from trl_dpo_ext.memory.recipe import with_args
-from trl_dpo_ext.memory.search import advise, largest
+from trl_dpo_ext.memory.largest_that_fits import advise, largest
+from trl_dpo_ext.memory.peak_estimate import GIB
+from trl_dpo_ext.memory.recipe_setup import with_args
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_what_fits_a_card_and_what_to_change(recipe):
         "per_device_train_batch_size: 1, gradient_accumulation_steps: 2"
     ]
     assert report.changes[0].peak == pytest.approx(least, rel=0.01)
-    assert "To change, cheapest first" in _text(report)
+    assert "Changes, cheapest first" in _text(report)
 
 
 def test_what_can_not_fit_is_said(recipe, monkeypatch):
@@ -82,7 +82,7 @@ def test_what_can_not_fit_is_said(recipe, monkeypatch):
 def test_changes_are_tried_cheapest_first_and_kept_where_they_help(recipe, monkeypatch):
     sizes = {True: 50, False: 90}
     monkeypatch.setattr(
-        "trl_dpo_ext.memory.search.estimate",
+        "trl_dpo_ext.memory.largest_that_fits.estimate",
         lambda setup: SimpleNamespace(total=sizes[setup.args.gradient_checkpointing] + (setup.peft is None) * 5),
     )
     setup, _ = read_recipe(recipe(optim="adamw_bnb_8bit"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tests import helpers
+from trl_dpo_ext.modeling.forward import TokenOutputs, prepare_inputs, token_outputs
 from trl_dpo_ext.training import PreferenceConfig, PreferenceTrainer
+from trl_dpo_ext.types import RankedResponses
 
 datasets.disable_progress_bars()
 
@@ -39,6 +42,36 @@ def config(folder: str | Path, **changes: Any) -> PreferenceConfig:
     """A short, quiet run with padded rows and gradients that nothing clips."""
     own = {"max_grad_norm": 1e9, "ref_cache_dir": str(Path(folder) / "reference_cache"), **PADDED}
     return PreferenceConfig(**helpers.training_args(folder, **{**own, **changes}))
+
+
+def policy_outputs(trainer: Any, batch: dict[str, Tensor]) -> TokenOutputs:
+    """The policy's outputs for a batch, by the way that a training step takes."""
+    with torch.no_grad():
+        return token_outputs(trainer.model, prepare_inputs(trainer.model, trainer.model.config, batch), batch)
+
+
+def responses(trainer: Any, batch: dict[str, Tensor]) -> RankedResponses:
+    """What the losses see of a batch, the reference's log-probs included."""
+    seen: list[RankedResponses] = []
+
+    class Listening:
+        reads_reference, needs = trainer.objective.reads_reference, trainer.objective.needs
+
+        def __call__(self, responses: RankedResponses, **options: Any) -> Any:
+            seen.append(responses)
+            raise _Seen
+
+    trainer.objective, objective = Listening(), trainer.objective
+    try:
+        with torch.no_grad(), contextlib.suppress(_Seen):
+            trainer.compute_loss(trainer.model, batch)
+    finally:
+        trainer.objective = objective
+    return seen[0]
+
+
+class _Seen(Exception):
+    """The losses have been called."""
 
 
 def set_losses(trainer: Any, **settings: Any) -> None:

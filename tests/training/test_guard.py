@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from tests import helpers
 from tests.training import forks, support
 from trl_dpo_ext import get_loss, list_losses
-from trl_dpo_ext.training import TrainingError
+from trl_dpo_ext.training import TrainingError, engine
 from trl_dpo_ext.training.safety.likelihood_displacement import displaced, falls
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
@@ -179,16 +179,16 @@ def test_nothing_is_trainable(tiny_model_dir, tmp_path):
         one.train()
 
 
-def test_the_loss_depends_on_no_trainable_weight(tiny_model_dir, tmp_path):
+def test_the_loss_depends_on_no_trainable_weight(tiny_model_dir, tmp_path, monkeypatch):
     one = run(tiny_model_dir, tmp_path)
-    forward = one._forward
-    one._forward = lambda *args, **options: _detached(forward(*args, **options))
+    forward = engine.token_outputs
+    monkeypatch.setattr(engine, "token_outputs", lambda *args: _detached(forward(*args)))
     with pytest.raises(TrainingError, match=r"Step 1: the loss depends on no trainable weight.*gradient checkpointing"):
         one.train()
 
 
 def _detached(outputs: Any) -> Any:
-    outputs.log_probs = outputs.log_probs.detach()
+    outputs.model_outputs.log_probs = outputs.model_outputs.log_probs.detach()
     return outputs
 
 

@@ -26,8 +26,10 @@ from peft import get_peft_model
 from tests import helpers
 from tests.training import forks, support
 from tests.traps.support import fresh, row_logps, token_logps
-from trl_dpo_ext.reference import cache as cache_module
-from trl_dpo_ext.reference import fill
+from trl_dpo_ext.modeling.forward import token_logps as forward_logps
+from trl_dpo_ext.reference import fill_reference_cache as fill
+from trl_dpo_ext.reference import reference_cache as cache_module
+from trl_dpo_ext.types import MissingReferenceError
 
 
 def watched(folder: str) -> tuple[Any, list[int]]:
@@ -71,7 +73,7 @@ def online(trainer: Any) -> torch.Tensor:
     """The same as the trainer computes them in a training step."""
     inputs = support.batch(trainer)
     with trainer.reference() as reference:
-        return trainer._token_logps(trainer._forward(reference, trainer._model_inputs(inputs)), inputs)
+        return forward_logps(reference, trainer.model.config, inputs)
 
 
 # What is computed, and what is found
@@ -166,9 +168,9 @@ def test_stored_and_online_agree_in_every_layout(kind, tiny_model_dir, tmp_path)
                 for name, weight in trainer.model.named_parameters():
                     if "lora_B.default" in name:
                         weight.normal_()
-            trainer.train_dataset = trainer._prepare_dataset(data, trainer.processing_class, trainer.args, "late")
+            trainer.train_dataset = trainer.prepare_dataset(data, "late")
             if stored:
-                trainer._precompute_ref_logps(trainer.train_dataset, "late", 2)
+                trainer._stored.fill(trainer.train_dataset, "late", 2)
             values[f"{layout}, online"] = online(trainer)
             if stored:
                 values[f"{layout}, stored"] = all_stored(trainer)
@@ -241,7 +243,7 @@ def test_a_late_evaluation_needs_no_reference_for_what_is_stored(tiny_model_dir,
         {"a": late, "b": helpers.pair_dataset(1, seed=2)},
         late.to_iterable_dataset(),
     ):
-        with pytest.raises(ValueError, match="reference model is not kept in memory"):
+        with pytest.raises(MissingReferenceError, match="keeps no reference in memory"):
             trainer.evaluate(missing)
     assert trainer.precompute_ref_logps
 

@@ -18,7 +18,9 @@ from trl.trainer import dpo_trainer
 
 from tests import helpers
 from tests.training import support
+from trl_dpo_ext._compat import trl as compat_trl
 from trl_dpo_ext.reference import run_reference
+from trl_dpo_ext.types import MissingReferenceError
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
 
@@ -183,13 +185,13 @@ def test_precomputed_values_are_those_of_the_reference(peft, tiny_model_dir, tmp
     support.assert_same_run(cached, online)
 
     # A dataset given later gets its values too: those that are stored, and with adapters, new ones. Without adapters
-    # the reference is gone by then, and TRL says so.
+    # the reference is gone by then.
     later = trainer.evaluate(helpers.ranked_dataset(5, seed=1))
     assert later["eval_loss"] == pytest.approx(cached.logs[-1]["eval_loss"], rel=1e-5)
     if peft:
         trainer.evaluate(helpers.ranked_dataset(5, seed=2))
     else:
-        with pytest.raises(ValueError, match="precompute_ref_log_probs"):
+        with pytest.raises(MissingReferenceError, match="precompute_ref_log_probs"):
             trainer.evaluate(helpers.ranked_dataset(5, seed=2))
 
 
@@ -219,7 +221,8 @@ def test_metrics_without_a_reference(loss, prefix, tiny_model_dir, tmp_path):
 def test_no_reference_is_loaded_or_run(kind, tiny_model_dir, tmp_path, monkeypatch):
     made = []
     create, copy_of = dpo_trainer.create_model_from_path, run_reference.frozen_copy
-    monkeypatch.setattr(dpo_trainer, "create_model_from_path", lambda *a, **k: made.append("loaded") or create(*a, **k))
+    for module in (dpo_trainer, compat_trl):
+        monkeypatch.setattr(module, "create_model_from_path", lambda *a, **k: made.append("loaded") or create(*a, **k))
     monkeypatch.setattr(run_reference, "frozen_copy", lambda model: made.append("copied") or copy_of(model))
     model = {"in memory": loaded, "pretrained adapter": with_adapter}.get(kind, lambda path: path)(tiny_model_dir)
 

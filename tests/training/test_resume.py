@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from tests import helpers
 from tests.training import forks, support
-from trl_dpo_ext.training import CheckpointError
+from trl_dpo_ext.training import CheckpointError, engine
 from trl_dpo_ext.training.safety import checkpoint
 from trl_dpo_ext.training.safety.checkpoint import MARKER, checkpoints, find_checkpoint, newest, rotate, why_incomplete
 
@@ -269,11 +269,11 @@ def test_rotation_keeps_what_is_whole(tmp_path):
 def test_a_checkpoint_is_pushed_when_it_is_whole(tiny_model_dir, tmp_path, monkeypatch):
     one = trainer(tiny_model_dir, tmp_path, "lora", max_steps=2)
     pushed = []
-    one._push_from_checkpoint = lambda folder: pushed.append((folder, why_incomplete(folder)))
+    monkeypatch.setattr(engine, "push_checkpoint", lambda _, folder: pushed.append((folder, why_incomplete(folder))))
     one.args.push_to_hub = True
     monkeypatch.setattr(one, "_finish_current_push", lambda: None)
     one.train()
-    assert pushed == [(f"{tmp_path}/checkpoint-2", None)]
+    assert pushed == [(tmp_path / "checkpoint-2", None)]
     assert torch.load(tmp_path / "checkpoint-2" / "training_args.bin", weights_only=False).push_to_hub
 
 

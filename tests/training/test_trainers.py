@@ -14,7 +14,7 @@ from tests import helpers
 from tests.training import support
 from trl_dpo_ext import PreferencePairs, register_loss
 from trl_dpo_ext.data.rows import DataError
-from trl_dpo_ext.losses.spec import _registry
+from trl_dpo_ext.testing import temporary_losses
 from trl_dpo_ext.training import (
     MinorDPOTrainer,
     PlackettLuceTrainer,
@@ -56,9 +56,8 @@ def test_the_default_layout_trains_like_padded_rows(tiny_model_dir, tmp_path):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
-def test_a_loss_of_ones_own(tiny_model_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))  # other tests don't see it
-
+@temporary_losses()
+def test_a_loss_of_ones_own(tiny_model_dir, tmp_path):
     @register_loss("test_trainers_hinge")
     def hinge(pairs: PreferencePairs, *, beta: float = 0.1, margin: float = 1.0) -> Tensor:
         return F.relu(margin - beta * pairs.margins)

@@ -15,10 +15,11 @@ from tests import helpers
 from tests.training import support
 from tests.traps.support import bugs, fresh, put_back, row_logps, token_logps
 from trl_dpo_ext.data.collator import PreferenceCollator
+from trl_dpo_ext.modeling import forward
 from trl_dpo_ext.modeling.layout import PromptGroup
 from trl_dpo_ext.reference import run_reference
-from trl_dpo_ext.reference.cache import ReferenceCache, response_keys
-from trl_dpo_ext.training import PreferenceTrainer
+from trl_dpo_ext.reference.reference_cache import ReferenceCache, response_keys
+from trl_dpo_ext.training import PreferenceTrainer, engine
 
 
 def watched(folder: str) -> tuple[Any, list[int]]:
@@ -37,14 +38,14 @@ def nobody_looks_them_up(patch: pytest.MonkeyPatch) -> None:
 
 def read_in_training_only(patch: pytest.MonkeyPatch) -> None:
     """Evaluation runs the reference instead."""
-    responses = PreferenceTrainer._responses
+    compute_loss = PreferenceTrainer.compute_loss
 
-    def online(self: Any, outputs: Any, arguments: Any, inputs: Any) -> Any:
+    def online(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.model.training:
             inputs = {name: value for name, value in inputs.items() if name != "ref_token_logps"}
-        return responses(self, outputs, arguments, inputs)
+        return compute_loss(self, model, inputs, *args, **kwargs)
 
-    patch.setattr(PreferenceTrainer, "_responses", online)
+    patch.setattr(PreferenceTrainer, "compute_loss", online)
 
 
 @bugs(nobody_looks_them_up, read_in_training_only)
@@ -65,7 +66,7 @@ def test_trap_02_stored_log_probs_are_read(bug, monkeypatch, tiny_model_dir, tmp
             assert support.train(trainer).losses == [pytest.approx(math.log(2), rel=1e-5)]
 
             # The reference now prefers every chosen response by 2 nats, so the margin of the untrained policy is -2.
-            good = trainer._stored_reference.cache
+            good = trainer._stored.cache
             bad = ReferenceCache(tmp_path / f"{number} bad", *good.folder.name.split("-"))
             bad.check_room(0, 0)
             for row in trainer.train_dataset:
@@ -156,13 +157,15 @@ def test_trap_03_stale_cache(bug, monkeypatch, tiny_model_dir, tmp_path):
 
 def positions_count_from_the_left_edge(patch: pytest.MonkeyPatch) -> None:
     """Padding at the left without positions: what a token gives depends on what it is batched with."""
-    forward = PreferenceTrainer._forward
+    inputs_of = forward.prepare_inputs
 
-    def shifted(model: Any, arguments: dict[str, Any], **options: Any) -> Any:
-        places = torch.arange(arguments["input_ids"].shape[1]) + len(arguments["input_ids"])
-        return forward(model, {**arguments, "position_ids": (places**1.5).unsqueeze(0)}, **options)
+    def shifted(model: Any, config: Any, batch: Any) -> dict[str, Any]:
+        inputs = inputs_of(model, config, batch)
+        places = torch.arange(inputs["input_ids"].shape[1]) + len(inputs["input_ids"])
+        return {**inputs, "position_ids": (places**1.5).unsqueeze(0)}
 
-    patch.setattr(PreferenceTrainer, "_forward", staticmethod(shifted))
+    for module in (forward, engine):
+        patch.setattr(module, "prepare_inputs", shifted)
 
 
 @bugs(positions_count_from_the_left_edge)
@@ -203,7 +206,7 @@ def test_trap_10_bfloat16_warns_that_margins_do(tiny_model_dir, tmp_path, caplog
             trainer = support.trainer(
                 tiny_model_dir, tmp_path, helpers.ranked_dataset(8), precompute_ref_log_probs=True, **settings
             )
-        assert trainer._stored_reference.cache.folder.name.partition("-")[2] == precision
+        assert trainer._stored.cache.folder.name.partition("-")[2] == precision
         assert "0 of 28 responses found" in caplog.text  # nothing of the other precision
         warnings = [
             r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and "shape" in r.getMessage()

@@ -24,10 +24,7 @@ ROWS = [
 
 def responses(trainer: Any, rows: Any = slice(None)) -> Any:
     """What the losses see of a batch."""
-    batch = support.batch(trainer, rows)
-    arguments = trainer._model_inputs(batch)
-    with torch.no_grad():
-        return trainer._responses(trainer._forward(trainer.model, arguments), arguments, batch)
+    return support.responses(trainer, support.batch(trainer, rows))
 
 
 # 4. Empty completions

@@ -16,9 +16,9 @@ from tests.training import support
 from tests.training.test_reference import moved, with_adapter
 from tests.traps.support import bugs, fresh, put_back, row_logps
 from trl_dpo_ext import PreferencePairs, register_loss
-from trl_dpo_ext.losses.spec import _registry
 from trl_dpo_ext.reference import run_reference
-from trl_dpo_ext.training import PreferenceTrainer, engine
+from trl_dpo_ext.testing import temporary_losses
+from trl_dpo_ext.training import PreferenceTrainer
 
 
 def margins(model: Any, ref_model: Any, rows: Any) -> list[float]:
@@ -35,13 +35,13 @@ def margins(model: Any, ref_model: Any, rows: Any) -> list[float]:
 
 def adapters_stay_on(patch: pytest.MonkeyPatch) -> None:
     """The trained policy is its own reference: the first loss is ln 2, and so is every other."""
-    patch.setattr(engine, "use_adapter", lambda *_: contextlib.nullcontext())
+    patch.setattr(run_reference, "use_adapter", lambda *_: contextlib.nullcontext())
 
 
 def base_under_every_adapter(patch: pytest.MonkeyPatch) -> None:
     """A continued adapter is compared with the base model, not with where it started."""
-    use_adapter = engine.use_adapter
-    patch.setattr(engine, "use_adapter", lambda model, _: use_adapter(model, None))
+    use_adapter = run_reference.use_adapter
+    patch.setattr(run_reference, "use_adapter", lambda model, _: use_adapter(model, None))
 
 
 def read_the_folder_again(patch: pytest.MonkeyPatch) -> None:
@@ -89,13 +89,15 @@ def test_trap_01_wrong_reference(bug, monkeypatch, tiny_model_dir, tmp_path):
 
 
 @pytest.fixture
-def squared_margin(monkeypatch):
+def squared_margin():
     """A loss such as a user would register; other tests don't see it."""
-    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    with temporary_losses():
 
-    @register_loss("squared_margin")
-    def squared_margin(pairs: PreferencePairs, *, beta: float = 1.0) -> torch.Tensor:
-        return (1 - beta * pairs.margins) ** 2
+        @register_loss("squared_margin")
+        def squared_margin(pairs: PreferencePairs, *, beta: float = 1.0) -> torch.Tensor:
+            return (1 - beta * pairs.margins) ** 2
+
+        yield
 
 
 def reference_is_the_second_model(patch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from trl.trainer import dpo_trainer
 
 from tests import helpers
-from tests.losses import transcriptions as reference
+from tests.losses import transcriptions
 from tests.training import support
 from tests.traps.support import bugs, fresh, put_back, token_logps
+from trl_dpo_ext.modeling import forward, row_plan
 from trl_dpo_ext.modeling import layout as layouts
-from trl_dpo_ext.modeling import row_plan as prefix_sharing
 from trl_dpo_ext.training import PreferenceTrainer, engine, objective
+from trl_dpo_ext.training.batch import ranked_responses
 
 # 7. Mixed losses
 
@@ -69,8 +70,8 @@ def test_trap_07_mixed_losses_do_not_leak(bug, monkeypatch, tiny_model_dir, tmp_
             (pi_w, ref_w, n_w), (pi_l, ref_l, n_l) = sides["w"], sides["l"]
             margin = (pi_w - ref_w) - (pi_l - ref_l)
             values = {
-                "dpo": -math.log(reference.sigmoid(0.1 * margin)),
-                "simpo": -math.log(reference.sigmoid(2.0 * (pi_w / n_w - pi_l / n_l) - 2.0 * 0.5)),
+                "dpo": -math.log(transcriptions.sigmoid(0.1 * margin)),
+                "simpo": -math.log(transcriptions.sigmoid(2.0 * (pi_w / n_w - pi_l / n_l) - 2.0 * 0.5)),
                 # TRL's and ours: log-ratios per token
                 "ipo": ((pi_w - ref_w) / n_w - (pi_l - ref_l) / n_l - 1 / (2 * 0.1)) ** 2,
             }
@@ -107,7 +108,7 @@ def no_separation(patch: pytest.MonkeyPatch) -> None:
         failure, error = None, 0.0
 
     patch.setattr(layouts, "_row", one_segment)
-    patch.setattr(prefix_sharing, "check_rows", lambda *args, **kwargs: Passed)
+    patch.setattr(row_plan, "check_rows", lambda *args, **kwargs: Passed)
 
 
 @bugs(swap_the_slots, no_separation)
@@ -121,7 +122,7 @@ def test_trap_08_packed_rows(layout, bug, monkeypatch, tiny_model_dir, tmp_path)
         batch = support.batch(trainer)
         assert len(batch["input_ids"]) < int(batch["mask"].sum())
         with torch.no_grad():
-            got = trainer._token_logps(trainer._forward(trainer.model, trainer._model_inputs(batch)), batch)
+            got = support.policy_outputs(trainer, batch).logps
         model = fresh(tiny_model_dir)
         for number, row in enumerate(trainer.train_dataset):
             for k, ids in enumerate(row["completion_ids"]):
@@ -164,8 +165,8 @@ def test_trap_09_gradient_accumulation(bug, monkeypatch, tiny_model_dir, tmp_pat
 
 def low_precision_head(patch: pytest.MonkeyPatch) -> None:
     """Log-probs are summed in bfloat16, so what stands beside a row decides how it rounds."""
-    call = PreferenceTrainer._token_logps
-    patch.setattr(PreferenceTrainer, "_token_logps", lambda *args: call(*args).bfloat16().float())
+    call = forward.gather_token_logps
+    patch.setattr(forward, "gather_token_logps", lambda *args: call(*args).bfloat16().float())
 
 
 @bugs(low_precision_head)
@@ -178,7 +179,7 @@ def test_trap_10_margins_do_not_depend_on_the_batch(bug, monkeypatch, tiny_model
             for rows in (slice(2, 3), slice(6)):
                 batch = support.batch(trainer, rows)
                 with torch.no_grad():
-                    got = trainer._token_logps(trainer._forward(trainer.model, trainer._model_inputs(batch)), batch)
+                    got = support.policy_outputs(trainer, batch).logps
                 row = trainer.train_dataset[2]
                 for k, ids in enumerate(row["completion_ids"]):
                     expected = sum(token_logps(model, row["prompt_ids"], ids))
@@ -259,8 +260,8 @@ def test_trap_11_an_adapter_on_the_head_is_refused(tiny_model_dir, tmp_path):
 
 
 def half_precision_sums(patch: pytest.MonkeyPatch) -> None:
-    call = PreferenceTrainer._token_logps
-    patch.setattr(PreferenceTrainer, "_token_logps", lambda *args: call(*args).half())
+    call = forward.gather_token_logps
+    patch.setattr(forward, "gather_token_logps", lambda *args: call(*args).half())
 
 
 @bugs(half_precision_sums)
@@ -273,10 +274,8 @@ def test_trap_11_long_responses_do_not_overflow_in_half_precision(bug, monkeypat
             model, tmp_path, helpers.pair_dataset(2), max_length=None, loss_type="reference_free_dpo"
         )
         rows = [{"prompt_ids": [5, 6], "completion_ids": [[7] * 2000, [8] * 1999], "ranks": [0, 1]}]
-        batch = trainer._prepare_inputs(trainer.data_collator(rows))
-        arguments = trainer._model_inputs(batch)
-        with torch.no_grad():
-            outputs = trainer._forward(trainer.model, arguments)
-            outputs.log_probs = outputs.log_probs * 0 - 35.0
-            seen = trainer._responses(outputs, arguments, batch)
+        batch = trainer.data_collator(rows)
+        outputs = support.policy_outputs(trainer, batch)
+        outputs.model_outputs.log_probs = outputs.model_outputs.log_probs * 0 - 35.0
+        seen = ranked_responses(outputs, None, batch, needs=())
         assert seen.logps.tolist() == [[-70000.0, -69965.0]]

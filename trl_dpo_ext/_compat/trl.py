@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from types import SimpleNamespace
 from typing import Any
 
-import trl.trainer.utils as _utils
+from transformers import AutoProcessor, ProcessorMixin
+from trl import DPOConfig
 from trl.kernels import chunked_logprob as _head
-from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head, use_adapter
+from trl.models.utils import disable_gradient_checkpointing, prepare_deepspeed, prepare_fsdp
+from trl.trainer import utils as _utils
+from trl.trainer.utils import (
+    add_fused_lm_head,
+    create_model_from_path,
+    disable_dropout_in_model,
+    get_config_model_id,
+    use_adapter,
+)
 
 __all__ = [
     "add_fused_lm_head",
     "disable_gradient_checkpointing",
     "head_as_on_a_gpu",
+    "load_processing_class",
+    "load_reference",
     "plain_dpo_config",
+    "prepare_reference",
+    "text_tokenizer",
     "use_adapter",
 ]
 
-# Fields that DPOTrainer.__init__ checks against its own list of losses. Ours are checked by PreferenceConfig.
+# Fields that DPOTrainer.__init__ checks against its own list of losses, with TRL's defaults. PreferenceConfig has
+# checked what the user set.
 _LOSS_FIELDS: dict[str, Any] = {
-    "loss_type": ["sigmoid"],
-    "loss_weights": None,
-    "beta": 0.1,
-    "label_smoothing": 0.0,
-    "f_divergence_type": "reverse_kl",
-    "enable_jit_checkpoint": False,  # the trainer does it itself, see StopOnSigterm
-}
+    field.name: field.default if field.default_factory is MISSING else field.default_factory()
+    for field in fields(DPOConfig)
+    if field.name in ("loss_type", "loss_weights", "beta", "label_smoothing", "f_divergence_type")
+} | {"enable_jit_checkpoint": False}  # the trainer does it itself, see StopOnSigterm
 
 
 @contextmanager
@@ -48,6 +59,60 @@ def plain_dpo_config(args: Any, **changes: Any) -> Iterator[None]:
     finally:
         for name, value in saved.items():
             setattr(args, name, value)
+
+
+def load_processing_class(model: Any, args: Any) -> Any:
+    """Load the tokenizer or processor of a model as `DPOTrainer` does: from where the model came from.
+
+    Args:
+        model: Hub id, folder or module.
+        args: the config.
+    """
+    path = model if isinstance(model, str) else get_config_model_id(model.config)
+    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+    return AutoProcessor.from_pretrained(path, revision=revision, trust_remote_code=args.trust_remote_code)
+
+
+def text_tokenizer(processing_class: Any) -> Any:
+    """Return the tokenizer; of a processor of a multimodal model, the one inside."""
+    return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+
+
+def load_reference(policy: Any, args: Any, quantization_config: Any, path: str | None = None) -> Any:
+    """Load a second model as `DPOTrainer` does: from where the policy came from, with its dtype and attention.
+
+    Args:
+        policy: the model to train.
+        args: the config; `model_init_kwargs` are used.
+        quantization_config: as given to the trainer, or None.
+        path: another folder or Hub id; None takes the policy's.
+    """
+    options = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        options["device_map"] = None
+    options.setdefault("trust_remote_code", args.trust_remote_code)
+    options.setdefault("dtype", policy.dtype)
+    options.setdefault("attn_implementation", policy.config._attn_implementation)
+    return create_model_from_path(path or get_config_model_id(policy.config), **options)
+
+
+def prepare_reference(model: Any, trainer: Any) -> Any:
+    """Give a second model the fused head and the run's engine (DDP, FSDP, DeepSpeed), as `DPOTrainer` does.
+
+    Args:
+        model: whole and on any device.
+        trainer: whose policy it belongs to.
+    """
+    if trainer.args.disable_dropout:
+        disable_dropout_in_model(model)
+    add_fused_lm_head(model)
+    if trainer.is_deepspeed_enabled:
+        return prepare_deepspeed(model, trainer.accelerator)
+    if trainer.is_fsdp_enabled:
+        return prepare_fsdp(model, trainer.accelerator)
+    return trainer.accelerator.prepare_model(model, evaluation_mode=True)
 
 
 class _NoKernel:

@@ -29,9 +29,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from ..record import versions, write_json
+from .adapter_loading import load_base
 from .distributions import compare_distributions, next_token_logits
-from .load import load_base
-from .run import Run, TrainedBase, read_run
+from .run_folder import Run, TrainedBase, read_run
 
 MERGE_RECORD = "merge.json"
 Into = Literal["trained", "original"]

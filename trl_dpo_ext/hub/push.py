@@ -14,9 +14,9 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..record import scrub
-from .card import make_card
-from .files import base_model_id, files_to_push
-from .run import read_run
+from .model_card import make_card
+from .pushed_files import base_model_id, files_to_push
+from .run_folder import read_run
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -17,7 +17,7 @@ def training_record(trainer: Any) -> dict[str, Any]:
     Returns:
         `format`, `launch`, `peak_memory_gib`; `losses`: name, weight, hyperparameters, equation, paper and reference
         of each; `data`: rows of training and evaluation, and how many the linter's findings concern; `parameters`: all
-        and trainable; `base`: how the base model was loaded, see `hub.run.TrainedBase`.
+        and trainable; `base`: how the base model was loaded, see `hub.run_folder.TrainedBase`.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     quantization = getattr(model.config, "quantization_config", None)

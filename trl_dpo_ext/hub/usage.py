@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .run import Run, RunError
+from .run_folder import Run, RunError
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what its --max-lora-rank takes
 

@@ -1,20 +1,19 @@
-"""How much memory a recipe takes at its peak, part by part, found out before anything is loaded."""
+"""Estimates the peak GPU memory of a recipe, part by part, before anything is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from .estimate import Estimate, estimate, usable
-from .fit import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
-from .models import SHAPES, UnknownModelError, load_model_config
-from .recipe import make_setup, read_recipe, with_args
-from .report import Report
-from .search import advise, largest_batch, largest_k, largest_length
+from .fit_check import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
+from .largest_that_fits import advise, largest_batch, largest_k, largest_length
+from .memory_report import Report
+from .model_configs import UnknownModelError, known_models, load_model_config, short_names
+from .peak_estimate import Estimate, estimate, usable
+from .recipe_setup import make_setup, read_recipe, with_args
 from .step import Setup, Shape
 
 __all__ = [
-    "SHAPES",
     "DoesNotFitError",
     "Estimate",
     "Report",
@@ -24,11 +23,13 @@ __all__ = [
     "check_fits",
     "estimate",
     "explain_out_of_memory",
+    "known_models",
     "load_model_config",
     "make_setup",
     "most_responses",
     "read_recipe",
     "report_on",
+    "short_names",
 ]
 
 
@@ -40,11 +41,11 @@ def report_on(
     responses: int = 2,
     prompt_tokens: int | None = None,
 ) -> Report:
-    """Estimate a recipe, and find what fits a card; takes some seconds for each.
+    """Estimate a recipe, and find what fits a card.
 
     Args:
         recipe, changes, responses, prompt_tokens: see `read_recipe`.
-        card_gib: the card's nominal size; None = only the estimate.
+        card_gib: the card's nominal size; None gives the estimate only.
 
     Raises:
         ParseError, ConfigError, UnknownModelError.

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionMaskInterface, PreTrainedConfig
 
+from .._compat.transformers import attention_of
+
 _ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention")
 
 MODEL_INPUTS = ("input_ids", "position_ids", "labels", "shift_labels", "token_mask")
@@ -26,7 +28,7 @@ class UnsupportedAttentionError(ValueError):
 
 def takes_masks(config: PreTrainedConfig) -> bool:
     """Say whether the model's attention takes a mask of any form (FlashAttention takes none)."""
-    implementation = config.get_text_config()._attn_implementation
+    implementation = attention_of(config)
     return "flash" not in implementation and implementation in AttentionMaskInterface()
 
 
@@ -84,7 +86,7 @@ def attention_mask(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype:
     config = config.get_text_config()
     if not takes_masks(config):
         raise UnsupportedAttentionError(
-            f"attn_implementation={config._attn_implementation!r} takes no custom mask; 'sdpa' and, on a GPU, "
+            f"attn_implementation={attention_of(config)!r} takes no custom mask; 'sdpa' and, on a GPU, "
             "'flex_attention' do."
         )
     kinds = _kinds(config)
@@ -104,7 +106,7 @@ def attention_mask(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype:
                 visible = visible & (positions[b, q] // chunk == positions[b, kv] // chunk)
             return visible
 
-        return AttentionMaskInterface()[config._attn_implementation](
+        return AttentionMaskInterface()[attention_of(config)](
             batch_size=rows,
             q_length=length,
             kv_length=length,

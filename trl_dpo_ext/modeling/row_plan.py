@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from .._compat.transformers import attention_of
 from .layout import PromptGroup, padded_layout, shared_layout
 from .masks import follows_masks, takes_masks
 from .self_check import check_rows
@@ -82,7 +83,7 @@ def plan_rows(
     layout = _layout(config, bool(prefix_sharing), prefix_sharing == "auto", packing, last_tokens)
     note = ""
     if prefix_sharing and not layout.share:
-        implementation = config.get_text_config()._attn_implementation
+        implementation = attention_of(config)
         note = f"Prompts are not shared: attn_implementation={implementation!r} takes no custom mask. "
         if prefix_sharing is True:
             raise ValueError(
@@ -143,5 +144,6 @@ def _pair_cost(config: PreTrainedConfig) -> float:
     attention runs at about two thirds of the speed of the matrix products (SmolLM2-135M on a CPU: 1 / (4.3 h)).
     FlexAttention skips the masked blocks.
     """
-    text = config.get_text_config()
-    return 0.0 if text._attn_implementation == "flex_attention" else 1 / (4 * text.hidden_size)
+    if attention_of(config) == "flex_attention":
+        return 0.0
+    return 1 / (4 * config.get_text_config().hidden_size)

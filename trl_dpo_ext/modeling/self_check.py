@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .layout import PromptGroup, gather_token_logps, padded_layout, shared_layout
-from .masks import UnsupportedAttentionError, model_inputs
+from .forward import evaluation_mode, token_logps
+from .layout import PromptGroup, padded_layout, shared_layout
+from .masks import UnsupportedAttentionError
 
 _PROMPT_TOKENS, _RESPONSE_TOKENS = 16, 8
 # Allowed error and crosstalk, as parts of the leak.
@@ -79,38 +79,30 @@ def check_rows(
     last = shared["segment_ids"] == shared["segment_ids"][0, -1]  # its prefix is empty: it sees nothing else
     changed = shared | {"input_ids": shared["input_ids"].where(last, shared["input_ids"][0, -1])}
 
-    weights = [p for p in model.parameters() if p.numel()]
+    # ZeRO-3's weights are empty between forwards, but they know their device and dtype.
+    weights = list(model.parameters())
     device = weights[0].device
-    # On a GPU, float32 products may run in TF32, of which torch tells in several ways.
+    # On a GPU, float32 products may run in TF32, which torch reports in several ways.
     exact = full_precision and device.type == "cpu" and all(p.dtype == torch.float32 for p in weights)
-    dtype = next((p.dtype for p in weights if p.is_floating_point()), torch.float32)
-    shape = (2, 2, max(map(len, responses)))
+    lengths = torch.tensor([[len(ids) for ids in one.completion_ids] for one in groups])
 
     def logps(batch: Mapping[str, Tensor]) -> Tensor:
         batch = {name: values.to(device) for name, values in batch.items()}
-        inputs = model_inputs(config, batch, dtype)
-        outputs: Any = model(**inputs, use_cache=False, fused_lm_head=True)
-        return gather_token_logps(outputs.log_probs, batch["index"].to(outputs.log_probs.device), shape)
+        return token_logps(model, config, {**batch, "lengths": lengths})
 
     def refused(failure: str) -> RowCheck:
         return RowCheck(float("inf"), float("inf"), float("inf"), (0.0, 0.0), failure)
 
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.autocast(device.type, enabled=False):
-            expected = logps(plain)
-            try:
-                got = logps(shared)
-                beside_others = logps(changed)
-                mixed = logps(unseparated)
-            except UnsupportedAttentionError as failure:
-                return refused(str(failure))
-            except Exception as failure:  # models fail in their own ways when they see a mask they don't expect
-                return refused(f"The model fails on such rows: {failure}")
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluation_mode(model), torch.autocast(device.type, enabled=False):
+        expected = logps(plain)
+        try:
+            got = logps(shared)
+            beside_others = logps(changed)
+            mixed = logps(unseparated)
+        except UnsupportedAttentionError as failure:
+            return refused(str(failure))
+        except Exception as failure:  # models fail in their own ways when they see a mask they don't expect
+            return refused(f"The model fails on such rows: {_first_line(failure)}")
 
     tokens = int((plain["index"] >= 0).sum())
     error = float((got - expected).abs().sum()) / tokens
@@ -127,3 +119,9 @@ def check_rows(
             "don't follow the attention mask (recurrent, convolution, or biases by column)."
         )
     return RowCheck(error, crosstalk, leak, (of_error, of_crosstalk), failure_text)
+
+
+def _first_line(error: Exception) -> str:
+    # torch.compile's errors are pages long.
+    line = next(iter(str(error).splitlines()), "")[:200]
+    return f"{type(error).__name__}: {line}"

@@ -63,7 +63,7 @@ def _run(args: Sequence[str] | None) -> None:
         prompts = held_out_prompts(splits["test"], trainer.processing_class, arguments.eval_prompts)
         metrics, comparison = _train_and_compare(trainer, recipe, reward, prompts)
 
-    trainer.save_model(config.output_dir, _internal_call=True)  # or it would be pushed already, without its record
+    trainer.save_without_push(config.output_dir)
     if trainer.is_world_process_zero():
         save_outputs(trainer, metrics, comparison, recipe.settings, time.time() - started)
     if config.push_to_hub:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..losses import HyperparameterError, LossSpec, get_loss, list_losses
 from ..types import MissingInputError, MissingReferenceError, RankedResponses
-from .data import Data, example, inputs
+from .loss_data import LossInput, loss_input, random_rankings
 
 
-def _call(spec: LossSpec, data: Data) -> Tensor:
+def _call(spec: LossSpec, data: LossInput) -> Tensor:
     return spec.fn(data, **spec.check({}))
 
 
-def _trainable(data: Data) -> dict[str, Tensor]:
+def _trainable(data: LossInput) -> dict[str, Tensor]:
     """The inputs that the policy's gradient flows into."""
     names = (
         ("logps", "token_logps")
@@ -31,7 +31,7 @@ def _trainable(data: Data) -> dict[str, Tensor]:
     return {name: value for name in names if (value := getattr(data, name)) is not None}
 
 
-def _with_gradient(spec: LossSpec, data: Data) -> tuple[Tensor, dict[str, Tensor]]:
+def _with_gradient(spec: LossSpec, data: LossInput) -> tuple[Tensor, dict[str, Tensor]]:
     """Value, and gradient of its sum; zeros for an input that isn't read."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in _trainable(data).items()}
     value = _call(spec, data.replace(**leaves))
@@ -45,7 +45,7 @@ def _same(spec: LossSpec, got: Tensor, expected: Tensor, what: str) -> None:
     )
 
 
-def _take(data: Data, index: Tensor) -> Data:
+def _take(data: LossInput, index: Tensor) -> LossInput:
     """Select pairs or prompts."""
     fields = {n: v for n, v in vars(data).items() if isinstance(v, Tensor) and v.dim() > 0}
     return data.replace(**{name: value[index] for name, value in fields.items()})
@@ -54,7 +54,7 @@ def _take(data: Data, index: Tensor) -> Data:
 def check_form(spec: LossSpec) -> None:
     """One finite value per pair (or prompt) in the inputs' dtype, and a gradient for the policy."""
     for dtype in (torch.float32, torch.float64):
-        data = inputs(spec, example(dtype=dtype))
+        data = loss_input(spec, random_rankings(dtype=dtype))
         value, gradients = _with_gradient(spec, data)
         kind = "prompt" if spec.listwise else "pair"
         assert value.shape == (len(data),), (
@@ -75,7 +75,7 @@ def check_form(spec: LossSpec) -> None:
 def check_gradient(spec: LossSpec) -> None:
     """The gradient is the derivative of the value, by finite differences in float64."""
     # Two responses a prompt: where a response stands in several pairs, values are equal, and sorting has a kink there.
-    data = inputs(spec, example(seed=1, prompts=4, responses=2 if spec.couples_batch else 3))
+    data = loss_input(spec, random_rankings(seed=1, prompts=4, responses=2 if spec.couples_batch else 3))
     names = list(_trainable(data))
 
     def value(*tensors: Tensor) -> Tensor:
@@ -92,9 +92,9 @@ def check_direction(spec: LossSpec) -> None:
     """Raising the log-prob of the best response never raises the loss."""
     # Up to margins where every loss that turns round anywhere has done so.
     for seed in range(12):
-        responses = example(seed, prompts=20)
+        responses = random_rankings(seed, prompts=20)
         wide = {name: 2**seed * getattr(responses, name) for name in ("logps", "ref_logps", "token_logps")}
-        data = inputs(spec, responses.replace(**wide))
+        data = loss_input(spec, responses.replace(**wide))
         _, gradients = _with_gradient(spec, data)
         if isinstance(data, RankedResponses):
             best = data.ranks == 0
@@ -113,8 +113,8 @@ def check_direction(spec: LossSpec) -> None:
 
 def check_order(spec: LossSpec) -> None:
     """The order in which prompts, pairs and responses stand has no influence."""
-    responses = example(seed=2, prompts=4)
-    data = inputs(spec, responses)
+    responses = random_rankings(seed=2, prompts=4)
+    data = loss_input(spec, responses)
     value = _call(spec, data)
     index = torch.arange(len(data)).flip(0)
     turned = _call(spec, _take(data, index))
@@ -127,26 +127,26 @@ def check_order(spec: LossSpec) -> None:
         columns = torch.tensor([2, 0, 3, 1])
         fields = {n: v for n, v in vars(responses).items() if isinstance(v, Tensor) and v.dim() > 1}
         exchanged = responses.replace(**{name: tensor[:, columns] for name, tensor in fields.items()})
-        _same(spec, _call(spec, inputs(spec, exchanged)), value, "the order of a prompt's responses matters.")
+        _same(spec, _call(spec, loss_input(spec, exchanged)), value, "the order of a prompt's responses matters.")
 
 
 def check_shift(spec: LossSpec) -> None:
     """A loss on differences of log-ratios doesn't change when all log-ratios of a prompt grow by the same amount."""
     if not spec.f_divergence or spec.length_normalized or spec.reference_free:
         return
-    responses = example(seed=3)
+    responses = random_rankings(seed=3)
     shift = torch.tensor([[0.5], [-3.0], [7.0]], dtype=torch.float64)
-    value = _call(spec, inputs(spec, responses))
-    shifted = _call(spec, inputs(spec, responses.replace(logps=responses.logps + shift)))
+    value = _call(spec, loss_input(spec, responses))
+    shifted = _call(spec, loss_input(spec, responses.replace(logps=responses.logps + shift)))
     _same(spec, shifted, value, "declares f_divergence, but isn't a function of differences of log-ratios.")
 
 
 def check_sizes(spec: LossSpec) -> None:
     """From 2 to 6 responses, ragged: each prompt has the loss it has alone, with only its own responses."""
-    responses = example(seed=4, prompts=6, responses=6, ragged=True)
+    responses = random_rankings(seed=4, prompts=6, responses=6, ragged=True)
     kept = torch.tensor([2, 3, 4, 5, 6, 2])
     responses = responses.replace(mask=torch.arange(6).expand(6, 6) < kept.unsqueeze(1))
-    data = inputs(spec, responses)
+    data = loss_input(spec, responses)
     value, gradients = _with_gradient(spec, data)
     assert value.isfinite().all(), f"{spec.name}: not finite with ragged K: {value.tolist()}."
     if spec.couples_batch:
@@ -156,7 +156,7 @@ def check_sizes(spec: LossSpec) -> None:
         fields = {n: v for n, v in vars(responses).items() if isinstance(v, Tensor)}
         alone = responses.replace(**{name: tensor[index, :count] for name, tensor in fields.items()})
         means = {"batch_mean": data.batch_mean, "running_mean": data.running_mean}
-        got, got_gradients = _with_gradient(spec, inputs(spec, alone).replace(**means))
+        got, got_gradients = _with_gradient(spec, loss_input(spec, alone).replace(**means))
         rows = index if isinstance(data, RankedResponses) else torch.where(data.required("prompts") == row)[0]
         what = f"a prompt with {count} of 6 responses differs from the same prompt alone"
         _same(spec, got, value[rows], f"{what}.")
@@ -168,7 +168,7 @@ def check_sizes(spec: LossSpec) -> None:
 
 def check_mask(spec: LossSpec) -> None:
     """What stands where the mask is False has no influence on value or gradient; a fully masked prompt costs 0."""
-    clean = example(seed=5, prompts=4, ragged=True)
+    clean = random_rankings(seed=5, prompts=4, ragged=True)
     clean = clean.replace(mask=clean.mask & torch.tensor([[True], [True], [True], [False]]))
     expected, expected_gradients = _masked(spec, clean)
     for garbage in (math.nan, math.inf, -1e30):
@@ -204,7 +204,7 @@ def _masked(spec: LossSpec, responses: RankedResponses) -> tuple[Tensor, dict[st
     """Value and gradient with respect to the rankings, also for a pairwise loss."""
     names = [n for n in ("logps", "token_logps") if n == "logps" or "token_logps" in spec.needs]
     leaves = {name: getattr(responses, name).detach().clone().requires_grad_() for name in names}
-    data = inputs(spec, responses.replace(**leaves))
+    data = loss_input(spec, responses.replace(**leaves))
     if spec.statistic is not None:  # the mean over no pair at all is not a number
         data = data.replace(batch_mean=torch.tensor(0.3).double(), running_mean=torch.tensor(0.2).double())
     value = _call(spec, data)
@@ -229,7 +229,7 @@ def check_extremes(spec: LossSpec) -> None:
                 token_logps=(rows[:, :2] / length).unsqueeze(2).expand(-1, -1, length),
                 ref_token_logps=(rows[:, 2:] / length).unsqueeze(2).expand(-1, -1, length),
             )
-            value, gradients = _with_gradient(spec, inputs(spec, responses))
+            value, gradients = _with_gradient(spec, loss_input(spec, responses))
             for what, tensor in {"value": value, **{f"gradient of {n}": g for n, g in gradients.items()}}.items():
                 broken = (~tensor.isfinite()).reshape(len(rows), -1).any(dim=1)
                 assert not broken.any(), (
@@ -240,8 +240,8 @@ def check_extremes(spec: LossSpec) -> None:
 
 def check_reference(spec: LossSpec) -> None:
     """A reference-free loss doesn't look at the reference; any other says so when it is missing."""
-    responses = example(seed=6)
-    data = inputs(spec, responses)
+    responses = random_rankings(seed=6)
+    data = loss_input(spec, responses)
     names = ("ref_logps",) if spec.listwise else ("ref_chosen_logps", "ref_rejected_logps")
     if spec.reference_free:
         nan = torch.full_like(responses.logps if spec.listwise else data.chosen_logps, math.nan)  # type: ignore[union-attr]
@@ -257,7 +257,7 @@ def check_reference(spec: LossSpec) -> None:
 
 def check_needs(spec: LossSpec) -> None:
     """Each declared need is read, and a missing one raises `MissingInputError`."""
-    data = inputs(spec, example(seed=7))
+    data = loss_input(spec, random_rankings(seed=7))
     prefixes = ("",) if spec.listwise else ("chosen_", "rejected_")
     fields = {
         "scores": [f"{p}scores" for p in prefixes],

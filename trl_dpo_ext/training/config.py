@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trl import DPOConfig
-
-from ..losses import HyperparameterError, LossSpec, get_loss
+from .._compat.trl_trainer import HookedConfig
+from ..losses import TRL_LOSS_FIELDS, HyperparameterError, LossSpec, get_loss
 from ..registry import did_you_mean
 from ..types import PAIRINGS
 from .errors import ConfigError
@@ -16,8 +15,8 @@ from .modifiers import F_DIVERGENCES, LossModifiers
 from .objective import Objective, Term
 from .preflight.hardware import check_bf16, check_processes
 
-# What TRL has where a loss doesn't read the field: a config of TRL's that spells it out moves over unchanged.
-_TRL_DEFAULTS = {"label_smoothing": DPOConfig.label_smoothing, "discopop_tau": DPOConfig.discopop_tau}
+# A TRL config that spells these out at TRL's defaults moves over unchanged, whether or not a loss reads them.
+_TRL_DEFAULTS = {name: TRL_LOSS_FIELDS[name] for name in ("label_smoothing", "discopop_tau")}
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -28,7 +27,7 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 @dataclass
-class PreferenceConfig(DPOConfig):
+class PreferenceConfig(HookedConfig):
     """Configuration of `PreferenceTrainer`. Every field of `trl.DPOConfig` keeps its meaning.
 
     Args:
@@ -56,8 +55,6 @@ class PreferenceConfig(DPOConfig):
     Raises:
         ConfigError, UnknownNameError, HyperparameterError: whatever can't work, before a model is loaded.
     """
-
-    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "loss_kwargs"]  # noqa: RUF012, as in TRL
 
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
@@ -203,7 +200,7 @@ class PreferenceConfig(DPOConfig):
             if not isinstance(values, dict):
                 raise HyperparameterError(f"loss_kwargs[{name!r}]={values!r} must be a mapping of hyperparameters.")
             by_loss[canonical] = values
-        fields = {f: v for f in ("beta", "label_smoothing", "discopop_tau") if (v := getattr(self, f)) is not None}
+        fields = {f: v for f in TRL_LOSS_FIELDS if (v := getattr(self, f)) is not None}
         complete = []
         for spec in specs:
             shared = {spec.trl_fields[f]: value for f, value in fields.items() if f in spec.trl_fields}

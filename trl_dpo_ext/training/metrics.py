@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ..losses.ranking import below
+from ..losses.rank_masks import ranked_below
+from ..modeling.forward import TokenOutputs
 from ..types import PreferencePairs, RankedResponses, pair_indices
 from .objective import Objective, mean_over_prompts
 
@@ -20,7 +21,7 @@ RANKING_ONLY = ("/top1_accuracies", "/kendall_tau")
 
 def best_mask(responses: RankedResponses) -> Tensor:
     """Return [B, K] bool: the responses of the best rank of each prompt (several where they tie)."""
-    return responses.mask & ~below(responses.ranks, responses.mask).any(dim=1)
+    return responses.mask & ~ranked_below(responses.ranks, responses.mask).any(dim=1)
 
 
 def kendall_tau(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,21 +47,22 @@ def kendall_tau(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Te
     return total / pairs.clamp(min=1), pairs
 
 
+@torch.no_grad()
 def batch_metrics(
-    objective: Objective, responses: RankedResponses, tokenwise: Sequence[Tensor], loss_metrics: Mapping[str, Tensor]
+    objective: Objective, responses: RankedResponses, policy: TokenOutputs, loss_metrics: Mapping[str, Tensor]
 ) -> Totals:
-    """Everything that a batch says about itself.
+    """Return all metrics of a batch.
 
     Args:
         objective: the mix of losses.
         responses: B prompts, [B, K].
-        tokenwise: entropy, mean logit and whether a token is the most likely one, each [B, K, T]; see `token_metrics`.
+        policy: the policy's outputs for the batch.
         loss_metrics: the losses' own metrics, [B] each.
     """
     ends = objective.modifiers.length_weighted(responses.pairs("best_vs_worst"))
     normalized = all(term.spec.length_normalized for term in objective.terms)
     totals = response_metrics(responses, ends, objective.reward_scale, objective.reads_reference, normalized)
-    entropy, logits, top1 = tokenwise
+    entropy, logits, top1 = (policy.by_response(name) for name in ("entropy", "mean_logits", "is_top1"))
     totals |= token_metrics(entropy, logits, top1, responses)
     prompts = torch.tensor(len(responses))
     return totals | {name: (values.sum(), prompts) for name, values in loss_metrics.items()}

@@ -1,15 +1,17 @@
-"""What `PreferenceTrainer` does with the Hub: the card, the push at the end, and pushes while training."""
+"""The record and the card of a run, and pushes to the Hub: at the end, and of checkpoints while training."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from transformers.trainer_utils import HubStrategy
 
+from .._compat.transformers import loaded_from
 from ..hub import RunError, hub_id, push_run, read_run, training_record, write_card
 from ..record import hardware, versions, write_json
 from .config import PreferenceConfig
@@ -21,97 +23,71 @@ logger = logging.getLogger(__name__)
 _LAST_CHECKPOINT = "last-checkpoint"  # transformers' name for it in a repository
 
 
-class PushesToHub:
-    """The part of `PreferenceTrainer` that overrides what transformers and TRL do with the Hub."""
+def write_record(trainer: Any, further: Mapping[str, Any]) -> None:
+    """Write result.json, reference.json and, where a model is saved, the card into a run's output folder.
 
-    args: PreferenceConfig
-    _further: dict[str, Any] | None = None
+    Args:
+        trainer: a `PreferenceTrainer`, on the main process.
+        further: more keys of result.json.
+    """
+    output = Path(trainer.args.output_dir)
+    trainer.reference_identity.save(output)
+    write_json(output / "result.json", {**run_result(trainer), **further})
+    if any((output / name).exists() for name in ("adapter_config.json", "config.json")):
+        write_card(output)
 
-    def save_record(self: Any, **further: Any) -> None:
-        """Write result.json, reference.json and the card into the output folder; the main process only.
 
-        Args:
-            **further: more keys of result.json: `recipe`, `evaluation`, `seconds`, ...
-        """
-        if not self.is_world_process_zero():
-            return
-        self._further = further
-        output = Path(self.args.output_dir)
-        self.reference_identity.save(output)
-        write_json(output / "result.json", self._result())
-        if any((output / name).exists() for name in ("adapter_config.json", "config.json")):
-            write_card(output)
+def run_result(trainer: Any) -> dict[str, Any]:
+    """Return the content of result.json: last metrics, losses, data, versions and hardware."""
+    logged = [entry for entry in reversed(trainer.state.log_history) if "loss" in entry]
+    return {
+        "metrics": logged[0] if logged else {},
+        **training_record(trainer),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
 
-    def _result(self: Any) -> dict[str, Any]:
-        logged = [entry for entry in reversed(self.state.log_history) if "loss" in entry]
-        return {
-            "metrics": logged[0] if logged else {},
-            **training_record(self),
-            "versions": versions(),
-            "hardware": hardware(),
-            **(self._further or {}),
-        }
 
-    def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
-        """Write the card of a recorded run again; arguments of TRL's card have no place in it."""
-        if self.is_world_process_zero() and self._further is not None:
-            write_card(self.args.output_dir)
+def push_output(trainer: Any, message: str | None, **options: Any) -> str:
+    """Push a run's output folder, and return the address of the commit; the main process only.
 
-    def push_to_hub(
-        self: Any,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Save the model, and push it with its record and card; see `trl_dpo_ext.hub.push_run`.
+    Args:
+        trainer: a `PreferenceTrainer` whose model and record are saved.
+        message: of the commit.
+        **options: of `push_run`; None takes the configuration's.
+    """
+    return _push(trainer, trainer.args.output_dir, message=message, **options)
 
-        Call it on all processes: the model may have to be gathered, the main one pushes. It returns when the push is
-        done, whatever `blocking` says.
 
-        Returns:
-            The address of the commit, on the main process.
+def push_checkpoint(trainer: Any, folder: Path) -> None:
+    """Push a checkpoint as `hub_strategy` says. A push that fails is logged, and training goes on."""
+    args = trainer.args
+    if not trainer.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+        return
+    message = f"Training in progress, step {trainer.state.global_step}"
+    try:
+        _push(trainer, folder, message=message, result=run_result(trainer))
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = args.hub_strategy == HubStrategy.CHECKPOINT
+            name = _LAST_CHECKPOINT if last else folder.name
+            files = _checkpoint_files(folder, args.hub_base_model)
+            HfApi(token=args.hub_token).create_commit(
+                trainer.hub_model_id,
+                [CommitOperationAdd(f"{name}/{path}", content) for path, content in files.items()],
+                commit_message=f"{message}, checkpoint",
+                revision=args.hub_revision,
+            )
+    except Exception as error:
+        logger.warning(f"Step {trainer.state.global_step} was not pushed, training goes on. {error}")
 
-        Raises:
-            RunError, PushError: the folder can't be pushed, or the push did not finish; the folder is whole.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        if self._further is None:
-            self.save_record()
-        return self._push(self.args.output_dir, message=commit_message, token=token, revision=revision, private=private)
 
-    def _push_from_checkpoint(self: Any, checkpoint_folder: str) -> None:
-        # A push that fails must not end the training: the one at the end brings everything.
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        message = f"Training in progress, step {self.state.global_step}"
-        try:
-            self._push(checkpoint_folder, message=message, result=self._result())
-            if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-                last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-                name = _LAST_CHECKPOINT if last else Path(checkpoint_folder).name
-                files = _checkpoint_files(Path(checkpoint_folder), self.args.hub_base_model)
-                HfApi(token=self.args.hub_token).create_commit(
-                    self.hub_model_id,
-                    [CommitOperationAdd(f"{name}/{path}", content) for path, content in files.items()],
-                    commit_message=f"{message}, checkpoint",
-                    revision=self.args.hub_revision,
-                )
-        except Exception as error:
-            logger.warning(f"Step {self.state.global_step} was not pushed, training goes on. {error}")
-
-    def _push(self: Any, folder: str, **options: Any) -> str:
-        args = self.args
-        given = {name: value for name, value in options.items() if value is not None}
-        defaults = {"token": args.hub_token, "revision": args.hub_revision, "private": args.hub_private_repo}
-        repo = getattr(self, "hub_model_id", None) or args.hub_model_id or Path(args.output_dir).absolute().name
-        base = {"base_model": args.hub_base_model, "base_revision": args.hub_base_revision}
-        return push_run(folder, repo, **{**defaults, **base, **given})
+def _push(trainer: Any, folder: str | Path, **options: Any) -> str:
+    args = trainer.args
+    given = {name: value for name, value in options.items() if value is not None}
+    defaults = {"token": args.hub_token, "revision": args.hub_revision, "private": args.hub_private_repo}
+    repo = getattr(trainer, "hub_model_id", None) or args.hub_model_id or Path(args.output_dir).absolute().name
+    base = {"base_model": args.hub_base_model, "base_revision": args.hub_base_revision}
+    return push_run(folder, repo, **{**defaults, **base, **given})
 
 
 def check_push(model: Any, args: PreferenceConfig) -> None:
@@ -120,7 +96,7 @@ def check_push(model: Any, args: PreferenceConfig) -> None:
     Raises:
         ConfigError: trained from a path, without `hub_base_model`.
     """
-    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    name = model if isinstance(model, str) else loaded_from(getattr(model, "config", None))
     if args.hub_base_model is not None:
         if not hub_id(args.hub_base_model):
             raise ConfigError(

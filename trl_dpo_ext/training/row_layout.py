@@ -1,4 +1,4 @@
-"""Which rows a trainer's model computes: decided once, and given to its collator."""
+"""How a trainer's batches are laid out in rows: planned once, for the collator."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from transformers import TrainerCallback
 from ..modeling.compact_head import add_compact_head
 from ..modeling.layout import PromptGroup
 from ..modeling.quantized import keep_4bit_weights
-from ..modeling.row_plan import plan_rows
+from ..modeling.row_plan import RowLayout, plan_rows
 
 logger = logging.getLogger(__name__)
 
 _SHARING: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 
 
-def set_row_layout(trainer: Any, model: nn.Module, full_precision: bool) -> None:
-    """Run one group through plain and through shared rows, compare, and lay out all batches accordingly.
+def planned_layout(trainer: Any, model: nn.Module, full_precision: bool = True) -> RowLayout:
+    """Run one group through plain and through shared rows, compare, and return how all batches are laid out.
 
     Args:
-        trainer: a `PreferenceTrainer`; its models get the compact head, its collator the layout.
+        trainer: a `PreferenceTrainer`; its models get the compact head.
         model: its model as it will be run, wrapped or not.
         full_precision: see `plan_rows`.
     """
@@ -46,16 +46,18 @@ def set_row_layout(trainer: Any, model: nn.Module, full_precision: bool) -> None
     if trainer.is_world_process_zero():
         log = logger.info if layout.share or trainer.args.prefix_sharing == "false" else logger.warning
         log(layout.note)
-    # The same collator: under FSDP the dataloader holds it already.
-    trainer.data_collator.layout = layout
+    return layout
 
 
 class PlanRowsWhenWrapped(TrainerCallback):
-    """Sets the layout when `train` has wrapped the model: sharded weights can't run before."""
+    """Plans the rows of a sharded model, which can't run before `train` has wrapped it."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self._planned = False
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Called by transformers."""
-        self.trainer._plan_rows(self.trainer.model_wrapped, full_precision=False)
+        """Called by transformers, which has made the dataloader before: it holds the collator, so this one changes."""
+        if not self._planned:
+            self._planned = True
+            self.trainer.data_collator.layout = planned_layout(self.trainer, self.trainer.model_wrapped, False)

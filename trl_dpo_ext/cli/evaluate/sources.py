@@ -102,7 +102,7 @@ def check_source(source: str) -> None:
     if is_file(source):
         read_jsonl(source, ("prompt", "completion"))
     elif is_adapter(source):
-        from ...hub.run import read_run
+        from ...hub.run_folder import read_run
 
         read_run(source).trained_base()
     else:
@@ -164,7 +164,7 @@ def load_model(source: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ...hub.load import load_adapter
+    from ...hub.adapter_loading import load_adapter
 
     model: Any = load_adapter(source) if is_adapter(source) else AutoModelForCausalLM.from_pretrained(source)
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
@@ -180,7 +180,7 @@ def load_tokenizer(source: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    from ...hub.run import read_run
+    from ...hub.run_folder import read_run
 
     own = not is_adapter(source) or (Path(source) / "tokenizer_config.json").is_file()
     return AutoTokenizer.from_pretrained(source if own else read_run(source).trained_base().model)

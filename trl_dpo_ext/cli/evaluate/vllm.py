@@ -15,7 +15,7 @@ def vllm_model(source: str) -> dict[str, Any]:
         ValueError: vLLM isn't installed, or can't take this adapter.
     """
     from ...evaluation.vllm_sampling import import_vllm, lora_rank
-    from ...hub.run import read_run
+    from ...hub.run_folder import read_run
     from .sources import is_adapter
 
     import_vllm()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.utils import is_torch_bf16_gpu_available, strtobool
 
+from ..._compat.torch import cpu_has_bfloat16
 from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def check_bf16(bf16: bool | None, fp16: bool, use_cpu: bool) -> None:
     if not wanted:
         return
     if use_cpu:
-        if torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if not cpu_has_bfloat16():
             logger.warning(
                 "bf16=True, but this CPU has no instructions for bfloat16 and emulates them: a matrix product took 70 "
                 "times as long as in float32 on one. Set bf16: false."

@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from torch import nn
 
+from ..._compat.trl import text_tokenizer
 from ...data.lint import log_findings
 from ...data.lint.report import Report
 from ...data.rows import DataError
@@ -88,7 +89,7 @@ def log_data_findings(trainer: Any, train_dataset: Any, eval_dataset: Any) -> Re
     return log_findings(
         named(train_dataset, eval_dataset),
         named(trainer.train_dataset, trainer.eval_dataset),
-        trainer._tokenizer,
+        text_tokenizer(trainer.processing_class),
         generation_config=getattr(trainer.model, "generation_config", None),
         max_length=trainer.args.max_length,
     )

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,34 +120,39 @@ def _near(folder: Path, run_folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def atomic_checkpoint(trainer: Any, trial: Any) -> Iterator[Path]:
-    """While open, all processes write a checkpoint into the folder it gives; then it is marked, pushed, and others go.
+def atomic_checkpoint(
+    folder: Path, args: Any, state: Any, accelerator: Any, push: Callable[[Path], None]
+) -> Iterator[None]:
+    """Let all processes write a checkpoint into `folder`, then mark it as whole, push it, and delete older ones.
 
-    transformers would push and delete older checkpoints before anything of ours is written; a run killed between the
-    two would be left with none. What an earlier run left in the folder is removed first.
+    transformers would push and delete older checkpoints before our files are written; a run killed in between would
+    be left without any. What an earlier run left in the folder is removed first.
+
+    Args:
+        folder: of the checkpoint.
+        args, state, accelerator: of the trainer.
+        push: called with the whole checkpoint where `push_to_hub` is set.
     """
-    args = trainer.args
-    folder = Path(trainer._get_output_dir(trial)) / f"checkpoint-{trainer.state.global_step}"
     if args.should_save:
         shutil.rmtree(folder, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     asked = {name: getattr(args, name) for name in ("save_total_limit", "push_to_hub")}
     args.save_total_limit, args.push_to_hub = None, False
     try:
-        yield folder
+        yield
     finally:
         for name, value in asked.items():
             setattr(args, name, value)
-    trainer.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     if args.should_save:
         torch.save(args, folder / "training_args.bin")  # with the limit and the push that were asked for
         _mark(folder, resumable=not args.save_only_model)
     if args.push_to_hub:
-        trainer._push_from_checkpoint(str(folder))
+        push(folder)
     if args.should_save:
-        best = trainer.state.best_model_checkpoint
+        best = state.best_model_checkpoint
         rotate(folder.parent, args.save_total_limit, keep=[folder, *([Path(best)] if best else [])])
-    trainer.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
 
 
 def _mark(folder: Path, resumable: bool) -> None:

@@ -23,7 +23,7 @@ RUN_STATE = "run_state.json"
 
 
 class RunState(TrainerCallback):
-    """Keeps in checkpoints the reference, the losses' running means, metrics and loss since the last log, and tokens.
+    """Keeps in checkpoints the losses' running means, metrics and loss since the last log, and tokens.
 
     The `train_loss` at a run's end stays what it is in transformers: the mean over the steps of this call of `train`.
 
@@ -41,33 +41,21 @@ class RunState(TrainerCallback):
     def save(self, folder: str | Path) -> None:
         """Write the state into a checkpoint's folder; every process calls this."""
         trainer = self.trainer
-        # The log takes the mean over the processes. In float32, as transformers adds it up, so that nothing is rounded.
-        loss = trainer.accelerator.reduce(trainer._tr_loss, reduction="mean").item()
         state = {
             "running_means": {name: asdict(mean) for name, mean in trainer.objective.running_means.items()},
-            "metrics": dict(trainer._metrics["train"]),
-            "train_tokens": trainer._total_train_tokens,
-            "loss": loss,
-            "last_logged_step": trainer._globalstep_last_logged,
+            **trainer.log_state(),
         }
         if trainer.args.should_save:
             write_json(Path(folder) / RUN_STATE, state)
-            trainer._reference.save(folder, trainer.accelerator.unwrap_model(trainer.model))
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Restore: transformers has just set its own counters to 0."""
         if self.checkpoint is None:
             return
-        trainer = self.trainer
-        trainer._reference.load(self.checkpoint, trainer.accelerator.unwrap_model(trainer.model))
         state = json.loads((Path(self.checkpoint) / RUN_STATE).read_text())
-        trainer.objective.running_means = {name: RunningMean(**mean) for name, mean in state["running_means"].items()}
-        trainer._metrics["train"].clear()
-        trainer._metrics["train"].update(state["metrics"])
-        trainer._total_train_tokens = state["train_tokens"]
-        trainer._tr_loss += state["loss"]
-        trainer._total_loss_scalar = -state["loss"]  # not of this call's steps
-        trainer._globalstep_last_logged = state["last_logged_step"]
+        means = state.pop("running_means")
+        self.trainer.objective.running_means = {name: RunningMean(**mean) for name, mean in means.items()}
+        self.trainer.restore_log_state(state)
 
 
 class StopOnSigterm(TrainerCallback):

@@ -1,0 +1,85 @@
+"""The undocumented torch names used here. tests/compat/test_torch.py says what breaks without each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+__all__ = [
+    "FakeTensor",
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "changes_its_input",
+    "cpu_has_bfloat16",
+    "flash_attention",
+    "memory_efficient_attention",
+    "no_dispatch",
+    "own_buffers",
+    "own_parameters",
+    "own_state",
+    "storage_key",
+    "tree_leaves",
+    "tree_map_only",
+]
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Return a number that all live tensors on the same storage share, and no others."""
+    key: int = tensor.untyped_storage()._cdata
+    return key
+
+
+def changes_its_input(operation: Any) -> bool:
+    """Whether an operation, as `__torch_dispatch__` gets it, writes into one of its arguments."""
+    return bool(operation._schema.is_mutable)
+
+
+def own_parameters(module: nn.Module) -> dict[str, Any]:
+    """Return the mapping that holds a module's own parameters, for values that `setattr` would refuse."""
+    return module._parameters
+
+
+def own_buffers(module: nn.Module) -> dict[str, Any]:
+    """Return the mapping that holds a module's own buffers."""
+    return module._buffers
+
+
+def own_state(module: nn.Module, prefix: str) -> dict[str, Any]:
+    """Return what a module saves of itself, without its children; bitsandbytes adds the statistics of its weights."""
+    state: dict[str, Any] = {}
+    module._save_to_state_dict(state, prefix, keep_vars=False)
+    return state
+
+
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """Run FlashAttention's operation: it allocates on fake tensors what its kernel does on a GPU.
+
+    Args:
+        query, key, value: [batch, heads, tokens, head size].
+        **options: `dropout_p`, `is_causal`, `scale`.
+    """
+    out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, **options)[0]
+    return out
+
+
+def memory_efficient_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, **options: Any) -> Tensor:
+    """Run the memory-efficient attention operation: it allocates on fake tensors what its kernel does on a GPU.
+
+    Args:
+        query, key, value: [batch, heads, tokens, head size].
+        bias: additive mask, [batch, heads, tokens, tokens].
+        **options: `compute_log_sumexp`, `dropout_p`, `is_causal`, `scale`.
+    """
+    out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, **options)[0]
+    return out
+
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether this CPU has instructions for bfloat16 products; without them oneDNN emulates them."""
+    return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
