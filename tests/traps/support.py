@@ -44,7 +44,8 @@ def fresh(folder: str, **options: Any) -> Any:
 @torch.no_grad()
 def token_logps(model: Any, prompt_ids: list[int], completion_ids: list[int]) -> list[float]:
     """Log-prob of each completion token, from a plain forward of one sequence."""
-    scores = model(input_ids=torch.tensor([prompt_ids + completion_ids])).logits[0, len(prompt_ids) - 1 : -1]
+    logits = model(input_ids=torch.tensor([prompt_ids + completion_ids]), use_cache=False).logits
+    scores = logits[0, len(prompt_ids) - 1 : -1]
     return scores.double().log_softmax(-1)[range(len(completion_ids)), completion_ids].tolist()
 
 

@@ -14,6 +14,7 @@ from trl.kernels import chunked_logprob as _head
 from trl.models.utils import disable_gradient_checkpointing, prepare_deepspeed, prepare_fsdp
 from trl.trainer import utils as _utils
 from trl.trainer.utils import (
+    FusedCausalLMOutput,
     add_fused_lm_head,
     create_model_from_path,
     disable_dropout_in_model,
@@ -22,6 +23,7 @@ from trl.trainer.utils import (
 )
 
 __all__ = [
+    "FusedCausalLMOutput",
     "add_fused_lm_head",
     "disable_gradient_checkpointing",
     "head_as_on_a_gpu",

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..modeling.compact_head import add_compact_head
+from ..modeling.head_check import check_head
 from ..modeling.layout import PromptGroup
 from ..modeling.quantized import keep_4bit_weights
 from ..modeling.row_plan import RowLayout, plan_rows
@@ -28,16 +29,15 @@ def planned_layout(trainer: Any, model: nn.Module, full_precision: bool = True) 
         model: its model as it will be run, wrapped or not.
         full_precision: see `plan_rows`.
     """
-    for patched in (trainer.model, trainer.ref_model):
+    rows = list(itertools.islice(trainer.train_dataset, 8))
+    groups = [PromptGroup(row["prompt_ids"], row["completion_ids"]) for row in rows]
+    for patched in (model, trainer.ref_model):
         if patched is not None:
-            base = trainer.accelerator.unwrap_model(patched)
-            keep_4bit_weights(base)
-            add_compact_head(base.get_base_model() if is_peft_model(base) else base)
-    rows = itertools.islice(trainer.train_dataset, 8)
+            _add_head(trainer, patched, groups[0])
     layout = plan_rows(
         model,
         trainer.model.config,
-        [PromptGroup(row["prompt_ids"], row["completion_ids"]) for row in rows],
+        groups,
         prefix_sharing=_SHARING[str(trainer.args.prefix_sharing)],
         packing=trainer.args.packing,
         last_tokens=trainer.aux_loss_enabled,
@@ -47,6 +47,18 @@ def planned_layout(trainer: Any, model: nn.Module, full_precision: bool = True) 
         log = logger.info if layout.share or trainer.args.prefix_sharing == "false" else logger.warning
         log(layout.note)
     return layout
+
+
+def _add_head(trainer: Any, model: nn.Module, group: PromptGroup) -> None:
+    base = trainer.accelerator.unwrap_model(model)
+    keep_4bit_weights(base)
+    base = base.get_base_model() if is_peft_model(base) else base
+    add_compact_head(base)
+    router = {"output_router_logits": True} if trainer.aux_loss_enabled else {}
+    if (problem := check_head(model, trainer.model.config, group, router)) is not None:
+        add_compact_head(base, own_head=True)
+        if trainer.is_world_process_zero():
+            logger.info("%s, so log-probs are computed from the model's own logits, which takes more memory.", problem)
 
 
 class PlanRowsWhenWrapped(TrainerCallback):

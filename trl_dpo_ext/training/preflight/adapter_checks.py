@@ -144,3 +144,27 @@ def _without_weights(model: str, args: Any) -> nn.Module | None:
         return None  # code from the Hub: PEFT will say that nothing matches
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def check_second_model(model: Any, ref_model: Any) -> None:
+    """Refuse a reference that trains along, because it is the policy or shares weights with it.
+
+    Args:
+        model, ref_model: as given to the trainer; paths can't share anything.
+
+    Raises:
+        ConfigError: says what is shared.
+    """
+    if not (isinstance(model, nn.Module) and isinstance(ref_model, nn.Module)):
+        return
+    advice = "The reference would train along. Remove ref_model: it is then the model as training starts from it."
+    if ref_model is model:
+        raise ConfigError(f"ref_model is the model to train itself. {advice}")
+    if isinstance(model, PeftModel) and set(ref_model.modules()) & set(model.modules()):
+        raise ConfigError(
+            f"ref_model is the base of the PEFT model to train, and has its adapters' layers inside. {advice}"
+        )
+    trained = {p.data_ptr() for p in model.parameters() if p.requires_grad and p.numel()}
+    shared = [name for name, p in ref_model.named_parameters() if p.numel() and p.data_ptr() in trained]
+    if shared:
+        raise ConfigError(f"ref_model shares trainable weights with the model ({', '.join(shared[:3])}, ...). {advice}")

@@ -19,7 +19,7 @@ from ..config import PreferenceConfig
 from ..errors import ConfigError, DiskSpaceError
 from ..objective import Objective
 from ..publish import check_push
-from .adapter_checks import check_quantization, check_reference_adapter, check_target_modules
+from .adapter_checks import check_quantization, check_reference_adapter, check_second_model, check_target_modules
 from .hardware import check_sharding
 from .model_folder import check_model
 
@@ -34,6 +34,9 @@ def check_arguments(
     """
     if isinstance(model, str):
         check_model(model, needs_tokenizer=kwargs.get("processing_class") is None)
+    if isinstance(ref_model, str):
+        check_model(ref_model, needs_tokenizer=False)
+    check_second_model(model, ref_model)
     check_push(model, args)
     if ref_model is not None and not objective.reads_reference:
         raise ConfigError(f"ref_model is given, but none of {args.loss_type} reads a reference. Remove it.")
