@@ -1,4 +1,4 @@
-"""Train a policy on a reward with RLOO and a KL penalty: the RL baseline that preference losses are compared with.
+r"""Train a policy on a reward with RLOO and a KL penalty: the RL baseline that preference losses are compared with.
 
     accelerate launch --config_file recipes/accelerate/cpu.yaml \
         recipes/rloo.py --config recipes/controlled_sentiment/rloo.yaml
@@ -23,6 +23,7 @@ import torch
 from transformers import AutoTokenizer
 from trl import ModelConfig, RLOOConfig, RLOOTrainer, ScriptArguments, get_quantization_config
 
+from trl_dpo_ext.cli import exit_code
 from trl_dpo_ext.data import load_splits
 from trl_dpo_ext.evaluation import (
     FrontierCallback,
@@ -35,7 +36,7 @@ from trl_dpo_ext.evaluation import (
 )
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.record import versions, write_json
-from trl_dpo_ext.run import USER_ERRORS, adapter_config, held_out_prompts
+from trl_dpo_ext.run import adapter_config, held_out_prompts
 from trl_dpo_ext.run.recipe_settings import RESULT
 
 
@@ -76,7 +77,7 @@ def on_text(reward: Reward, tokenizer: Any) -> Any:
     return called
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> int:
     """Parse, train, record points, save the adapter and finally result.json; print the table."""
     started = time.time()
     if not torch.accelerator.is_available():
@@ -142,11 +143,9 @@ def main(args: list[str] | None = None) -> None:
         }
         write_json(output / RESULT, record)
         comparison.print()
+    return 0
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        main()
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+    sys.exit(exit_code(main, expected=()))

@@ -111,6 +111,7 @@ def best_log_prob(model: Any, rows: Any) -> float:
     return sum(values) / len(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_reference_is_where_training_started(case, tiny_model_dir, tmp_path):
     make, arguments, reference = CASES[case]

@@ -125,6 +125,7 @@ RNG = random.Random(5)
 CASES = [(sorted(KINDS)[number % 3], RNG.randint(1, 49)) for number in range(10)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "event"), CASES)
 def test_killed_and_resumed(kind, event, whole, tiny_model_dir, tmp_path):
     def run() -> None:
@@ -152,6 +153,7 @@ def die_at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int) -
     patch.setattr(owner, name, call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "number", "steps"),
     [

@@ -14,6 +14,8 @@ import torch
 from tests import helpers
 from tests.training import support, two_ranks
 
+pytestmark = pytest.mark.slow  # every test waits for the two processes
+
 
 @pytest.fixture(scope="module")
 def runs(tiny_model_dir, tmp_path_factory):
