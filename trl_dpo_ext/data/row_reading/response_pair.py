@@ -20,7 +20,7 @@ def chosen_first(row: Row, count: int) -> Order:
         ColumnFault: a column `ranks` or `scores` has the two the other way round.
     """
     for column, sign in (("ranks", 1), ("scores", -1)):
-        values = row.get(column)
+        values: Any = row.get(column)
         known = isinstance(values, list) and len(values) == 2 and all(isinstance(v, int | float) for v in values)
         if known and sign * values[0] > sign * values[1]:
             raise ColumnFault(
