@@ -13,7 +13,7 @@ from tests.helpers import ROOT
 
 PACKAGE = ROOT / "trl_dpo_ext"
 
-# Part of the package -> the other parts it may import. Parts that are missing here (parsing, testing, cli) may import any.
+# Part of the package -> the other parts it may import. Parts that are missing here (parsing, testing, cli): any.
 INTERNAL = {
     "_compat": set(),
     "registry": set(),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import datasets
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import DataError, format_dataset
+from trl_dpo_ext.data import DataError, dataset_loading, format_dataset, load_splits
 from trl_dpo_ext.data.forms import ordered_completions
 from trl_dpo_ext.data.lint import lint_splits
-from trl_dpo_ext.data.row_reading import response_pair, unread_order
+from trl_dpo_ext.data.row_reading import ranked_row, response_pair, unread_order
 
 
 def refusal(row: dict[str, Any]) -> str:
@@ -85,3 +87,86 @@ def test_ranks_or_scores_that_contradict_chosen_are_an_error(bug, monkeypatch):
             for agreement in ({"ranks": [0, 1]}, {"scores": [2.0, 1.0]}, {"ranks": None, "scores": [1.0, 1.0]}):
                 (row,) = format_dataset(Dataset.from_list([{**pair, **agreement}]), name="train")
                 assert row["ranks"] == [0, 1]
+
+
+# Files whose texts change while they are read
+
+
+def let_readers_guess_types(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dataset_loading, "load_exactly", load_dataset)
+
+
+CELLS = ["NA", "None", "null", "n/a", "007", "True", "4", "1e5", "2024-05-01", "nan", " x ", "-inf"]
+DATES = ["2024-05-01", "2023-01-31 10:00:00", "2024-05-01T10:00:00Z"]
+
+
+@bugs(let_readers_guess_types)
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("place", ["file", "folder"])
+@pytest.mark.parametrize("kind", ["csv", "numbers.csv", "jsonl", "json"])
+def test_texts_in_files_stay_as_they_are(kind, place, streaming, bug, monkeypatch, tmp_path):
+    """Cells that look like nulls, numbers, booleans or dates are texts."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    cells = {"csv": CELLS, "numbers.csv": ["007", "8"]}.get(kind, DATES)
+    rows = [{"prompt": f"which? {i}", "chosen": cell, "rejected": str(i)} for i, cell in enumerate(cells)]
+    file = tmp_path / "data" / f"train.{kind}"
+    file.parent.mkdir()
+    if kind.endswith("csv"):
+        file.write_text("prompt,chosen,rejected\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    else:
+        file.write_text(json.dumps(rows) if kind == "json" else "".join(json.dumps(row) + "\n" for row in rows))
+    with put_back(bug, monkeypatch):
+        source = str(file if place == "file" else file.parent)
+        assert list(load_splits(source, streaming=streaming)["train"]) == rows
+        formatted = format_dataset(load_splits(source, streaming=streaming)["train"], name="train")
+        assert [row["completions"][0] for row in formatted] == cells
+
+
+@bugs(let_readers_guess_types)
+def test_texts_within_lists_and_messages_stay_too(bug, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rankings = [{"prompt": "When?", "completions": DATES[:2], "ranks": [0, 1]}] * 2
+    chats = [{"prompt": says("user", "When?"), **{c: says("assistant", d) for c, d in zip(PAIR, DATES, strict=False)}}]
+    for name, rows in (("rankings", rankings), ("chats", chats)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with put_back(bug, monkeypatch):
+        (first, _) = format_dataset(load_splits(str(tmp_path / "rankings.jsonl"))["train"], name="train")
+        assert first["completions"] == DATES[:2]
+        (row,) = format_dataset(load_splits(str(tmp_path / "chats.jsonl"))["train"], name="train")
+        assert row["completions"] == [says("assistant", date) for date in DATES[:2]]
+
+
+PAIR = ("chosen", "rejected")
+
+
+def says(role: str, text: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+def train_on_the_text_of_messages(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ranked_row, "parse_messages", lambda value: value)
+
+
+@bugs(train_on_the_text_of_messages)
+@pytest.mark.parametrize("write", [json.dumps, repr], ids=["JSON", "Python"])
+def test_message_lists_stored_as_text_are_messages(write, bug, monkeypatch, tmp_path):
+    prompt, chosen, rejected = says("user", "hi, it's me"), says("assistant", "hello"), says("assistant", "go")
+    expected = {"prompt": prompt, "completions": [chosen, rejected], "ranks": [0, 1], "row": 0}
+    rows = {
+        "pair": {"prompt": write(prompt), "chosen": write(chosen), "rejected": write(rejected)},
+        "implicit prompt": {"chosen": write(prompt + chosen), "rejected": write(prompt + rejected)},
+        "ranking": {"prompt": write(prompt), "completions": [write(chosen), write(rejected)]},
+        "prompt as text": {"prompt": "hi", "chosen": write(prompt + chosen), "rejected": write(prompt + rejected)},
+    }
+    with put_back(bug, monkeypatch):
+        for row in rows.values():
+            assert list(format_dataset(Dataset.from_list([row]), name="train")) == [expected]
+        assert "is a message list, but the prompt is a string" in refusal(
+            {"prompt": "hi", "completions": [write(chosen), write(rejected)]}
+        )
+
+
+def test_text_that_only_begins_like_a_list_stays_text():
+    for text in ("[1, 2]", '["a"]', "[citation needed]", "[]", '[{"name": "x"}]'):
+        (row,) = format_dataset(Dataset.from_list([{"prompt": text, "chosen": text, "rejected": "b"}]), name="train")
+        assert row["prompt"] == row["completions"][0] == text

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datasets import load_dataset
-
 from ..registry import did_you_mean
 from .broken_files import why_unreadable
 from .data_error import DataError, FaultReason
+from .exact_types import load_exactly
 
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -38,9 +37,9 @@ def load_splits(name: str, *, config: str | None = None, streaming: bool = False
             kind = _kind(path)
             if kind is None:
                 raise DataError(f"dataset_name={name!r} is not a {', '.join(FILE_KINDS)} file.")
-            dataset = load_dataset(kind, data_files=str(path), streaming=streaming)
+            dataset = load_exactly(kind, data_files=str(path), streaming=streaming)
         elif path.is_dir() or (name.count("/") == 1 and name[0] not in "./~"):
-            dataset = load_dataset(name, name=config, streaming=streaming)
+            dataset = load_exactly(name, name=config, streaming=streaming)
         else:
             raise FileNotFoundError(f"dataset_name={name!r} is no folder or file here, and no Hub id (owner/name).")
         if not streaming:

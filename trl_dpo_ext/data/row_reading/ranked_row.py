@@ -13,6 +13,7 @@ from .check_messages import check_prompt, check_response, check_same_type
 from .check_ranking import check_ranking
 from .column_form import ColumnForm
 from .form_selection import choose_form
+from .message_text import parse_messages
 
 
 def to_ranked(
@@ -42,7 +43,10 @@ def to_ranked(
     """
     try:
         form = choose_form(tuple(row))
-        ranked = _to_ranked({column: _without_none(value) for column, value in row.items()}, form, reads_ties)
+        row = {column: _without_none(value) for column, value in row.items()}
+        # Otherwise the model would be trained on the text of the list.
+        row |= {column: parse_messages(row[column]) for column in ("prompt", *form.response_columns) if column in row}
+        ranked = _to_ranked(row, form, reads_ties)
         if conversational is not None:
             check_same_type(ranked["prompt"], conversational)
         return ranked

@@ -20,10 +20,9 @@ def chosen_first(row: Row, count: int) -> Order:
         ColumnFault: a column `ranks` or `scores` has the two the other way round.
     """
     for column, sign in (("ranks", 1), ("scores", -1)):
-        values = row.get(column)
-        if not (isinstance(values, list) and len(values) == 2 and all(isinstance(v, int | float) for v in values)):
-            continue
-        if sign * values[0] > sign * values[1]:
+        values: Any = row.get(column)
+        known = isinstance(values, list) and len(values) == 2 and all(isinstance(v, int | float) for v in values)
+        if known and sign * values[0] > sign * values[1]:
             raise ColumnFault(
                 column,
                 FaultReason.ORDER_NOT_READ,
