@@ -320,7 +320,7 @@ BOUNDARY = {
         texts("the {} ", "was great", "was slow"),
         "<s>the {}",
     ),
-    "the start of a word": (helpers.tiny_tokenizer, texts("a {} act", "ors great", "ual slow"), "a {}"),
+    "the start of a word": (helpers.tiny_tokenizer, texts("a {} act", "ors great", "ual slow"), "a {} a"),
     "reasoning that no answer has": (thinking, chats(), TURN),
 }
 
