@@ -210,6 +210,12 @@ def test_a_default_loss_is_checked_against_the_other_settings(tmp_path):
     assert "precompute_ref_log_probs" in refused(ReferenceFreeTrainer, args)
 
 
+def test_a_loss_that_is_given_is_not_the_default(tmp_path):
+    """`sigmoid` is the default of `loss_type`; given, it is no wish for SimPO."""
+    assert "sigmoid" in refused(ReferenceFreeTrainer, support.config(tmp_path, loss_type="sigmoid"))
+    assert "sigmoid" in refused(MinorDPOTrainer, support.config(tmp_path, loss_type=["sigmoid"]))
+
+
 @pytest.mark.parametrize(
     ("trainer", "default", "other"),
     [

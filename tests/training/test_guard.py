@@ -318,7 +318,7 @@ def test_a_series_falls_where_every_third_is_below_the_last_by_more_than_the_noi
     assert falls([m + d for m in (7.4, 0.0, -7.4) for d in (-3, 0, 3)])
 
 
-def looks(logs: list[dict[str, float]], scale: float = 1.0) -> list[tuple[int, Any]]:
+def looks(logs: list[dict[str, float]], scale: float | None = None) -> list[tuple[int, Any]]:
     """What is found after each log."""
     return [(n, found) for n in range(1, len(logs) + 1) if (found := displaced(logs[:n], scale)) is not None]
 
@@ -368,7 +368,7 @@ def test_log_ratios_are_read_where_there_are_any():
 
 
 def test_the_warning_comes_once_and_names_the_losses_that_counter_it(tiny_model_dir, tmp_path, caplog):
-    one = run(tiny_model_dir, tmp_path)
+    one = run(tiny_model_dir, tmp_path, loss_type="simpo")
     logs = history([-10.0 * n for n in range(30)], [-10.0 * n for n in range(30)])
     for n in range(1, 31):
         state = SimpleNamespace(log_history=logs[:n], is_world_process_zero=True)

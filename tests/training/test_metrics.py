@@ -11,12 +11,19 @@ import torch
 
 from tests import helpers
 from tests.training import support
+from trl_dpo_ext.losses import get_loss
 from trl_dpo_ext.training.metrics import RANKING_ONLY, best_mask, kendall_tau, response_metrics, token_metrics
+from trl_dpo_ext.training.objective import Objective, Term
 from trl_dpo_ext.types import RankedResponses
 
 
 def mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+def objective(loss: str, **hyperparameters: Any) -> Objective:
+    spec = get_loss(loss)
+    return Objective([Term(spec, spec.check(hyperparameters), 1.0)])
 
 
 def random_responses(seed: int) -> RankedResponses:
@@ -81,8 +88,8 @@ def test_kendall_tau_by_pairs(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_responses_by_loops(seed, kind):
     responses = random_responses(seed)
-    totals = response_metrics(responses, responses.pairs("best_vs_worst"), 0.5, kind == "reference", kind == "means")
-    prefix = {"reference": "rewards", "sums": "logps", "means": "mean_logps"}[kind]
+    loss = {"reference": "dpo", "sums": "cpo", "means": "simpo"}[kind]
+    totals = response_metrics(responses, responses.pairs("best_vs_worst"), objective(loss, beta=0.5))
 
     expected: dict[str, list[float]] = {}
     for b in range(len(responses)):
@@ -91,8 +98,8 @@ def test_responses_by_loops(seed, kind):
         logps = responses.logps[b, ks].tolist()
         scores = {
             "reference": [0.5 * (x - y) for x, y in zip(logps, responses.ref_logps[b, ks].tolist(), strict=True)],
-            "sums": logps,
-            "means": [x / n for x, n in zip(logps, responses.lengths[b, ks].tolist(), strict=True)],
+            "sums": [0.5 * x for x in logps],
+            "means": [0.5 * x / n for x, n in zip(logps, responses.lengths[b, ks].tolist(), strict=True)],
         }[kind]
         if len(set(ranks)) == 1:
             continue  # says nothing about better and worse
@@ -101,12 +108,12 @@ def test_responses_by_loops(seed, kind):
         rest = [i for i in range(len(ranks)) if i not in best]
         pairs = list(itertools.product(best, worst))
         for name, value in {
-            f"{prefix}/chosen": mean([scores[i] for i in best]),
-            f"{prefix}/rejected": mean([scores[i] for i in worst]),
-            f"{prefix}/margins": mean([scores[i] - scores[j] for i, j in pairs]),
-            f"{prefix}/accuracies": mean([float(scores[i] > scores[j]) for i, j in pairs]),
-            f"{prefix}/top1_accuracies": float(max(scores[i] for i in best) > max(scores[i] for i in rest)),
-            f"{prefix}/kendall_tau": tau_of(scores, ranks),
+            "rewards/chosen": mean([scores[i] for i in best]),
+            "rewards/rejected": mean([scores[i] for i in worst]),
+            "rewards/margins": mean([scores[i] - scores[j] for i, j in pairs]),
+            "rewards/accuracies": mean([float(scores[i] > scores[j]) for i, j in pairs]),
+            "rewards/top1_accuracies": float(max(scores[i] for i in best) > max(scores[i] for i in rest)),
+            "rewards/kendall_tau": tau_of(scores, ranks),
             "logps/chosen": mean([logps[i] for i in best]),
             "logps/rejected": mean([logps[i] for i in worst]),
         }.items():
@@ -120,7 +127,7 @@ def test_responses_by_loops(seed, kind):
 def test_pairs_log_no_metrics_of_rankings(tiny_model_dir, tmp_path):
     responses = random_responses(0)
     two = RankedResponses(*(getattr(responses, f)[:, :2] for f in ("logps", "ref_logps", "lengths", "ranks", "mask")))
-    totals = response_metrics(two, two.pairs("best_vs_worst"), 0.1, True, False)
+    totals = response_metrics(two, two.pairs("best_vs_worst"), objective("dpo", beta=0.1))
     # They are counted all the same: another process may have rankings in its batch, and all add their totals up.
     for name in RANKING_ONLY:
         assert totals[f"rewards{name}"][1] == totals["rewards/accuracies"][1]

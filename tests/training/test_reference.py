@@ -18,6 +18,7 @@ from trl.trainer import dpo_trainer
 
 from tests import helpers
 from tests.training import support
+from tests.traps.support import row_logps
 from trl_dpo_ext._compat import trl as compat_trl
 from trl_dpo_ext.reference import run_reference
 from trl_dpo_ext.types import MissingReferenceError
@@ -200,10 +201,11 @@ def test_precomputed_values_are_those_of_the_reference(peft, tiny_model_dir, tmp
 
 
 @pytest.mark.parametrize(
-    ("loss", "prefix"),
-    [("simpo", "mean_logps"), ("reference_free_dpo", "logps"), (["orpo", "sft"], "logps"), ("cpo_simpo", "mean_logps")],
+    ("loss", "beta", "mean"),
+    [("simpo", 2.0, True), ("reference_free_dpo", 0.1, False), (["orpo", "sft"], 0.1, True), ("cpo", 0.1, False)],
 )
-def test_metrics_without_a_reference(loss, prefix, tiny_model_dir, tmp_path):
+def test_rewards_without_a_reference(loss, beta, mean, tiny_model_dir, tmp_path):
+    """Each loss's own implicit reward: beta times the log-prob, per token where the loss is length-normalized."""
     trainer = support.trainer(
         tiny_model_dir,
         tmp_path,
@@ -213,9 +215,15 @@ def test_metrics_without_a_reference(loss, prefix, tiny_model_dir, tmp_path):
         max_steps=1,
     )
     for log in (support.train(trainer).logs[0], {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items()}):
-        assert not [key for key in log if "rewards" in key or "ref" in key]
         names = ["chosen", "rejected", "margins", "accuracies", "top1_accuracies", "kendall_tau"]
-        assert {f"{prefix}/{name}" for name in names} <= log.keys()
+        assert {f"rewards/{name}" for name in names} <= log.keys()
+    model = trainer.model.eval()
+    best = []
+    for row in trainer.eval_dataset:
+        logps = row_logps(model, row)
+        k = row["ranks"].index(0)
+        best.append(beta * logps[k] / (len(row["completion_ids"][k]) if mean else 1))
+    assert trainer.evaluate()["eval_rewards/chosen"] == pytest.approx(sum(best) / len(best), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["full", "in memory", "new adapter", "pretrained adapter"])

@@ -34,7 +34,7 @@ def run(trainer: Any, model: str, folder: Any, **settings: Any) -> tuple[Any, di
     ("trainer", "loss", "metrics"),
     [
         (PreferenceTrainer, "dpo", {"rewards/margins", "rewards/accuracies"}),
-        (ReferenceFreeTrainer, "simpo", {"mean_logps/margins", "mean_logps/accuracies"}),
+        (ReferenceFreeTrainer, "simpo", {"rewards/margins", "rewards/accuracies"}),
         (MinorDPOTrainer, "minor_dpo", {"minor_dpo/clipped", "rewards/margins"}),
         (PlackettLuceTrainer, "plackett_luce", {"rewards/top1_accuracies", "rewards/kendall_tau"}),
     ],

@@ -26,6 +26,10 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         )
 
 
+class UnsetLosses(list[str]):
+    """The default of `loss_type`, told from the same losses given by the user."""
+
+
 @dataclass
 class PreferenceConfig(HookedConfig):
     """Configuration of `PreferenceTrainer`. Every field of `trl.DPOConfig` keeps its meaning.
@@ -57,7 +61,7 @@ class PreferenceConfig(HookedConfig):
     """
 
     loss_type: list[str] = field(
-        default_factory=lambda: ["sigmoid"],
+        default_factory=lambda: UnsetLosses(["sigmoid"]),
         metadata={"help": "One or several registered losses; `trl-dpo-ext losses` lists them."},
     )
     loss_kwargs: dict[str, Any] | str | None = field(

@@ -60,50 +60,40 @@ def batch_metrics(
         loss_metrics: the losses' own metrics, [B] each.
     """
     ends = objective.modifiers.length_weighted(responses.pairs("best_vs_worst"))
-    normalized = all(term.spec.length_normalized for term in objective.terms)
-    totals = response_metrics(responses, ends, objective.reward_scale, objective.reads_reference, normalized)
+    totals = response_metrics(responses, ends, objective)
     entropy, logits, top1 = (policy.by_response(name) for name in ("entropy", "mean_logits", "is_top1"))
     totals |= token_metrics(entropy, logits, top1, responses)
     prompts = torch.tensor(len(responses))
     return totals | {name: (values.sum(), prompts) for name, values in loss_metrics.items()}
 
 
-def response_metrics(
-    responses: RankedResponses, ends: PreferencePairs, scale: float, reference: bool, length_normalized: bool
-) -> Totals:
+def response_metrics(responses: RankedResponses, ends: PreferencePairs, objective: Objective) -> Totals:
     """Log-probs and rewards of the best and the worst response, and how well the implied order fits the ranking.
 
     Args:
         responses: B prompts, [B, K].
         ends: the best and the worst response of each prompt, as pairs.
-        scale: beta of the rewards.
-        reference: whether rewards (beta times the log-ratio) exist; else the order is by log-prob, and no
-            reference rewards are made up.
-        length_normalized: order by mean log-prob per token where there is no reference.
+        objective: says what a reward is, see `Objective.rewards`.
 
     Returns:
-        Totals over prompts. `rewards/*`, or `mean_logps/*` or `logps/*` without a reference: `chosen`, `rejected`,
-        `margins`, `accuracies` of best against worst, and `top1_accuracies` and `kendall_tau`. The same names for
-        every K: the processes of a run add their totals up.
+        Totals over prompts: `logps/chosen` and `rejected`; `rewards/chosen`, `rejected`, `margins`, `accuracies` of
+        best against worst, `top1_accuracies` and `kendall_tau`. The same names for every K: the processes of a run add
+        their totals up.
     """
     prompts = len(responses)
-    if reference:
-        prefix, scores = "rewards", scale * responses.log_ratios
-        chosen, rejected = scale * ends.chosen_log_ratios, scale * ends.rejected_log_ratios
-    elif length_normalized:
-        prefix, scores = "mean_logps", responses.mean_logps
-        chosen, rejected = ends.chosen_mean_logps, ends.rejected_mean_logps
-    else:
-        prefix, scores = "logps", responses.logps
-        chosen, rejected = ends.chosen_logps, ends.rejected_logps
-
+    reference = objective.reads_reference
+    scores = objective.rewards(responses.log_ratios if reference else None, responses.logps, responses.mean_logps)
+    chosen = objective.rewards(ends.chosen_log_ratios if reference else None, ends.chosen_logps, ends.chosen_mean_logps)
+    rejected = objective.rewards(
+        ends.rejected_log_ratios if reference else None, ends.rejected_logps, ends.rejected_mean_logps
+    )
     values = {
         "logps/chosen": ends.chosen_logps,
         "logps/rejected": ends.rejected_logps,
-        f"{prefix}/chosen": chosen,
-        f"{prefix}/rejected": rejected,
-        f"{prefix}/margins": chosen - rejected,
-        f"{prefix}/accuracies": (chosen > rejected).float(),
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).float(),
     }
     assert ends.prompts is not None
     ranked = torch.bincount(ends.prompts, minlength=prompts) > 0  # not those whose responses are all tied
@@ -114,8 +104,8 @@ def response_metrics(
     others = scores.masked_fill(best | ~responses.mask, floor).amax(dim=1)
     hit = scores.masked_fill(~best, floor).amax(dim=1) > others
     tau, _ = kendall_tau(scores, responses.ranks, responses.mask)
-    totals[f"{prefix}/top1_accuracies"] = ((hit & ranked).float().sum(), count)
-    totals[f"{prefix}/kendall_tau"] = (tau.sum(), count)
+    totals["rewards/top1_accuracies"] = ((hit & ranked).float().sum(), count)
+    totals["rewards/kendall_tau"] = (tau.sum(), count)
     return totals
 
 

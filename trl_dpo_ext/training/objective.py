@@ -93,9 +93,26 @@ class Objective:
         return frozenset(modifier_needs).union(*(term.spec.needs for term in self.terms))
 
     @property
+    def rewarding_term(self) -> Term:
+        """The loss whose implicit reward is logged: the first one with a beta, else the first."""
+        return next((term for term in self.terms if term.spec.beta is not None), self.terms[0])
+
+    @property
     def reward_scale(self) -> float:
-        """The beta of rewards in metrics: that of the first loss that has one, else 1."""
-        return next((t.hyperparameters[t.spec.beta] for t in self.terms if t.spec.beta is not None), 1.0)
+        """The beta of rewards in metrics; 1 where no loss has one."""
+        term = self.rewarding_term
+        return 1.0 if term.spec.beta is None else term.hyperparameters[term.spec.beta]
+
+    def rewards(self, log_ratios: Tensor | None, logps: Tensor, mean_logps: Tensor) -> Tensor:
+        """Return implicit rewards: beta times the log-ratio, or without a reference beta times the log-prob.
+
+        Args:
+            log_ratios: of responses, nats; None without a reference.
+            logps, mean_logps: same shape; a length-normalized loss reads the mean per token (SimPO, ORPO).
+        """
+        if log_ratios is not None:
+            return self.reward_scale * log_ratios
+        return self.reward_scale * (mean_logps if self.rewarding_term.spec.length_normalized else logps)
 
     def __call__(
         self, responses: RankedResponses, *, training: bool, global_mean: GlobalMean = torch.mean

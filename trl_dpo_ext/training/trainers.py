@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from .config import PreferenceConfig
+from .config import PreferenceConfig, UnsetLosses
 from .engine import PreferenceTrainer
 from .errors import ConfigError
 
@@ -14,7 +14,7 @@ class _DefaultLossTrainer(PreferenceTrainer):
 
     def __init__(self, model: Any, ref_model: Any = None, args: PreferenceConfig | None = None, **kwargs: Any) -> None:
         args = args or PreferenceConfig("trl-dpo-ext-output")
-        if args.loss_type == ["sigmoid"]:  # TRL's default, so nothing was chosen
+        if isinstance(args.loss_type, UnsetLosses):
             args.loss_type = [self.default_loss]
         self.check_losses(args)
         super().__init__(model, ref_model, args, **kwargs)

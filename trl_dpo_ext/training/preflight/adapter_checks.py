@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
+from ..._compat.peft import converted_targets
 from ...reference.frozen_adapter import FROZEN, TRAINED
 from ...registry import did_you_mean
 from ..errors import ConfigError
@@ -93,14 +94,25 @@ def check_target_modules(model: Any, peft_config: Any, args: Any) -> None:
     Raises:
         ConfigError: names what the model has.
     """
-    targets = getattr(peft_config, "target_modules", None)
-    if not targets or targets == "all-linear" or set(targets) == {"all-linear"}:
-        return
-    if getattr(peft_config, "target_parameters", None):
+    if peft_config is None:
         return
     modules = model if isinstance(model, nn.Module) else _without_weights(model, args)
     if modules is None:
         return
+    _check_names("lora_modules_to_save", getattr(peft_config, "modules_to_save", None), modules.named_modules())
+    _check_names("lora_target_parameters", getattr(peft_config, "target_parameters", None), modules.named_parameters())
+    targets = getattr(peft_config, "target_modules", None)
+    if not targets or targets == "all-linear" or set(targets) == {"all-linear"}:
+        return
+    try:
+        # PEFT takes the names that experts had as layers of their own (w1, gate_proj, ...) for the fused parameters.
+        converted = converted_targets(peft_config, modules)
+    except ValueError as error:
+        raise ConfigError(f"lora_target_modules={', '.join(sorted(targets))}: {error}") from error
+    if converted.target_parameters:
+        targets = converted.target_modules
+        if not targets:
+            return
     names = [name for name, _ in modules.named_modules() if name]
     listed = [targets] if isinstance(targets, str) else sorted(targets)
     unmatched = [
@@ -119,6 +131,18 @@ def check_target_modules(model: Any, peft_config: Any, args: Any) -> None:
             ", ".join(map(repr, unmatched)),
             ", ".join(linear),
         )
+
+
+def _check_names(setting: str, wanted: Any, found: Iterable[tuple[str, Any]]) -> None:
+    """Refuse names that nothing in the model has; PEFT would leave them out without a word."""
+    names = [name for name, _ in found if name]
+    for name in wanted or ():
+        if not any(_matches(name, known, is_pattern=False) for known in names):
+            last_parts = sorted({known.rpartition(".")[2] for known in names})
+            raise ConfigError(
+                f"{setting}: nothing in this model is called {name!r}.{did_you_mean(name, last_parts)} Give the name "
+                "of a module or parameter, or the end of its path."
+            )
 
 
 def _matches(target: str, name: str, is_pattern: bool) -> bool:

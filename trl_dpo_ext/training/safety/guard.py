@@ -181,7 +181,9 @@ class TrainingGuard(TrainerCallback):
         """Warn once where chosen and rejected fall together."""
         if self._warned or not state.is_world_process_zero or "loss" not in (logs or {}):
             return
-        if (found := displaced(state.log_history, self.trainer.objective.reward_scale)) is not None:
+        objective = self.trainer.objective
+        scale = objective.reward_scale if objective.reads_reference else None
+        if (found := displaced(state.log_history, scale)) is not None:
             self._warned = True
             logger.warning(warning(found))
 

@@ -34,24 +34,24 @@ def falls(values: Sequence[float]) -> bool:
     return all(steps) and means[0] - means[2] > _NATS
 
 
-def displaced(history: Sequence[Mapping[str, Any]], reward_scale: float) -> tuple[int, float, float] | None:
+def displaced(history: Sequence[Mapping[str, Any]], reward_scale: float | None) -> tuple[int, float, float] | None:
     """Look for displacement in a run's training logs, oldest first.
 
     Both log-probs must fall (see `falls`) over the last 15, 30, 60, ... logs. Each span is looked at once in its own
-    length, so that a run of any length makes few comparisons and noise has few chances. Where rewards are logged,
+    length, so that a run of any length makes few comparisons and noise has few chances. With a reference,
     log-ratios (reward / beta) are looked at: they fall as the log-probs do, but don't vary with the prompts of a
     batch.
 
     Args:
         history: `state.log_history`; entries of evaluations are passed over.
-        reward_scale: beta of the logged rewards.
+        reward_scale: beta of the logged rewards; None without a reference, where log-probs are looked at.
 
     Returns:
         How many logs, and by how many nats chosen and rejected fell over them (between the means of the first and the
         last third); None if they don't.
     """
     logs = [entry for entry in history if "loss" in entry and "logps/chosen" in entry]
-    prefix, scale = ("rewards", reward_scale) if logs and "rewards/chosen" in logs[-1] else ("logps", 1.0)
+    prefix, scale = ("logps", 1.0) if reward_scale is None else ("rewards", reward_scale)
     span = _FEWEST
     while span <= len(logs):
         if len(logs) % span == 0:
