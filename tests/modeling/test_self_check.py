@@ -172,7 +172,7 @@ def test_dropout_does_not_disturb_it() -> None:
 def test_a_good_model_shares_and_packs() -> None:
     model = tiny("llama")
     plan = plan_rows(model, model.config, GROUPS)
-    assert (plan.share, plan.pack, plan.choose) == (True, True, True)
+    assert (plan.share, plan.pack, plan.if_cheaper) == (True, True, True)
     assert "once" in plan.note
 
 
@@ -237,7 +237,7 @@ def test_each_batch_takes_the_cheaper_rows() -> None:
     long_responses = [PromptGroup([1] * 2, [[2] * 300] * 4)]
     assert plan(long_prompt, 4)["input_ids"].shape == (1, 299 + 4 * 20)
     assert plan(long_responses, 4)["input_ids"].shape == (4, 301)
-    insisting = replace(plan, choose=False)
+    insisting = replace(plan, if_cheaper=False)
     assert insisting(long_responses, 4)["input_ids"].shape == (1, 1201)
     # Blocks that nobody sees cost nothing.
     assert replace(plan, pair_cost=0.0)(long_responses, 4)["input_ids"].shape == (1, 1201)
