@@ -136,7 +136,7 @@ def test_no_dataset(no_loading, tiny_model_dir, tmp_path):
         assert part in message
     splits = DatasetDict(train=Dataset.from_list([GOOD]))
     message = refused(tiny_model_dir, tmp_path, splits, TypeError)
-    for part in ("train dataset", "DatasetDict", "give one"):
+    for part in ("train dataset", "DatasetDict", "a single split"):
         assert part in message
 
 
@@ -193,14 +193,14 @@ def test_a_missing_model_folder(no_loading, tmp_path):
 
 
 def test_a_plain_dpo_config(no_loading, tiny_model_dir, tmp_path):
-    with pytest.raises(TypeError, match="args is a DPOConfig; pass a PreferenceConfig"):
+    with pytest.raises(TypeError, match=r"args is a DPOConfig\. Pass a PreferenceConfig"):
         PreferenceTrainer(
             tiny_model_dir, args=DPOConfig(**helpers.training_args(tmp_path)), train_dataset=Dataset.from_list([GOOD])
         )
 
 
 @pytest.mark.parametrize(
-    ("name", "instead"), [("compute_metrics", "evaluation"), ("data_collator", "laid out by the trainer")]
+    ("name", "instead"), [("compute_metrics", "evaluation"), ("data_collator", "the trainer lays out the rows")]
 )
 def test_arguments_that_would_be_ignored(name, instead, no_loading, tiny_model_dir, tmp_path):
     with pytest.raises(ConfigError, match=f"{name} is not supported here.*{instead}"):

@@ -126,7 +126,7 @@ def started(model: str, folder: Any, **settings: Any) -> str:
 
 def test_sharded_weights_have_no_stored_reference(sharded, tiny_model_dir, tmp_path):
     message = started(tiny_model_dir, tmp_path, precompute_ref_log_probs=True)
-    for part in ("precompute_ref_log_probs", sharded, "Set it False"):
+    for part in ("precompute_ref_log_probs", sharded, "Set it to False"):
         assert part in message
     assert started(tiny_model_dir, tmp_path) == "the model was loaded"
 

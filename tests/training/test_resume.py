@@ -20,7 +20,14 @@ from tests import helpers
 from tests.training import forks, support
 from trl_dpo_ext.training import CheckpointError, engine
 from trl_dpo_ext.training.safety import checkpoint
-from trl_dpo_ext.training.safety.checkpoint import MARKER, checkpoints, find_checkpoint, newest, rotate, why_incomplete
+from trl_dpo_ext.training.safety.checkpoint import (
+    MARKER,
+    checkpoints,
+    find_checkpoint,
+    newest_complete,
+    rotate,
+    why_incomplete,
+)
 
 # Five optimizer steps an epoch, two micro-batches each; a checkpoint every second step, a log every third, so that
 # checkpoints fall between logs and in the middle of an epoch.
@@ -190,7 +197,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no optimizer": (lambda p: (p / "optimizer.pt").unlink(), "optimizer.pt is missing"),
     "cut weights": (
         lambda p: os.truncate(p / "adapter_model.safetensors", 1000),
-        r"adapter_model.safetensors has 1000 bytes, and was written with \d+",
+        r"adapter_model.safetensors has 1000 bytes, but was written with \d+",
     ),
     "empty state": (lambda p: os.truncate(p / "trainer_state.json", 0), "trainer_state.json has 0 bytes"),
     "no list": (lambda p: (p / MARKER).unlink(), f"it has no {MARKER}, which is written last"),
@@ -214,7 +221,9 @@ def test_a_half_written_checkpoint_is_skipped_or_refused(kind, whole, tmp_path, 
     assert find_checkpoint(True, run) == str(run / "checkpoint-8")
     skipped = [m for m in caplog.messages if m.startswith(f"Not resuming from {last}: ")]
     assert len(skipped) == (kind != "no folder")
-    with pytest.raises(CheckpointError, match=f"Can't resume from '{last}': {problem}.*Whole ones: .*checkpoint-8"):
+    with pytest.raises(
+        CheckpointError, match=f"Can't resume from '{last}': {problem}.*Complete checkpoints: .*checkpoint-8"
+    ):
         find_checkpoint(str(last), run)
 
 
@@ -223,7 +232,10 @@ def test_before_the_first_checkpoint_a_run_starts_anew(asked, tmp_path, caplog):
     assert find_checkpoint(asked, tmp_path / "nothing yet") is None
     (tmp_path / "checkpoint-3").mkdir()
     assert find_checkpoint(asked, tmp_path) is None
-    assert caplog.messages[-1] == f"resume_from_checkpoint={asked}: {tmp_path} has no whole checkpoint; starting anew."
+    assert (
+        caplog.messages[-1]
+        == f"resume_from_checkpoint={asked}: {tmp_path} has no complete checkpoint. Starting at step 0."
+    )
 
 
 @pytest.mark.parametrize("asked", [None, False, "false", "no"])
@@ -233,14 +245,14 @@ def test_no_checkpoint_is_asked_for(asked, whole):
 
 def test_the_folder_of_the_run_is_no_checkpoint(whole):
     run = whole["lora_folder"]
-    with pytest.raises(CheckpointError, match=r"Whole ones: .*checkpoint-2, .*checkpoint-9\."):
+    with pytest.raises(CheckpointError, match=r"Complete checkpoints: .*checkpoint-2, .*checkpoint-9\."):
         find_checkpoint(str(run), run)
 
 
 def test_weights_alone_are_nothing_to_go_on_from(tiny_model_dir, tmp_path):
     one = trainer(tiny_model_dir, tmp_path, "lora", save_only_model=True, max_steps=2)
     one.train()
-    with pytest.raises(CheckpointError, match="it holds the weights only"):
+    with pytest.raises(CheckpointError, match="it has only the weights"):
         one.train(resume_from_checkpoint="true")
 
 
@@ -258,11 +270,11 @@ def test_rotation_keeps_what_is_whole(tmp_path):
     assert list(checkpoints(tmp_path)) == [2, 6, 8, 10]
     rotate(tmp_path, 3, keep=[tmp_path / "checkpoint-8"])
     assert list(checkpoints(tmp_path)) == [2, 6, 8]
-    rotate(tmp_path, 2, keep=[tmp_path / "checkpoint-8", tmp_path / "checkpoint-2"])  # the newest, and the best
+    rotate(tmp_path, 2, keep=[tmp_path / "checkpoint-8", tmp_path / "checkpoint-2"])  # the newest and the best
     assert list(checkpoints(tmp_path)) == [2, 8]
     rotate(tmp_path, 1, keep=[tmp_path / "checkpoint-8", tmp_path / "checkpoint-2"])
     assert list(checkpoints(tmp_path)) == [2, 8]
-    assert newest(tmp_path) == tmp_path / "checkpoint-8"
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-8"
     assert (tmp_path / "checkpoint-best").exists()
 
 
@@ -288,7 +300,7 @@ def test_sigterm_writes_a_checkpoint_first(event, step, whole, tiny_model_dir, t
         ).train()
 
     assert forks.in_child(run) == (128 + signal.SIGTERM) << 8
-    assert newest(tmp_path) == tmp_path / f"checkpoint-{step}"
+    assert newest_complete(tmp_path) == tmp_path / f"checkpoint-{step}"
     one = trainer(tiny_model_dir, tmp_path, "lora_dropout")
     one.train(resume_from_checkpoint="true")
     assert_equal(one, whole["lora_dropout"])
@@ -334,5 +346,5 @@ def test_two_processes_end_together_and_go_on_together(tiny_model_dir, tmp_path)
         assert_equal(two, (weights(one), logs(one)))
 
     assert forks.in_two_ranks(stopped) == [(128 + signal.SIGTERM) << 8] * 2
-    assert newest(tmp_path / "stopped") == tmp_path / "stopped" / "checkpoint-3"
+    assert newest_complete(tmp_path / "stopped") == tmp_path / "stopped" / "checkpoint-3"
     assert forks.in_two_ranks(resumed) == [0, 0]
