@@ -1,4 +1,4 @@
-"""Bad input ends with a clear error before a model is loaded; what is only left out is counted in the log."""
+"""Bad input raises a clear error before a model is loaded. Dropped rows are counted in the log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAT = {
 
 @pytest.fixture
 def no_loading(monkeypatch):
-    """Fail where anything is read from the model's folder."""
+    """Fail if anything is loaded from the model folder."""
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the model was loaded before the error")
@@ -40,7 +40,7 @@ def test_the_guard_would_notice(no_loading, tiny_model_dir, tmp_path):
         support.trainer(tiny_model_dir, tmp_path, Dataset.from_list([GOOD]))
 
 
-# Row 1 of three is wrong: a change to a good row, and what the message must name.
+# Row 1 of three is bad: the change to a good row, and the parts that the message must contain.
 ROWS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "one response": ({"completions": [" was slow"], "ranks": [0]}, ["'completions'", "found 1", "2 or more"]),
     "no response": ({"completions": [], "ranks": []}, ["'completions'", "found 0", "2 or more"]),

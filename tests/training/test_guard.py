@@ -1,4 +1,4 @@
-"""A run that learns nothing, or that breaks, stops before it does harm, and says where to look."""
+"""A run that learns nothing or breaks stops before it does damage, and says what to check."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def copies(model: Any) -> list[torch.Tensor]:
 
 
 def marked(row: int) -> helpers.Dataset:
-    """Eight rows, one of which has a token that the others don't have."""
+    """Return eight rows, one with a token that the others don't have."""
     rows = helpers.ranked_rows(8)
     rows[row]["completions"][1] = f" {helpers.START}"
     return helpers.Dataset.from_list(rows)
 
 
 def spoil(one: Any, value: float) -> None:
-    """Make that token's (frozen) embedding NaN or infinite."""
+    """Set that token's (frozen) embedding to NaN or infinity."""
     token = one.processing_class.convert_tokens_to_ids(helpers.START)
     with torch.no_grad():
         one.model.get_input_embeddings().weight[token] = value
@@ -276,7 +276,7 @@ def test_weights_too_coarse_for_the_learning_rate(warmup_steps, tmp_path):
     model = helpers.tiny_model(tokenizer).bfloat16()
     one = run(model, tmp_path, warmup_steps=warmup_steps, lr_scheduler_type="linear", **settings)
     if warmup_steps:
-        one.train()  # the rate still rises, and with it the chance that a weight moves
+        one.train()  # the rate still rises, so a weight may still change
     else:
         with pytest.raises(TrainingError, match="too coarse for a small learning rate"):
             one.train()
@@ -317,7 +317,7 @@ def test_a_series_falls_where_every_third_is_below_the_last_by_more_than_the_noi
 
 
 def looks(logs: list[dict[str, float]], scale: float = 1.0) -> list[tuple[int, Any]]:
-    """What is found after each log."""
+    """Return what is found after each log."""
     return [(n, found) for n in range(1, len(logs) + 1) if (found := find_displacement(logs[:n], scale)) is not None]
 
 

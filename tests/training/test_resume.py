@@ -1,4 +1,4 @@
-"""A run that is killed and resumed gives what the run that was not killed gives, bit for bit."""
+"""A run that is killed and resumed gives the same result as an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def trainer(model_dir: str, folder: Path, kind: str, **changes: Any) -> Any:
 
 
 class AtEvent(TrainerCallback):
-    """Does something when training has come to the given number of events."""
+    """Runs an action at the given number of training events."""
 
     EVENTS = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_save")
 
@@ -86,7 +86,7 @@ def kill(number: int = signal.SIGKILL) -> None:
 
 
 def logs(one: Any) -> list[dict[str, Any]]:
-    """What a run logged, without times and without the summary, which is about one call of `train`."""
+    """Return a run's logs without times and without the summary, which covers one call of `train`."""
     return [
         {k: v for k, v in entry.items() if not any(part in k for part in ("runtime", "per_second"))}
         for entry in one.state.log_history
@@ -108,7 +108,7 @@ def assert_equal(one: Any, expected: tuple[dict[str, torch.Tensor], list[dict[st
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections():
-    """Each `train` collects garbage, which takes most of a tiny run where all of torch and TRL is searched for it."""
+    """Freeze existing objects: `train` collects garbage, and scanning torch and TRL takes most of a tiny run's time."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -116,7 +116,7 @@ def quick_collections():
 
 @pytest.fixture(scope="module")
 def whole(tiny_model_dir, tmp_path_factory):
-    """The weights and logs of runs that nothing stopped, and the folder of the one with LoRA."""
+    """Return the weights and logs of uninterrupted runs, and the folder of the LoRA run."""
     runs: dict[str, Any] = {}
     for kind in KINDS:
         folder = tmp_path_factory.mktemp(kind)
@@ -147,7 +147,7 @@ def test_killed_and_resumed(kind, event, whole, tiny_model_dir, tmp_path):
 
 
 def die_at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int) -> None:
-    """Replace a function by one that kills the process instead of being called for the given time."""
+    """Replace a function by one that kills the process at the given call."""
     left, real = [number], getattr(owner, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -327,7 +327,7 @@ def test_after_training_sigterm_is_as_it_was(tiny_model_dir, tmp_path):
 
 
 def test_two_processes_end_together_and_go_on_together(tiny_model_dir, tmp_path):
-    """With pairs on one process and rankings on the other in some steps, too."""
+    """In some steps, one process has pairs and the other has rankings."""
 
     def run(folder: str, **changes: Any) -> Any:
         return trainer(tiny_model_dir, tmp_path / folder, "lora_dropout", max_steps=5, eval_strategy="no", **changes)
