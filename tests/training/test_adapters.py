@@ -1,4 +1,4 @@
-"""A quantized base and its adapter are checked before weights are read: quantized how, and which layers are there."""
+"""The trainer checks the quantization and the adapter's target layers before it reads weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The undocumented PEFT names used here. tests/compat/test_peft.py says what breaks without each."""
+"""Undocumented PEFT names. tests/compat/test_peft.py says what breaks without each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 def adapters_are_disabled(model: Any) -> bool:
-    """Whether a `PeftModel` runs without its adapters, inside `disable_adapter()`."""
+    """Return whether a `PeftModel` currently runs without its adapters (inside `disable_adapter()`)."""
     return bool(model._adapters_disabled)
 
 
