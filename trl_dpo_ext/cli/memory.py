@@ -17,7 +17,9 @@ def add(commands: Commands) -> None:
     command = commands.add_parser("memory", help="estimate the peak memory of a recipe before it runs")
     command.add_argument("recipe", help="a recipe's YAML file")
     command.add_argument("--gpu", type=_size, metavar="GB", help="size of the card; shows what fits and what to change")
-    command.add_argument("--model", help="model to use instead of the recipe's: a folder, Hub id or short name such as qwen3-8b")
+    command.add_argument(
+        "--model", help="model to use instead of the recipe's: a folder, Hub id or short name such as qwen3-8b"
+    )
     command.add_argument("--responses", type=int, default=2, metavar="K", help="responses per prompt (default 2)")
     command.add_argument("--prompt", type=int, metavar="TOKENS", help="prompt length (default: half of max_length)")
     command.add_argument(

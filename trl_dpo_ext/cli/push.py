@@ -14,7 +14,9 @@ def add(commands: Commands) -> None:
     command.add_argument("repo", help="owner/name on the Hub; created if missing")
     command.add_argument("--private", action="store_true", default=None, help="make the repository private")
     command.add_argument("--revision", metavar="BRANCH", help="branch to commit to; created if missing")
-    command.add_argument("--base-model", metavar="ID", help="the base model's Hub id, if the run was trained from a local path")
+    command.add_argument(
+        "--base-model", metavar="ID", help="the base model's Hub id, if the run was trained from a local path"
+    )
     command.add_argument("--base-revision", metavar="REVISION", help="commit, tag or branch of the base model")
     command.set_defaults(run=_push)
 
