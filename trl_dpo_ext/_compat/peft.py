@@ -7,11 +7,15 @@ from typing import Any
 
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 
 __all__ = [
+    "BaseTunerLayer",
     "LoraLayer",
     "LoraLinear",
+    "TrainableTokensLayer",
     "adapters_are_disabled",
     "adapters_of_layer",
     "converted_targets",
