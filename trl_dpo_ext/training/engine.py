@@ -208,6 +208,7 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
                 name=dataset_name,
                 max_length=args.max_length,
                 reads_ties="ties" in self.objective.needs,
+                invalid_rows=args.invalid_rows,
                 num_proc=args.dataset_num_proc,
             )
 
