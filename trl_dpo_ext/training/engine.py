@@ -278,6 +278,7 @@ class PreferenceTrainer(HookedTrainer):
                 name=name,
                 max_length=args.max_length,
                 reads_ties="ties" in self.objective.needs,
+                invalid_rows=args.invalid_rows,
                 num_proc=args.dataset_num_proc,
             )
 
