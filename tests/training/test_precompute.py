@@ -28,7 +28,6 @@ from tests.training import forks, support
 from tests.traps.support import fresh, row_logps, token_logps
 from trl_dpo_ext.modeling.forward import token_logps as forward_logps
 from trl_dpo_ext.reference import fill_reference_cache as fill
-from trl_dpo_ext.reference import reference_cache as cache_module
 from trl_dpo_ext.types import MissingReferenceError
 
 
@@ -299,7 +298,7 @@ def in_the_middle_of_writing(model: Any) -> None:
             kill()
         return write(path, contents)
 
-    Path.write_bytes = half  # type: ignore[method-assign]  # of the child only
+    Path.write_bytes = half  # type: ignore[method-assign]  # in the child only
 
 
 def before_renaming(model: Any) -> None:
@@ -311,7 +310,7 @@ def before_renaming(model: Any) -> None:
             kill()
         rename(source, target)
 
-    cache_module.os.replace = ended
+    os.replace = ended  # in the child only
 
 
 POINTS = {

@@ -84,7 +84,7 @@ def test_trap_07_mixed_losses_do_not_leak(bug, monkeypatch, tiny_model_dir, tmp_
 
 def swap_the_slots(patch: pytest.MonkeyPatch) -> None:
     """Log-probs of a packed row go to the neighboring response."""
-    row = layouts._row
+    row = layouts._build_row
 
     def swapped(sequences: Any, longest: int) -> Any:
         result = row(sequences, longest)
@@ -93,12 +93,12 @@ def swap_the_slots(patch: pytest.MonkeyPatch) -> None:
         result["index"] = [i if i < 0 else after[i // longest] * longest + i % longest for i in result["index"]]
         return result
 
-    patch.setattr(layouts, "_row", swapped)
+    patch.setattr(layouts, "_build_row", swapped)
 
 
 def no_separation(patch: pytest.MonkeyPatch) -> None:
     """Responses of a shared row attend to each other, and the self-check is off."""
-    row = layouts._row
+    row = layouts._build_row
 
     def one_segment(sequences: Any, longest: int) -> Any:
         result = row(sequences, longest)
@@ -107,7 +107,7 @@ def no_separation(patch: pytest.MonkeyPatch) -> None:
     class Passed:
         failure, error = None, 0.0
 
-    patch.setattr(layouts, "_row", one_segment)
+    patch.setattr(layouts, "_build_row", one_segment)
     patch.setattr(row_plan, "check_rows", lambda *args, **kwargs: Passed)
 
 

@@ -292,9 +292,9 @@ class PreferenceTrainer(HookedTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluate, as `trl.DPOTrainer` does.
+        """Evaluate on the trainer's evaluation dataset, or on another dataset in any accepted form.
 
-        A dataset passed here needs no reference in memory if all its reference log-probs are stored.
+        Another dataset needs no reference in memory if all its reference log-probs are stored.
 
         Raises:
             MissingReferenceError: the dataset's reference log-probs aren't stored, and no reference is in memory.

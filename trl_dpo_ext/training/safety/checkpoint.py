@@ -95,8 +95,10 @@ def _find(asked: str, run_folder: Path) -> str | None:
     if asked.lower() not in _ASKS_FOR_NEWEST:
         folder = Path(asked)
         if (problem := why_incomplete(folder)) is not None:
-            whole = [str(path) for path in _nearby_checkpoints(folder, run_folder) if why_incomplete(path) is None]
-            instead = f"Complete checkpoints: {', '.join(whole)}." if whole else "There is no complete one nearby."
+            complete = [str(path) for path in _nearby_checkpoints(folder, run_folder) if why_incomplete(path) is None]
+            instead = (
+                f"Complete checkpoints: {', '.join(complete)}." if complete else "There is no complete one nearby."
+            )
             raise CheckpointError(f"Can't resume from {asked!r}: {problem}. {instead}")
     else:
         for path in reversed(checkpoints(run_folder).values()):
