@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,13 @@ class HookedConfig(DPOConfig):
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "loss_kwargs"]  # noqa: RUF012, as in TRL
 
+    def __post_init__(self) -> None:
+        # transformers 5.23 warns of the former names, and TRL's default has one of them. Both names go on working.
+        for name in ("checkpointing", "checkpointing_kwargs"):
+            if getattr(self, f"activation_{name}", self) is None:
+                setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
+        super().__post_init__()
+
 
 class HookedTrainer(DPOTrainer):
     """`DPOTrainer` with public hooks.
@@ -32,6 +40,12 @@ class HookedTrainer(DPOTrainer):
 
     _tag_names = ["trl", "dpo", "trl-dpo-ext"]  # noqa: RUF012, as in TRL
     columns: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings():
+            # PEFT reads the former name, whatever the user sets.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            super().__init__(*args, **kwargs)
 
     # Hooks
 

@@ -120,6 +120,8 @@ class PreferenceConfig(HookedConfig):
     def __post_init__(self) -> None:
         check_processes(self.use_cpu)  # must run before super().__post_init__, where the processes connect
         check_bf16(self.bf16, self.fp16, self.use_cpu)
+        if self.use_cpu or not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # torch warns that there is nothing to pin it for
         super().__post_init__()
         if self.accelerator_config.dispatch_batches:  # type: ignore[union-attr]
             raise ConfigError(

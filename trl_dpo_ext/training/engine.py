@@ -18,7 +18,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 
 from .._compat.trl import (
-    disable_gradient_checkpointing,
     load_processing_class,
     load_reference,
     plain_dpo_config,
@@ -221,7 +220,6 @@ class PreferenceTrainer(HookedTrainer):
             )
         with (
             torch.no_grad(),
-            disable_gradient_checkpointing(self.model, cast(Any, self.args.gradient_checkpointing_kwargs)),
             self._reference.active(self.model) as model,
         ):
             yield model
