@@ -247,7 +247,9 @@ def test_without_a_reference_nothing_is_compared(tmp_path):
     ReferenceIdentity("none", "none", None).check_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(("unknown", "sentence"), [("file", "doesn't say which"), ("fingerprint", "can't be compared")])
+@pytest.mark.parametrize(
+    ("unknown", "sentence"), [("file", "doesn't name the reference"), ("fingerprint", "can't be compared")]
+)
 def test_what_cannot_be_compared_is_said(unknown, sentence, tmp_path, caplog):
     if unknown == "fingerprint":
         ReferenceIdentity("second_model", "sharded", None).save(tmp_path)

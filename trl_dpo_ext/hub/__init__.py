@@ -1,6 +1,7 @@
-"""From a run's folder to the Hub and back: push it, with a card that says what was trained.
+"""Pushes a run's folder to the Hub with a model card, and loads, merges and shares what runs leave.
 
-`hub.merge` and `hub.share_reference_cache` are imported by themselves: they load torch, which a push needs none of.
+`hub.merge`, `hub.adapter_loading` and `hub.share_reference_cache` load torch, which a push doesn't need, so import them
+directly.
 """
 
 from .model_card import make_card, write_card

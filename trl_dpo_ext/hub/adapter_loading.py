@@ -1,4 +1,4 @@
-"""An adapter on its base model, loaded as it was for training, from a run's folder or from the Hub."""
+"""Loads an adapter on its base model, quantized as in training, from a run's folder or from the Hub."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def load_adapter(
     token: str | None = None,
     device: str | None = None,
 ) -> Any:
-    """Load a run's adapter to train on, on the base model as it was loaded then; check that it is the same one.
+    """Load a run's adapter to continue training, with the base model loaded as for the run, and check its weights.
 
-    Plain `peft.AutoPeftModelForCausalLM` loads the adapter too, but knows neither how the base was quantized nor
-    whether its weights are still those.
+    Plain `peft.AutoPeftModelForCausalLM` loads the adapter too, but it doesn't know how the base was quantized, nor
+    whether its weights are still the same.
 
     Args:
         source: a run's folder, or its repository on the Hub.
-        base_model: Hub id or folder of the base model, if not the recorded one.
-        revision: of the repository.
+        base_model: Hub id or folder of the base model; by default the recorded one.
+        revision: revision of the repository.
         token: access token; by default that of `hf auth login` or HF_TOKEN.
-        device: of a quantized base, which is loaded where it stays; the GPU if there is one, by default.
+        device: device of the base model; by default the GPU if there is one.
 
     Returns:
         A `PeftModel` with a trainable adapter, for `PreferenceTrainer` or any other trainer.
 
     Raises:
         RunError: the run can't be read, a newer version wrote it, or its base model can't be loaded.
-        ReferenceMismatchError: the base model's weights are not those that the run recorded as its reference.
+        ReferenceMismatchError: the base model's weights are not the ones that the run recorded as its reference.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -63,14 +63,14 @@ def load_base(
     """Load a base model in the dtype of training.
 
     Args:
-        base: how it was loaded for training.
+        base: how training loaded it.
         source: Hub id or folder.
-        quantization: that of training, or None.
-        device: where to.
-        compute_dtype: of 4-bit layers, if not that of training.
+        quantization: the quantization config of training, or None.
+        device: the device to load it to.
+        compute_dtype: compute dtype of 4-bit layers; by default that of training.
 
     Raises:
-        RunError: there is no such model.
+        RunError: the model can't be found.
     """
     options: dict[str, Any] = {}
     if quantization is not None:
@@ -84,7 +84,7 @@ def load_base(
         model: Any = AutoModelForCausalLM.from_pretrained(source, revision=base.revision, dtype=dtype, **options)
     except OSError as error:
         raise RunError(
-            f"The base model {source!r} can't be loaded ({error}). Say where it is: --base-model ID_OR_FOLDER, or "
+            f"The base model {source!r} can't be loaded ({error}). Give its place: --base-model ID_OR_FOLDER, or "
             "base_model=... in Python."
         ) from error
     keep_4bit_weights(model)
@@ -99,17 +99,18 @@ def _check_reference(run: Run, base: TrainedBase, model: Any) -> None:
     except ValueError as error:
         raise RunError(f"reference.json of {run.folder}: {error}") from error
     if recorded.kind != "adapters_off" or recorded.fingerprint is None:
-        return  # the reference was something else than this base
+        return  # the reference was not the plain base model
     if (found := fingerprint(model)) == recorded.fingerprint:
         return
-    said = (
-        f"The base model is not the one that the adapter of {run.folder} was trained on.\n  then: {recorded}\n"
+    message = (
+        f"The base model has other weights than the one that the adapter of {run.folder} was trained on.\n"
+        f"  then: {recorded}\n"
         f"  now:  fingerprint {found[:12]}"
     )
     if base.quantization is not None:
-        # A GPU and a CPU may round a few weights to other 4-bit values.
-        logger.warning("%s\nIt was quantized; on another kind of device the last bits may differ.", said)
+        # A GPU and a CPU may round a few weights to different 4-bit values.
+        logger.warning("%s\nIt is quantized, and other devices may round a few weights differently.", message)
         return
     raise ReferenceMismatchError(
-        f"{said}\nGive the base model's revision that was trained on, or its folder: base_model=..."
+        f"{message}\nGive the revision or folder of the base model that was trained on: base_model=..."
     )

@@ -1,4 +1,4 @@
-"""The model card: everything in it comes from the files of the run's folder, so it can be made again at any time."""
+"""Makes the model card from the files of the run's folder alone, so it can be made again at any time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..record import atomic_file
 from .pushed_files import CARD, hub_id
 from .run_folder import Run, read_run
 from .usage import describe_merge, loading, notes
@@ -21,23 +22,23 @@ _SAMPLES = 3
 def make_card(
     run: Run | str | Path, *, base_model: str | None = None, base_revision: str | None = None, repo: str | None = None
 ) -> str:
-    """Return the card of a run as Markdown with its metadata.
+    """Return a run's card, Markdown with metadata.
 
     Args:
-        run: its folder, or what `read_run` returned.
-        base_model: Hub id of the base model; by default the recorded one, where that is no path.
-        base_revision: of the base model.
-        repo: "owner/name" on the Hub, for the title and the code that loads it.
+        run: the run's folder, or the result of `read_run`.
+        base_model: Hub id of the base model; by default the recorded one, unless that is a path.
+        base_revision: revision of the base model.
+        repo: "owner/name" on the Hub, for the title and the code that loads the model.
 
     Raises:
-        RunError: the folder isn't that of a run, or a newer version wrote it.
+        RunError: the folder holds no run, or a newer version wrote it.
     """
     run = run if isinstance(run, Run) else read_run(run)
     recorded = run.adapter.get("base_model_name_or_path") or run.recipe.get("model_name_or_path")
     recorded = run.merge.get("base_model") or recorded
     if base_model is None and recorded and hub_id(recorded):
         base_model = recorded
-    # A path says nothing to others; its last part usually names the model.
+    # A local path means nothing to others; its last part usually names the model.
     base_name = base_model or (Path(recorded).name if recorded else "an unknown base model")
     name = repo.split("/")[-1] if repo else run.folder.resolve().name
     if base_model is not None:
@@ -68,9 +69,8 @@ def make_card(
 def write_card(folder: str | Path, **options: Any) -> None:
     """Write the card of a run as its README.md; options as for `make_card`."""
     text = make_card(folder, **options)
-    temporary = Path(folder) / f"{CARD}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(Path(folder) / CARD)
+    with atomic_file(Path(folder) / CARD) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _losses(run: Run) -> list[dict[str, Any]]:
@@ -139,9 +139,9 @@ def _citation(loss: Mapping[str, Any]) -> str:
 def _reference(run: Run) -> str:
     if run.reference:
         fingerprint = run.reference.get("fingerprint")
-        said = str(run.reference["description"])
+        text = str(run.reference["description"])
         weights = f" Fingerprint of its weights: `{fingerprint}`." if fingerprint else ""
-        return f"{said[:1].upper()}{said[1:]} (`{run.reference['kind']}`).{weights}"
+        return f"{text[:1].upper()}{text[1:]} (`{run.reference['kind']}`).{weights}"
     return "Not recorded."
 
 

@@ -1,4 +1,4 @@
-"""Which files of a run's folder go to the Hub, and with what content: a list of what is allowed, not of what isn't."""
+"""Selects the files of a run's folder that go to the Hub. It lists what is allowed, so new files stay local."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ Files = dict[str, Path | bytes]
 
 
 def hub_id(name: str) -> bool:
-    """Whether a model's name can be that of a repository on the Hub, and isn't a folder here."""
+    """Whether a name can be a repository on the Hub and isn't a local folder."""
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and name[0] not in "./~" and not Path(name).exists()
 
 
 def base_model_id(run: Run, base_model: str | None, base_revision: str | None) -> tuple[str, str | None]:
-    """Return the Hub id and revision of the base model, given or recorded.
+    """Return the Hub id and revision of the base model, as given or recorded.
 
     Raises:
-        RunError: there is only a local path, which nobody else could load the adapter on.
+        RunError: only a local path is known, and nobody else could load the adapter with it.
     """
     recorded = (
         run.adapter.get("base_model_name_or_path")
@@ -61,26 +61,26 @@ def base_model_id(run: Run, base_model: str | None, base_revision: str | None) -
             if not hub_id(name):
                 raise RunError(
                     f"The base model of {run.folder} is {name!r}, a path on this machine: nobody else could load the "
-                    "adapter. Say its name on the Hub: --base-model OWNER/NAME [--base-revision COMMIT]."
+                    "adapter. Give its name on the Hub: --base-model OWNER/NAME [--base-revision COMMIT]."
                 )
             revision = run.recipe.get("hub_base_revision") or run.adapter.get("revision")
             return name, base_revision or revision or run.recipe.get("model_revision")
-    raise RunError(f"Nothing in {run.folder} names the base model. Say its name on the Hub: --base-model OWNER/NAME.")
+    raise RunError(f"Nothing in {run.folder} names the base model. Give its name on the Hub: --base-model OWNER/NAME.")
 
 
 def files_to_push(run: Run, card: str, token: str | None = None) -> Files:
-    """Return what a run's repository gets, by path; nothing is written.
+    """Return the files of a run's repository by path. Writes nothing.
 
-    Adapter (or full model) as safetensors, tokenizer with chat template, recipe, record, plots and the card; no second
-    adapter, optimizer, checkpoint, cache or data.
+    These are the adapter (or full model) as safetensors, tokenizer with chat template, recipe, record, plots and the
+    card; never a second adapter, optimizer, checkpoint, cache or data.
 
     Args:
-        run: as others see it, from `Run.on`.
+        run: the run as others see it, from `Run.on`.
         card: text of README.md.
-        token: that no file may contain.
+        token: access token that no file may contain.
 
     Raises:
-        RunError: no weights as safetensors, or a file that contains an access token.
+        RunError: no weights as safetensors, or a file contains an access token.
     """
     weights = _ADAPTER if run.adapter else _MODEL
     patterns = (*weights, *_TOKENIZER, *_RECORD)
@@ -89,7 +89,7 @@ def files_to_push(run: Run, card: str, token: str | None = None) -> Files:
     if not any(name.endswith(".safetensors") for name in files):
         raise RunError(
             f"{run.folder} has no {weights[1] if run.adapter else 'model.safetensors'}. Only safetensors are pushed; "
-            "a model saved as .bin has to be saved again."
+            "save a .bin model again as safetensors."
         )
     contents = {ADAPTER_CONFIG: run.adapter, RESULT: run.result, MERGE: run.merge, REFERENCE: run.reference}
     files |= {name: _json(content) for name, content in contents.items() if content}
@@ -110,4 +110,4 @@ def _refuse_secrets(files: Files, token: str | None) -> None:
             continue
         text = content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8", errors="replace")
         if scrub(text, token) != text:
-            raise RunError(f"{name} contains an access token. Take it out of the file, and revoke it: it was written.")
+            raise RunError(f"{name} contains an access token. Remove it from the file, and revoke it: it was on disk.")

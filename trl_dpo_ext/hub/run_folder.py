@@ -1,4 +1,4 @@
-"""What the folder of a finished run says about itself: the only reader of its files in this part of the package."""
+"""Reads the folder of a finished run. Nothing else in hub/ reads its files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CONTENTS = ("adapter", "recipe", "result", "merge", "reference")
 
 
 class RunError(ValueError):
-    """A folder that can't be used as a run. The message says what is missing or wrong, and what would be right."""
+    """A folder that can't be used as a run. The message says what is wrong, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class TrainedBase:
 
     Attributes:
         model: Hub id or folder.
-        revision: of the Hub repository, or None.
-        dtype: "float32", "bfloat16", "float16" or "auto"; where it was quantized, of what was not.
-        quantization: fields of transformers' `BitsAndBytesConfig`, or None for a base that was not quantized.
+        revision: revision of the Hub repository, or None.
+        dtype: "float32", "bfloat16", "float16" or "auto"; of a quantized model, the dtype of its other weights.
+        quantization: fields of transformers' `BitsAndBytesConfig`; None for a base that wasn't quantized.
     """
 
     model: str
@@ -43,13 +43,13 @@ class TrainedBase:
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run's folder, read and checked; an empty mapping stands for a file that isn't there.
+    """The files of a run's folder, read and checked. A missing file is an empty mapping.
 
     Attributes:
-        folder: where they are.
+        folder: the run's folder.
         adapter: adapter_config.json.
         config: config.json, of a full or merged model.
-        recipe: recipe.yaml, the settings that differ from their defaults.
+        recipe: recipe.yaml, the settings that differ from the defaults.
         result: result.json.
         merge: merge.json, of a merged model.
         reference: reference.json, the reference's identity.
@@ -64,7 +64,7 @@ class Run:
     reference: Mapping[str, Any]
 
     def trained_base(self) -> TrainedBase:
-        """Return the base model under the adapter, and how it was loaded.
+        """Return the base model under the adapter, and how training loaded it.
 
         Raises:
             RunError: no adapter, no base model named, or nothing says how the base was loaded.
@@ -79,15 +79,15 @@ class Run:
             return TrainedBase(model, revision, base["dtype"], base["quantization"])
         if not self.recipe:
             raise RunError(
-                f"Nothing in {self.folder} says whether the base model was quantized in training: there is neither "
-                f"{RESULT} nor {RECIPE}. Write a {RECIPE} there with the setting it was trained with, for example "
-                "`load_in_4bit: true` or `load_in_4bit: false`."
+                f"{self.folder} has neither {RESULT} nor {RECIPE}, so nothing says whether the base model was "
+                f"quantized in training. Write a {RECIPE} there with the setting that was used: `load_in_4bit: true` "
+                "or `load_in_4bit: false`."
             )
         dtype, quantization = _of_recipe(self.recipe)
         return TrainedBase(model, revision, dtype, quantization)
 
     def on(self, base_model: str, base_revision: str | None) -> Run:
-        """Return the run as others see it: wherever it names the base model by a local path, by its Hub id."""
+        """Return the run as others see it, with the base model's Hub id in place of its local path."""
         path = self.adapter.get("base_model_name_or_path") or self.recipe.get("model_name_or_path") or base_model
         seen = {name: _renamed(getattr(self, name), path, base_model) for name in _CONTENTS}
         if self.adapter:
@@ -100,7 +100,7 @@ class Run:
         return replace(self, **seen)
 
     def sample_prompts(self) -> list[str]:
-        """Return the prompts of the run's samples, each once; empty where the run took none."""
+        """Return the prompts of the run's samples, each once; empty if the run took none."""
         samples = ((self.result.get("evaluation") or {}).get("after") or {}).get("samples") or []
         return list(dict.fromkeys(sample["prompt"] for sample in samples))
 
@@ -109,7 +109,7 @@ def read_run(folder: str | Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        RunError: no such folder, no model or adapter in it, a damaged file, or one that a newer version wrote.
+        RunError: the folder doesn't exist or holds no model, a file is damaged, or a newer version wrote it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -117,7 +117,7 @@ def read_run(folder: str | Path) -> Run:
     names = (ADAPTER_CONFIG, MODEL_CONFIG, RESULT, MERGE, REFERENCE)
     adapter, config, result, merge, reference = (_read(folder / name, json.loads) for name in names)
     if not adapter and not config:
-        raise RunError(f"{folder} holds neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}: there is no model in it.")
+        raise RunError(f"{folder} holds neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}, so there is no model in it.")
     written = result.get("format", 1)
     if not isinstance(written, int) or written > RECORD_FORMAT:
         by = (result.get("versions") or {}).get("trl-dpo-ext", "a newer version")
@@ -129,7 +129,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _renamed(content: Any, path: str, name: str) -> Any:
-    """Return JSON content with `name` in place of the whole words `path`; a bare word only where it is quoted."""
+    """Return JSON content with `name` in place of the word `path`; a path without a slash only in quotes."""
     if isinstance(content, Mapping):
         return {key: _renamed(value, path, name) for key, value in content.items()}
     if isinstance(content, list):

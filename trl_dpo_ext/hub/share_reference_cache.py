@@ -1,4 +1,4 @@
-"""Share stored reference log-probs: a dataset repository holds folders of the cache as they are."""
+"""Shares stored reference log-probs through a dataset repository that holds the cache's folders."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from .push import PushError
 
 
 def push_cache(folder: str | Path, repo: str, *, private: bool = True, token: str | None = None) -> str:
-    """Push the stored log-probs of one reference to a dataset repository, beside what is there.
+    """Push the stored log-probs of one reference to a dataset repository; its other files stay.
 
-    Files that are damaged or of another reference stay behind. A file has the name of its contents, so what the
-    repository holds already isn't sent again, and nothing in it is replaced.
+    Damaged files and files of other references are left out. A file is named after its contents, so files that the
+    repository already has aren't sent again, and none is replaced.
 
     Args:
-        folder: of one reference in one precision, as the log of a run names it.
-        repo: "owner/name" of a dataset repository; created if it isn't there.
-        private: make it private. An existing public repository is refused then.
-        token: access token; by default the one that `hf auth login` or HF_TOKEN gave.
+        folder: folder of one reference in one precision, as a run's log names it.
+        repo: "owner/name" of a dataset repository; created if missing.
+        private: make the repository private; an existing public one is then refused.
+        token: access token; by default that of `hf auth login` or HF_TOKEN.
 
     Returns:
         The address of the commit.
 
     Raises:
         FileNotFoundError: the folder holds no log-probs.
-        PushError: the repository is public, and private was asked for.
+        PushError: the repository is public, and `private` is set.
         HfHubHTTPError: the Hub refused; push again to finish.
     """
     folder = Path(folder).expanduser().resolve()
@@ -35,13 +35,13 @@ def push_cache(folder: str | Path, repo: str, *, private: bool = True, token: st
     names = ReferenceCache(folder.parent, fingerprint, dtype).files
     if not names:
         raise FileNotFoundError(
-            f"{folder} holds no reference log-probs that could be pushed. Give the folder that a run with "
-            "precompute_ref_log_probs=True names in its log: FINGERPRINT-PRECISION, below ref_cache_dir."
+            f"{folder} holds no reference log-probs. Give the folder that a run with precompute_ref_log_probs=True "
+            "names in its log: FINGERPRINT-PRECISION, below ref_cache_dir."
         )
     api = HfApi(token=token, library_name="trl-dpo-ext")
     full = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True).repo_id
     if private and not api.repo_info(full, repo_type="dataset").private:
-        raise PushError(f"{full} is public. Pass private=False to push there, or another repository.")
+        raise PushError(f"{full} is public. Pass private=False to push there, or use another repository.")
     commit = api.upload_folder(
         repo_id=full,
         folder_path=folder,
@@ -54,19 +54,19 @@ def push_cache(folder: str | Path, repo: str, *, private: bool = True, token: st
 
 
 def pull_cache(repo: str, root: str | Path | None = None, *, token: str | None = None) -> list[Path]:
-    """Bring the stored log-probs of a dataset repository into the cache. A run checks each file when it opens it.
+    """Download the stored log-probs of a dataset repository into the cache. Runs check each file when they open it.
 
     Args:
-        repo: "owner/name", as given to `push_cache`.
-        root: folder of all caches, the `ref_cache_dir` of the runs that are to find them; the default one if None.
+        repo: "owner/name", as for `push_cache`.
+        root: folder of all caches, `ref_cache_dir` of the runs that will read them; None is the default folder.
         token: see `push_cache`.
 
     Returns:
-        The folders of the repository, one for each reference and precision.
+        The repository's folders, one for each reference and precision.
 
     Raises:
-        HfHubHTTPError: there is no such repository, or the token may not see it.
-        FileNotFoundError: it holds no log-probs.
+        HfHubHTTPError: the repository doesn't exist, or the token may not see it.
+        FileNotFoundError: the repository holds no log-probs.
     """
     root = default_folder() if root is None else Path(root).expanduser()
     api = HfApi(token=token, library_name="trl-dpo-ext")
