@@ -155,7 +155,7 @@ def test_rewards_and_judges_of_another_distribution(plugin):
         for name, message in (
             ("picky", "The reward 'picky' needs a_module_nobody_has: pip install 'picky-package'."),
             ("broken", "The reward 'broken' is announced by 'nowhere' of other-rewards 1.2, which can't be loaded"),
-            ("brevty", "Unknown reward 'brevty'. Did you mean 'brevity'?"),
+            ("brevty", "Unknown reward 'brevty'. Did you mean 'brevity' or 'broken'?"),
         ):
             try:
                 get_reward(name)
