@@ -228,10 +228,8 @@ CASES: dict[str, Case] = {
         ["'eval_rewards/acuracies'", "Did you mean 'rewards/accuracies'"],
     ),
     "a metric of another loss": (
-        setting(
-            loss_type="sft", eval_strategy="steps", save_strategy="best", metric_for_best_model="rewards/accuracies"
-        ),
-        ["'rewards/accuracies'", "logps/accuracies"],
+        setting(eval_strategy="steps", save_strategy="best", metric_for_best_model="minor_dpo/clipped"),
+        ["'minor_dpo/clipped'", "rewards/accuracies"],
     ),
     "an unknown tracker": (setting(report_to="wandbb"), ["report_to='wandbb'", "'wandb'"]),
     "a tracker that isn't installed": (setting(report_to=["wandb"]), ["report_to='wandb'", "pip install wandb"]),
@@ -372,7 +370,7 @@ def test_lora_settings_without_an_adapter_are_warned_of(tiny_model_dir, tmp_path
     assert "All weights are trained: lora_r, lora_target_modules has no effect" in caplog.text
 
 
-@pytest.mark.parametrize("loss", ["plackett_luce", "simpo", "sft", "bco", "beta_dpo", "dpo"])
+@pytest.mark.parametrize("loss", ["plackett_luce", "simpo", "sft", "minor_dpo", "beta_dpo"])
 def test_metrics_are_known_before_a_run_has_them(loss, tiny_model_dir, tmp_path, monkeypatch):
     """Each metric that an evaluation logs is one that `metric_for_best_model` may name, and hardly any other."""
     monkeypatch.chdir(tmp_path)
