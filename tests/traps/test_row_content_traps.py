@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
+import jinja2
 import pytest
+import trl
 from datasets import Dataset, IterableDataset, load_dataset
 
 from tests import helpers
 from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import dataset_loading, format_dataset, load_splits, tokenize, tokenize_dataset
+from trl_dpo_ext.data import dataset_loading, format_dataset, load_splits, prompt_rendering, tokenize, tokenize_dataset
 from trl_dpo_ext.data.forms import ordered_completions
 from trl_dpo_ext.data.lint import lint_splits
 from trl_dpo_ext.data.row_reading import ranked_row, response_pair, unread_order
@@ -242,3 +245,130 @@ def test_rows_of_a_stream_that_the_template_refuses(bug, monkeypatch, caplog):
         message = error_of(tokens)
         assert message.startswith("train dataset, row 1: the chat template refuses it")
         assert [row["row"] for row in tokens(invalid_rows="drop")] == [0, 2]
+
+
+# Content blocks and tool calls in a form that the template doesn't read
+
+
+def give_templates_what_the_row_has(patch: pytest.MonkeyPatch) -> None:
+    for module in (tokenize, prompt_rendering):
+        patch.setattr(module, "fit_messages", lambda messages, tokenizer: messages)
+
+
+def shipped(name: str) -> str:
+    """A chat template as published with its model; TRL ships copies."""
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
+
+
+def blocks(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+
+
+def decoded(tokenizer: Any, row: dict[str, Any]) -> list[str]:
+    """The whole text of each response, prompt included, as trained on."""
+    (formatted,) = format_dataset(Dataset.from_list([row]), name="train")
+    try:
+        ids = tokenize.tokenize_row(formatted, tokenizer)
+    except jinja2.TemplateError as error:
+        return [str(error)]
+    return [tokenizer.decode(ids["prompt_ids"] + completion) for completion in ids["completion_ids"]]
+
+
+# Those that print the Python list, that raise, that print empty turns, and that read blocks only.
+@bugs(give_templates_what_the_row_has)
+@pytest.mark.parametrize("name", ["gemma", "llama3", "phi3", "qwen2_5", "qwen3", "lfm2", "idefics3", "llava_next"])
+def test_blocks_and_strings_give_the_same_text(name, bug, monkeypatch):
+    tokenizer = with_template(shipped(name))
+    row = {key: says(role, f"the {key}") for key, role in (("prompt", "user"), *((c, "assistant") for c in PAIR))}
+    as_blocks = {key: blocks(value) for key, value in row.items()}
+    reads_blocks_only = name in ("idefics3", "llava_next")
+    readable = as_blocks if reads_blocks_only else row
+    expected = [tokenizer.apply_chat_template(readable["prompt"] + readable[key], tokenize=False) for key in PAIR]
+    assert all("the prompt" in text and f"the {key}" in text for text, key in zip(expected, PAIR, strict=True))
+    with put_back(bug, monkeypatch):
+        for form in (row, as_blocks):
+            assert decoded(tokenizer, form) == expected
+            prompt = tokenizer.apply_chat_template(readable["prompt"], tokenize=False, add_generation_prompt=True)
+            assert prompt_rendering.prompt_text(form["prompt"], tokenizer) == prompt
+            assert tokenizer.decode(prompt_rendering.prompt_token_ids(form["prompt"], tokenizer)) == prompt
+
+
+@bugs(give_templates_what_the_row_has)
+@pytest.mark.parametrize("name", ["gemma4_v2"])
+def test_a_role_whose_blocks_are_not_read_gets_a_string(name, bug, monkeypatch):
+    """This template reads blocks of the user, but prints the Python list of the system's."""
+    tokenizer = with_template(shipped(name))
+    row = chat(0, system="be kind")
+    expected = [tokenizer.apply_chat_template(row["prompt"] + row[key], tokenize=False) for key in PAIR]
+    with put_back(bug, monkeypatch):
+        assert decoded(tokenizer, {key: blocks(value) for key, value in row.items()}) == expected
+
+
+def test_several_blocks_are_joined():
+    tokenizer = with_template(shipped("llama3"))
+    content = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    row = {**chat(0), "prompt": [{"role": "user", "content": content}]}
+    assert all("\n\none two<|eot_id|>" in text for text in decoded(tokenizer, row))
+
+
+def call(arguments: Any, **message: Any) -> list[dict[str, Any]]:
+    function = {"name": "lamp", "arguments": arguments}
+    return [
+        {"role": "assistant", "tool_calls": [{"type": "function", "id": "callabcde", "function": function}]} | message
+    ]
+
+
+@bugs(give_templates_what_the_row_has)
+@pytest.mark.parametrize(
+    "name", ["qwen2_5", "llama3_1", "glm4moe", "gptoss", "gemma4", "nemotron_3_nano", "deepseekv3"]
+)
+def test_arguments_as_json_text_and_as_dictionaries_give_the_same_text(name, bug, monkeypatch):
+    """OpenAI gives JSON text; most templates encode it again or crash, and DeepSeek's reads nothing else."""
+    tokenizer = with_template(shipped(name))
+    prompt = says("user", "light?")
+    as_text, as_dict = call('{"on": true, "room": "hill"}'), call({"on": True, "room": "hill"})
+    readable = call('{"on": true, "room": "hill"}', content="") if name == "deepseekv3" else as_dict
+    expected = tokenizer.apply_chat_template(prompt + readable, tokenize=False)
+    assert "lamp" in expected
+    assert '\\"on' not in expected
+    with put_back(bug, monkeypatch):
+        for form in (as_text, as_dict):
+            row = {"prompt": prompt, "chosen": form, "rejected": says("assistant", "no")}
+            assert decoded(tokenizer, row)[0] == expected
+
+
+# Nulls that mean something
+
+
+def drop_every_null(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ranked_row, "_without_empty_keys", lambda value, column: ranked_row._without_none(value))
+
+
+@bugs(drop_every_null, let_readers_guess_types)
+def test_nulls_in_tool_calls_and_tools_are_kept(bug, monkeypatch, tmp_path):
+    """From files and generators, where a null is the row's own, and not Arrow's for a key of another row."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    room = {"type": ["string", "null"], "enum": ["hill", None], "default": None}
+    tool = {"type": "function", "function": {"name": "lamp", "parameters": {"properties": {"room": room}}}}
+    rows = [
+        {"prompt": says("user", "light?"), "chosen": call({"on": True, "room": None}), "tools": [tool]},
+        {"prompt": says("user", "dark?"), "chosen": call({"on": True}, content=None), "tools": [tool]},
+    ]
+    rows = [{**row, "rejected": says("assistant", "no")} for row in rows]
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with put_back(bug, monkeypatch):
+        for data in (
+            load_splits(str(tmp_path / "calls.jsonl"))["train"],
+            load_splits(str(tmp_path / "calls.jsonl"), streaming=True)["train"],
+            IterableDataset.from_generator(lambda: iter(rows)),
+        ):
+            first, second = format_dataset(data, name="train")
+            assert first["completions"][0] == call({"on": True, "room": None})
+            assert first["tools"] == [tool]
+            assert second["completions"][0] == call({"on": True})
+
+
+def test_nulls_that_arrow_adds_are_dropped():
+    rows = [{**chat(0), "chosen": call({"on": True})}, {**chat(1), "chosen": call({"room": "hill"})}]
+    formatted = format_dataset(Dataset.from_list(rows), name="train")
+    assert [row["completions"][0] for row in formatted] == [call({"on": True}), call({"room": "hill"})]

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from .data_error import DataError, FaultReason
 from .map_rows import InvalidRows, map_rows
 from .prompt_rendering import prompt_token_ids, template_options
+from .template_needs import fit_messages
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
     else:
         template: Any = tokenizer.apply_chat_template
         options = template_options(tools, template_kwargs)
-        whole_ids = [template(prompt + c, **options)["input_ids"] for c in completions]
+        whole_ids = [template(fit_messages(prompt + c, tokenizer), **options)["input_ids"] for c in completions]
     start = _common_prefix_length([prompt_ids, *whole_ids])
     return {
         "prompt_ids": prompt_ids[:start],
