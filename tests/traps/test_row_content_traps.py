@@ -16,9 +16,17 @@ from datasets import Dataset, IterableDataset, load_dataset
 from tests import helpers
 from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import dataset_loading, format_dataset, load_splits, prompt_rendering, tokenize, tokenize_dataset
+from trl_dpo_ext.data import (
+    dataset_loading,
+    format_dataset,
+    left_out_text,
+    load_splits,
+    prompt_rendering,
+    tokenize,
+    tokenize_dataset,
+)
 from trl_dpo_ext.data.forms import ordered_completions
-from trl_dpo_ext.data.lint import lint_splits
+from trl_dpo_ext.data.lint import lint_splits, scan
 from trl_dpo_ext.data.row_reading import ranked_row, response_pair, unread_order
 
 
@@ -372,3 +380,120 @@ def test_nulls_that_arrow_adds_are_dropped():
     rows = [{**chat(0), "chosen": call({"on": True})}, {**chat(1), "chosen": call({"room": "hill"})}]
     formatted = format_dataset(Dataset.from_list(rows), name="train")
     assert [row["completions"][0] for row in formatted] == [call({"on": True}), call({"room": "hill"})]
+
+
+# A template that leaves something out
+
+
+def do_not_look_for_left_out_text(patch: pytest.MonkeyPatch) -> None:
+    for module in (tokenize, scan):
+        patch.setattr(module, "left_out", lambda row, tokens, tokenizer: None)
+
+
+def look_in_the_prompt_too(patch: pytest.MonkeyPatch) -> None:
+    """What a response says may stand in the prompt by chance, so it must be looked for in the response."""
+    decode = left_out_text.left_out
+
+    def anywhere(row: Any, tokens: Any, tokenizer: Any) -> Any:
+        ids = [[*tokens["prompt_ids"], *completion] for completion in tokens["completion_ids"]]
+        return decode(row, {**tokens, "completion_ids": ids}, tokenizer)
+
+    for module in (tokenize, scan):
+        patch.setattr(module, "left_out", anywhere)
+
+
+THINK = "<think>\nbecause of seven\n</think>\n\n"
+TOOL = {"type": "function", "function": {"name": "lamp", "description": "d", "parameters": {"type": "object"}}}
+LEFT_OUT: dict[str, tuple[str, dict[str, Any], str]] = {
+    "reasoning in the text": (
+        "deepseek_r1_distill",
+        {"chosen": says("assistant", f"{THINK}blue")},
+        "the reasoning of response 0 ('because of seven')",
+    ),
+    "reasoning beside the text": (
+        "qwen2_5",
+        {"chosen": [{"role": "assistant", "content": "blue", "reasoning_content": "because of seven"}]},
+        "the reasoning of response 0 ('because of seven')",
+    ),
+    "a tool call": ("llama3", {"rejected": call({"on": True}, content="")}, "a tool call of response 1 ('lamp')"),
+    "tools": ("phi3", {"tools": [TOOL]}, "a tool of the prompt ('lamp')"),
+    "the system message": (
+        "no system",
+        {"prompt": [*says("system", "be kind"), *says("user", "why?")]},
+        "the system message of the prompt ('be kind')",
+    ),
+    "an earlier call": (
+        "gemma3",
+        {"prompt": [*says("user", "light?"), *call({"on": True}, content=""), *says("user", "why?")]},
+        "a tool call of the prompt ('lamp')",
+    ),
+    "the text of an earlier answer's end": (
+        "first only",
+        {"chosen": [*says("assistant", "one"), *says("assistant", "why?")]},
+        "the text of response 0 ('why?')",
+    ),
+}
+TEMPLATES = {
+    "no system": "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}",
+    "first only": "{% for m in messages[:2] %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}",
+}
+
+
+@bugs(do_not_look_for_left_out_text)
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_what_a_template_leaves_out_is_named(case, bug, monkeypatch):
+    """At the start of training, where `invalid_rows="drop"` leaves the row out, and by the linter."""
+    name, change, what = LEFT_OUT[case]
+    tokenizer = with_template(TEMPLATES.get(name) or shipped(name))
+    plain = {"prompt": says("user", "why?"), "chosen": says("assistant", "blue"), "rejected": says("assistant", "red")}
+    rows = [{**plain, "prompt": says("user", "how?")}, {**plain, **change}]
+    if "tools" in change:
+        rows[0]["tools"] = None
+
+    def tokens(**options: Any) -> Any:
+        data = format_dataset(Dataset.from_list(rows, on_mixed_types="use_json"), name="train")
+        return tokenize_dataset(data, tokenizer, name="train", max_length=None, **options)
+
+    with put_back(bug, monkeypatch):
+        assert f"row 1: the chat template leaves out {what}." in error_of(tokens)
+        assert tokens(invalid_rows="drop")["row"][:] == [0]
+        report = lint_splits({"train": Dataset.from_list(rows, on_mixed_types="use_json")}, tokenizer=tokenizer)
+        finding = next(f for f in report.findings if f.id == "text-left-out")
+        assert (finding.rows, finding.severity) == ([1], "error")
+        assert what in finding.note
+
+
+@bugs(do_not_look_for_left_out_text, look_in_the_prompt_too)
+def test_a_response_that_the_prompt_happens_to_hold_is_looked_for_in_the_response(bug, monkeypatch):
+    tokenizer = with_template(shipped("deepseek_r1_distill"))
+    row = {"prompt": says("user", "seven?"), "chosen": says("assistant", "<think>seven</think>no")}
+    data = format_dataset(Dataset.from_list([{**row, "rejected": says("assistant", "yes")}]), name="train")
+    with put_back(bug, monkeypatch):
+        message = error_of(lambda: tokenize_dataset(data, tokenizer, name="train", max_length=None))
+        assert "leaves out the reasoning of response 0 ('seven')" in message
+
+
+PRINTED: dict[str, dict[str, Any]] = {
+    "qwen3": {
+        "prompt": [*says("user", "hi"), *says("assistant", f"{THINK}hello"), *says("user", "  why?\n")],
+        "chosen": says("assistant", '<think>seven</think>blue \u00e9\U0001f600 "quoted" \\ back'),
+        "rejected": call({"on": True, "rooms": ["hill \u00e9", 'a "b"'], "level": 0.5, "far": None}),
+        "tools": [TOOL],
+    },
+    "gptoss": {"prompt": [*says("system", "be kind"), *says("user", "why?")], "chosen": call({"on": False})},
+    "nemotron_3_nano": {"chosen": call({"on": True, "number": 7})},
+    "gemma4": {"chosen": call({"on": True, "room": "hill"}), "tools": [TOOL]},
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_what_a_template_prints_in_its_own_way_is_not_left_out(name):
+    """Other white space, escapes, Python's True; the reasoning of earlier turns is never part of a prompt."""
+    row = {"prompt": says("user", "why?"), "chosen": says("assistant", "blue"), "rejected": says("assistant", "red")}
+    data = Dataset.from_list([{**row, **PRINTED[name]}], on_mixed_types="use_json")
+    tokens = tokenize_dataset(
+        format_dataset(data, name="train"), with_template(shipped(name)), name="train", max_length=None
+    )
+    assert len(tokens) == 1

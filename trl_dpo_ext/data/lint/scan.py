@@ -14,6 +14,7 @@ from ..convert import check_converter, convert_row
 from ..converter_registry import Converter, get_converter
 from ..data_error import DataError, FaultReason
 from ..format import padded_columns
+from ..left_out_text import left_out
 from ..row_reading.form_selection import check_columns
 from ..row_reading.ranked_row import to_ranked
 from ..tokenize import tokenize_row
@@ -73,10 +74,14 @@ class _SplitScan:
         if self.context is not None:
             try:
                 tokens = tokenize_row(ranked, self.context.tokenizer)
+                missing = left_out(ranked, tokens, self.context.tokenizer)
             except Exception as error:  # a chat template is a program and may fail in any way
                 note = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
                 self.note_finding(FaultReason.CANNOT_TOKENIZE.check_id, number, note)
             else:
+                if missing is not None:
+                    note = f"the chat template leaves out {missing}"
+                    self.note_finding(FaultReason.TEXT_LEFT_OUT.check_id, number, note)
                 self.read_tokens(number, {**tokens, "ranks": ranked["ranks"]})
 
     def read_text(self, number: int, ranked: dict[str, Any]) -> None:
