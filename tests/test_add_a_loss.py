@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import ROOT, save_tiny_model
 from trl_dpo_ext.losses import LOSSES, register_loss
 
@@ -17,6 +19,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_code_trains_a_model(tmp_path: Path):
     model = save_tiny_model(tmp_path / "model")
     script = []

@@ -61,7 +61,7 @@ def test_link_texts_are_the_ids_linked_to():
 
 
 def test_the_defaults_it_quotes():
-    assert get_loss("sppo_hard").hyperparameters["beta"].default == 0.001
     assert get_loss("simpo").hyperparameters["beta"].default == 2
+    assert get_loss("cal_dpo").hyperparameters["beta"].default == 0.002
     assert get_loss("plackett_luce").hyperparameters["top_k"].default is None
     assert "clipped" in get_loss("minor_dpo").metrics(PreferencePairs(*[torch.zeros(1)] * 6), beta=0.1)

@@ -221,11 +221,14 @@ def test_files_that_cannot_be_read(capsys, tmp_path, case):
 MISTAKES = {
     "nothing there": (["{tmp}/nothing.jsonl"], "is no folder or file here, and no Hub id"),
     "another kind": (["{tmp}/notes.txt"], "is not a .json, .jsonl, .csv, .parquet file"),
-    "max_length alone": (["{data}", "--max-length", "9"], "--max-length counts tokens; say whose with --model."),
-    "no tokenizer": (["{data}", "--model", "{tmp}"], "no tokenizer can be loaded from there"),
+    "max_length alone": (
+        ["{data}", "--max-length", "9"],
+        "--max-length counts tokens, so it needs a tokenizer: add --model.",
+    ),
+    "no tokenizer": (["{data}", "--model", "{tmp}"], "its tokenizer can't be loaded"),
     "no folder for JSON": (["{data}", "--json", "{tmp}/no/x.json"], "/no does not exist"),
     "no folder for the plot": (["{data}", "--plot", "{tmp}/no/x.png"], "/no does not exist"),
-    "no kind of picture": (["{data}", "--plot", "{tmp}/x.docx"], "'docx' is no kind of picture. Known: "),
+    "no kind of picture": (["{data}", "--plot", "{tmp}/x.docx"], "can't write a 'docx' picture. Known: "),
     "no such converter": (["{data}", "--converter", "nectr"], "Did you mean 'nectar'?"),
     "no such split": (["{data}", "--split", "x"], "has no split 'x'"),
 }

@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import helpers
-from trl_dpo_ext.data.rows import to_ranked
+from trl_dpo_ext.data.row_reading.ranked_row import to_ranked
 
 
 def test_the_tiny_model_loads_and_is_the_same_each_time(tiny_model_dir):

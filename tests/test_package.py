@@ -77,6 +77,7 @@ def test_there_are_accelerate_configs():
     assert {"cpu", "cpu_2", "single_gpu", "ddp"} <= {path.stem for path in ACCELERATE}
 
 
+@pytest.mark.slow
 def test_two_cpu_processes_find_each_other(tmp_path):
     script = tmp_path / "count.py"
     script.write_text(

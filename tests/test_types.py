@@ -1,4 +1,4 @@
-"""What a loss sees: shapes, derived values, missing inputs, and pairs against brute force."""
+"""The input of a loss: shapes, derived values, missing inputs, and pairs against brute force."""
 
 import itertools
 import random
@@ -118,9 +118,9 @@ def test_missing_inputs_are_named():
         with pytest.raises(MissingReferenceError, match="there are no reference log-probs"):
             read()
     for read in (data.required_scores, lambda: pairs.score_margins):
-        with pytest.raises(MissingInputError, match="reads scores, which were not provided; declare the need"):
+        with pytest.raises(MissingInputError, match=r"reads scores, but got none\. Declare the need"):
             read()
-    with pytest.raises(MissingInputError, match="reads running_mean, which were not provided"):
+    with pytest.raises(MissingInputError, match="reads running_mean, but got none"):
         pairs.required("running_mean")
 
 

@@ -11,6 +11,7 @@ import yaml
 from trl import TrlParser
 
 from .registry import did_you_mean
+from .renamed_settings import hint
 
 
 class ParseError(ValueError):
@@ -72,7 +73,7 @@ class StrictParser(TrlParser):
         unknown = [option for option in given if option.startswith("--") and _name(option) not in self._options]
         _raise_all(
             "on the command line",
-            [f"Unknown option {_name(o)}.{self._hint(_name(o).lstrip('-'))}" for o in unknown],
+            [f"Unknown option {_name(o)}.{self._advice(_name(o).lstrip('-'))}" for o in unknown],
         )
         path = given[given.index("--config") + 1] if "--config" in given else None
         try:
@@ -99,11 +100,11 @@ class StrictParser(TrlParser):
 
     def _checked(self, key: str, value: Any) -> Any:
         if key not in self._by_name:
-            raise ParseError(f"Unknown key {key!r} in the config file.{self._hint(str(key))}")
+            raise ParseError(f"Unknown key {key!r} in the config file.{self._advice(str(key))}")
         return _checked(self._by_name[key], value)
 
-    def _hint(self, name: str) -> str:
-        return did_you_mean(name, self._by_name)
+    def _advice(self, name: str) -> str:
+        return hint(name) or did_you_mean(name, self._by_name)
 
 
 def _split_config(arguments: Iterable[str]) -> list[str]:

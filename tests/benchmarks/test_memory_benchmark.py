@@ -13,6 +13,7 @@ def benchmark():
     return load_script("benchmarks/memory.py")
 
 
+@pytest.mark.slow
 def test_both_sides_take_their_steps(benchmark, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmark, "in_a_fresh_process", benchmark.run)  # a new process takes ten times as long
     benchmark.main(["--cases", "tiny", "--steps", "2", "--results", str(tmp_path)])

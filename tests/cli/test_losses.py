@@ -58,7 +58,7 @@ def test_one_loss(capsys):
     assert out.startswith(f"exo_pair\n{spec.summary}\n")
     for section in ("Equation", "Returns", "Reference", "Departures", "Relations"):
         assert f"\n{section}\n{spec.sections[section]}\n" in out
-    assert "label_smoothing  float  0.001    > 0, < 0.5  probability that the label leaves" in out
+    assert "label_smoothing  float  0.001    > 0, < 0.5  probability that the smoothed label" in out
     assert "\nRequirements\nPairs; any K, through `pairing`.\nA reference model, or its cached log-probs.\n" in out
     assert "TRL's `label_smoothing` sets `label_smoothing`." in out
     assert out.rstrip().endswith(spec.origin)
@@ -80,7 +80,7 @@ def test_one_loss_by_its_alias_and_without_hyperparameters(capsys):
         ("dpo", "Works with any `f_divergence_type`."),
         ("simpo", "No reference model."),
         ("pro", "A ranking of two or more responses."),
-        ("plackett_luce", "top_k  int or null  null     >= 1    count only"),
+        ("plackett_luce", "top_k  int or null  null     >= 1    use only"),
     ],
 )
 def test_requirements(capsys, name, sentence):

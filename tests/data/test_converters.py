@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from datasets import Dataset, IterableDataset, load_dataset
 
 from tests.helpers import ROOT
 from trl_dpo_ext.data import DataError, convert_dataset, format_dataset, get_converter, list_converters
-from trl_dpo_ext.data.converters import Converter, _registry, parse_transcript, register_converter
+from trl_dpo_ext.data.conversation_rows import parse_transcript
+from trl_dpo_ext.data.converter_registry import Converter, _registry, register_converter
 from trl_dpo_ext.registry import NameCollisionError, UnknownNameError
 
 FOLDER = ROOT / "tests" / "data" / "converters"
@@ -231,6 +233,32 @@ def test_a_converter_of_ones_own(monkeypatch):
     assert convert_dataset(data, "test_stars", name="train").column_names == ["prompt", "completions"]
     with pytest.raises(NameCollisionError, match="'nectar' is taken"):
         register_converter("nectar", columns=[])(stars)
+
+
+def test_a_built_in_converter_is_a_file():
+    folder = ROOT / "trl_dpo_ext" / "data" / "converters"
+    assert {f"{converter.name}.py" for converter in list_converters()} == {
+        path.name for path in folder.glob("*.py") if path.stem != "__init__"
+    }
+
+
+def test_aliases_and_converters_of_other_packages(monkeypatch, tmp_path):
+    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    monkeypatch.setattr(_registry, "_aliases", dict(_registry._aliases))
+    (tmp_path / "their_converters.py").write_text(
+        "from trl_dpo_ext.data import register_converter\n"
+        "@register_converter('theirs', columns=['q'], aliases=['also_theirs'])\n"
+        "def theirs(row):\n    return {}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert _registry.entry_point_group == "trl_dpo_ext.converters"
+    point = EntryPoint("theirs", "their_converters", _registry.entry_point_group)
+    monkeypatch.setitem(_registry.__dict__, "_plugins", {"theirs": point})
+    found = get_converter("theirs")
+    assert found.aliases == ("also_theirs",)
+    assert get_converter("also_theirs") is found
+    assert found in list_converters()
+    assert found.origin.endswith("their_converters.py:2")
 
 
 def test_every_converter_says_what_it_was_written_for():

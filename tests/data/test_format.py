@@ -7,8 +7,8 @@ import pytest
 import trl
 from datasets import Dataset, IterableDataset, Json, List, Value
 
+from trl_dpo_ext.data import DataError, FaultReason, to_ranked
 from trl_dpo_ext.data.format import format_dataset
-from trl_dpo_ext.data.rows import DataError, to_ranked
 
 USER = [{"role": "user", "content": "Capital of Peru?"}]
 
@@ -291,8 +291,7 @@ def test_bad_row(row, column, message):
     with pytest.raises(DataError, match=message) as caught:
         ranked(row)
     assert str(caught.value).startswith(f"train dataset, row 7, column '{column}': ")
-    assert caught.value.reason
-    assert "invalid" not in caught.value.reason  # a reason says what is wrong, not that something is
+    assert caught.value.reason is not FaultReason.OTHER  # a reason says what is wrong, not only that something is
 
     # a good row of the same columns before it: a stream raises at row 1
     good = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import math
 import random
@@ -15,9 +14,9 @@ import pytest
 
 from tests import helpers
 from tests.data.lint_rows import BOS_TOKENIZER, TOKENIZER, chat, found, lint, only, pair, ranked, says, scored
-from trl_dpo_ext.data.lint import CHECKS, Finding, Report, lint_splits
+from trl_dpo_ext.data import DataError, FaultReason
+from trl_dpo_ext.data.lint import CHECKS, Finding, Report, lint_splits, scan
 from trl_dpo_ext.data.lint.lengths import ordinary_range
-from trl_dpo_ext.data.lint.row_checks import _FAULTS, fault_id
 from trl_dpo_ext.data.lint.row_store import content_hash
 
 
@@ -54,6 +53,11 @@ ROWS: dict[str, tuple[Any, dict[str, Any], str]] = {
         lambda number, **changes: {**scored(number), "ranks": [0, 1, 2], **changes},
         {"scores": [1.0, 2.0, 0.0]},
         "column 'ranks': response 0 is ranked above response 1",
+    ),
+    "order-not-read": (
+        lambda number, **changes: {"prompt": f"p {number}", "completions": [" a", " b"], "upvotes": [1, 1], **changes},
+        {"upvotes": [1, 5]},
+        "column 'upvotes': found the column 'upvotes' with a number per response ([1, 5])",
     ),
     "all-tied": (ranked, {"ranks": [1, 1, 1]}, "all 3 responses are equally good"),
     "replacement-character": (pair, {"chosen": " caf\ufffd"}, "response 0 holds U+FFFD at character 4"),
@@ -337,14 +341,28 @@ def test_row_numbers_count_the_rows_that_cannot_be_read():
 # --------------------------------------------------------------------------------------------------------- completeness
 
 
-def test_every_reason_that_a_row_is_refused_for_has_an_id():
-    reasons = set()
-    for file in ("rows.py", "format.py", "converters.py"):
-        for node in ast.walk(ast.parse((helpers.ROOT / "trl_dpo_ext" / "data" / file).read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("_Fault", "DataError"):
-                reasons |= {a.value for a in node.args[1:2] if isinstance(a, ast.Constant)}
-    assert reasons - {"all tied"} == set(_FAULTS)
-    assert fault_id("all tied") in CHECKS
+@pytest.mark.parametrize("reason", FaultReason, ids=lambda reason: reason.name)
+def test_every_reason_has_advice_and_can_be_reported(reason):
+    assert reason.label
+    assert reason.advice.endswith((".", "...", ")."))
+    report = Report({"train": 1}, [Finding(reason.check_id, "train", 1, [0], "note")])
+    assert report.as_dict()["findings"][0]["advice"] == reason.advice
+    assert report.findings[0].severity == ("warning" if reason is FaultReason.ALL_TIED else "error")
+
+
+def test_reasons_have_ids_of_their_own():
+    assert len({reason.check_id for reason in FaultReason}) == len(FaultReason)
+
+
+def test_a_fault_without_a_reason_is_reported(monkeypatch):
+    """As one raised by a form or a converter of someone else."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise DataError("train dataset, row 0: it smells")
+
+    monkeypatch.setattr(scan, "to_ranked", refuse)
+    finding = only(lint([pair(0)]))
+    assert (finding.id, finding.note) == ("unusable-data", "row 0: it smells")
 
 
 def test_the_docs_explain_every_finding_and_no_other():

@@ -11,8 +11,8 @@ from datasets import Dataset, IterableDataset
 from trl import DPOTrainer
 
 from tests import helpers
+from trl_dpo_ext.data import DataError
 from trl_dpo_ext.data.format import format_dataset
-from trl_dpo_ext.data.rows import DataError
 from trl_dpo_ext.data.tokenize import tokenize_dataset, tokenize_row
 
 TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "x", "parameters": {}}}]

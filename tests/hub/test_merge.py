@@ -70,6 +70,7 @@ def test_trap_13_a_qlora_adapter_merges_into_the_weights_it_was_trained_on(base,
     assert report["difference"]["kl_mean"] == pytest.approx(wrong["kl_mean"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [True, False])
 @pytest.mark.parametrize(
     "lora",

@@ -74,7 +74,7 @@ def test_has_a_transcription_with_the_same_defaults(spec: LossSpec):
 
 
 def test_there_is_no_transcription_of_anything_else():
-    assert set(TRANSCRIPTIONS) == {spec.name for spec in LOSSES}
+    assert set(TRANSCRIPTIONS) <= {spec.name for spec in LOSSES}
 
 
 # --- declared facts that the checks of `trl_dpo_ext.testing` can't require of a plugin's loss ----------------------

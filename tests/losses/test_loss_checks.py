@@ -1,4 +1,4 @@
-"""The checks for plugin authors find what is wrong: each is shown a loss that is broken in just that way."""
+"""The checks for plugin authors find faults: each gets a loss that is broken in just one way."""
 
 from typing import Annotated
 
@@ -35,7 +35,7 @@ def test_a_correct_loss_passes_by_name_and_by_function():
 
 
 def test_a_loss_that_isn_t_registered():
-    with pytest.raises(ValueError, match=r"is not registered; put @register_loss"):
+    with pytest.raises(ValueError, match=r"is not registered. Put @register_loss"):
         check_loss(lambda pairs: pairs.margins)
     with pytest.raises(UnknownNameError):
         check_loss("nobody_has_this")
@@ -115,7 +115,7 @@ def wrong_statistic(pairs: P):
 @pytest.mark.parametrize(
     ("fn", "facts", "message"),
     [
-        (mean, {}, r"broken: returns shape \(\) for 18 pairs; return one value per pair"),
+        (mean, {}, r"broken: returns shape \(\) for 18 pairs\. Return one value per pair"),
         (half_precision, {}, r"returns torch.float16 for torch.float32 log-probs"),
         (not_finite, {}, "not finite on ordinary data"),
         (no_gradient, {}, "the policy gets no gradient"),
@@ -128,10 +128,10 @@ def wrong_statistic(pairs: P):
         (reads_the_mask_late, {}, "in a masked response"),
         (counts_masked, {}, "alone|fully masked"),
         (overflows, {}, r"not finite in torch.float32 for log-probs \["),
-        (reference_free_after_all, {}, "register it with reference_free=True"),
+        (reference_free_after_all, {}, "Register it with reference_free=True"),
         (looks_at_the_reference, {"reference_free": True}, "NaN reference log-probs change it"),
-        (ignores_scores, {"needs": ["scores"]}, "declares 'scores', but gives a value without it"),
-        (ignores_scores, {"needs": ["ties"]}, "declares 'ties', but gives a value without it"),
+        (ignores_scores, {"needs": ["scores"]}, "declares 'scores', but doesn't read it"),
+        (ignores_scores, {"needs": ["ties"]}, "declares 'ties', but doesn't read it"),
         (ignores_scores, {"statistic": lambda pairs: pairs.margins}, "declares 'statistic'"),
         (wrong_statistic, {"statistic": lambda pairs: pairs.margins.mean()}, "its statistic has shape"),
         (ignores_scores, {"metrics": lambda pairs: {"m": pairs.margins.mean()}}, "its metric 'm' has shape"),
@@ -152,7 +152,7 @@ def test_an_example_that_is_wrong():
         """
         return -F.logsigmoid(pairs.margins)
 
-    with pytest.raises(AssertionError, match="its example is wrong"):
+    with pytest.raises(AssertionError, match="the example in its docstring is wrong"):
         check_loss(broken(wrong_example))
 
 
@@ -175,7 +175,7 @@ def test_an_undeclared_input_is_not_there():
     def reads_scores(pairs: P):
         return -F.logsigmoid(pairs.margins * pairs.score_margins)
 
-    with pytest.raises(MissingInputError, match="scores, which were not provided; declare the need in register_loss"):
+    with pytest.raises(MissingInputError, match=r"scores, but got none\. Declare the need in register_loss"):
         check_loss(reads_scores)
 
 

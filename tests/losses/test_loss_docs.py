@@ -40,7 +40,7 @@ def test_a_section_has_everything():
     assert "| `tau` | float | 0.1 | > 0 | strength of the regularisation; the target margin is 1 / (2 tau)" in section
     assert "- TRL's `beta` sets `tau`.\n" in section
     assert "- `sppo_hard` minus its constant" in section
-    assert "**Departures.** The paper doesn't speak of length." in section
+    assert "**Departures.** The paper doesn't mention length." in section
     assert "Defined in `trl_dpo_ext/losses/families/non_logistic.py`." in section
     assert "| Hyperparameter |" not in page.partition("## mppo\n")[2]
     assert "| [`ipo`](#ipo) |  | pairs | yes | yes |  | [2310.12036](https://arxiv.org/abs/2310.12036) |" in page

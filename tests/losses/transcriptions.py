@@ -80,7 +80,7 @@ def cdpo(w, z, beta=0.1, label_smoothing=0.1):
 
 
 @pairwise
-def robust(w, z, beta=0.1, label_smoothing=0.1):
+def robust(w, z, beta=0.1, label_smoothing=0.0):
     u = beta * (w.ratio - z.ratio)
     return ((1 - label_smoothing) * nls(u) - label_smoothing * nls(-u)) / (1 - 2 * label_smoothing)
 
@@ -158,17 +158,17 @@ def exo_pair(w, z, beta=0.1, label_smoothing=1e-3):
 
 
 @pairwise(turns_round="distinguishes responses from samples of the reference, so rewards stay finite")
-def nca_pair(w, z, beta=0.01):
+def nca_pair(w, z, beta=0.1):
     return nls(beta * w.ratio) + 0.5 * nls(-beta * w.ratio) + 0.5 * nls(-beta * z.ratio)
 
 
 @pairwise
-def bco_pair(w, z, beta=0.01):
+def bco_pair(w, z, beta=0.1):
     return nls(beta * w.ratio) + nls(-beta * z.ratio)
 
 
 @pairwise(turns_round="a regression on a target reward")
-def sppo_hard(w, z, beta=0.001):
+def sppo_hard(w, z, beta=0.1):
     return (w.ratio - (1 - 0.5) / beta) ** 2 + (z.ratio - (0 - 0.5) / beta) ** 2
 
 
@@ -183,7 +183,7 @@ def apo_down(w, z, beta=0.1):
 
 
 @pairwise(turns_round="has a small hump right of a margin of 0")
-def discopop(w, z, beta=0.05, tau=0.05):
+def discopop(w, z, beta=0.1, tau=0.05):
     u = beta * (w.ratio - z.ratio)
     gate = sigmoid(u / tau)
     return (1 - gate) * nls(u) + gate * exp(-u)
@@ -215,7 +215,7 @@ def _places(values):
 
 
 @batchwise
-def aot(pairs, beta=0.01, label_smoothing=0.0):
+def aot(pairs, beta=0.1, label_smoothing=0.0):
     policy = [w.logp - z.logp for w, z in pairs]
     reference = sorted(w.ref_logp - z.ref_logp for w, z in pairs)
     matched = [beta * (x - reference[place]) for x, place in zip(policy, _places(policy), strict=True)]
@@ -223,7 +223,7 @@ def aot(pairs, beta=0.01, label_smoothing=0.0):
 
 
 @batchwise
-def aot_unpaired(pairs, beta=0.01, label_smoothing=0.0):
+def aot_unpaired(pairs, beta=0.1, label_smoothing=0.0):
     chosen = [w.ratio for w, _ in pairs]
     rejected = sorted(z.ratio for _, z in pairs)
     matched = [beta * (x - rejected[place]) for x, place in zip(chosen, _places(chosen), strict=True)]

@@ -55,6 +55,7 @@ def test_the_picture(recipe, capsys):
     assert "█" in out
 
 
+@pytest.mark.slow
 def test_what_fits_a_card_and_what_to_change(recipe):
     path = recipe(gradient_checkpointing=True)
     setup, _ = read_recipe(path)
@@ -128,6 +129,7 @@ def test_a_recipe_that_is_not_there(capsys):
     assert "'nowhere.yaml' does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_real_recipe_from_its_config_alone():
     setup, _ = read_recipe(str(ROOT / "recipes" / "gpt-j-6b-tldr" / "dpo_qlora.yaml"))
     peak = estimate(setup)

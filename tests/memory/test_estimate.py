@@ -17,6 +17,7 @@ from trl_dpo_ext.memory.stand_ins import Linear4bitStandIn
 from trl_dpo_ext.memory.step import run_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "device"), [("full", "cpu"), ("qlora", "cuda")])
 def test_layers_are_extrapolated_to_what_all_of_them_take(method, device, tmp_path):
     config = FAMILIES["llama"]()
@@ -109,6 +110,7 @@ def test_optimizer_states(optim, per_parameter, tmp_path):
     assert state == pytest.approx(count * per_parameter, abs=8 * small + 0.03 * count + 4096)
 
 
+@pytest.mark.slow
 def test_what_should_take_less_takes_less(tmp_path):
     run = on_a_gpu("llama", tmp_path, method="qlora", shape=Shape(2, 3, 96, 32))
     here = estimate(run)

@@ -121,6 +121,7 @@ def test_the_papers_settings(folder, beta):
     assert 64 <= batch < 64 + pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in OURS if path.parent.name != "quickstart"], ids=name_of)
 def test_two_steps(path, model, tmp_path, monkeypatch):
     """As the recipe says, but a tiny model, few rows, `use_cpu`, plain AdamW for the paged one, which needs CUDA."""

@@ -14,6 +14,7 @@ from trl_dpo_ext.cli import main
 from trl_dpo_ext.cli.train import train
 from trl_dpo_ext.memory import DoesNotFitError
 from trl_dpo_ext.parsing import ParseError
+from trl_dpo_ext.record import launch_command
 from trl_dpo_ext.run import USER_ERRORS, adapter_config, parse_recipe, train_recipe
 from trl_dpo_ext.training import ConfigError, PreferenceTrainer, TrainingError
 
@@ -161,6 +162,12 @@ def test_the_command_trains_and_options_win(recipe, tmp_path, capsys):
     assert "Saved to" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("script", ["/opt/venv/bin/trl-dpo-ext", "/opt/lib/trl_dpo_ext/__main__.py"])
+def test_the_record_has_the_command_that_started_the_run(script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script, "train", "--config", "a b.yaml"])
+    assert launch_command() == "trl-dpo-ext train --config 'a b.yaml'"
+
+
 def test_the_command_and_the_script_end_alike(recipe, monkeypatch, capsys):
     monkeypatch.setattr(PreferenceTrainer, "train", lambda *a, **k: pytest.fail("trained"))
     said = []
@@ -190,6 +197,7 @@ def test_errors_of_training_keep_what_they_need(recipe, monkeypatch, capsys):
     assert "error: interrupted.\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_quickstart_recipe_parses_and_trains(path, tiny_model_dir, data_dir, tmp_path):
     overrides = {
@@ -205,6 +213,7 @@ def test_every_quickstart_recipe_parses_and_trains(path, tiny_model_dir, data_di
     assert (tmp_path / "out" / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_third_party_loss_trains_without_touching_the_package(recipe, tmp_path):
     (tmp_path / "my_losses.py").write_text(
         "import torch.nn.functional as F\n"
@@ -288,6 +297,7 @@ def test_one_lora_target_is_a_name(recipe):
     assert adapter_config(parse_recipe(recipe(use_peft=False))[2]) is None
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_on_the_terminal(recipe):
     with pytest.raises(AssertionError) as caught:
         run_python(str(SCRIPT), *recipe(btea=2.0))
@@ -295,6 +305,7 @@ def test_a_mistake_is_one_line_on_the_terminal(recipe):
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_two_cpu_processes_need_nothing_but_their_config(recipe, tmp_path, monkeypatch):
     """Accelerate's launcher doesn't tell its workers `use_cpu`; without a GPU, train.py knows."""
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)

@@ -1,4 +1,4 @@
-"""Traps that nothing in training can mend: the data are wrong, and the linter names the rows."""
+"""Traps in the data, which training can't fix: the linter names the rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from datasets import Dataset
 from tests import helpers
 from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import DataError, rows
-from trl_dpo_ext.data.lint import dataset_checks as tables
-from trl_dpo_ext.data.lint import lint_splits, scan
+from trl_dpo_ext.data import DataError
+from trl_dpo_ext.data.lint import dataset_checks, lint_splits, scan
+from trl_dpo_ext.data.row_reading import ranked_row
 
 
 def says(role: str, text: str) -> list[dict[str, str]]:
@@ -29,11 +29,11 @@ def split(*some: dict[str, Any]) -> Dataset:
     return Dataset.from_list(list(some))
 
 
-# 6. BOS, EOS, boundary: those of the chat template
+# 6. BOS, EOS, boundary: in the chat template
 
 
 def anything_ends_a_response(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(scan, "stop_ids", lambda *_: frozenset(range(1000)))
+    patch.setattr(scan, "accepted_end_ids", lambda *_: frozenset(range(1000)))
 
 
 def tokens_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
@@ -58,15 +58,15 @@ def test_trap_06_the_linter_names_missing_eos_doubled_bos_and_boundaries(bug, mo
 
 
 def accept_identical_responses(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rows, "_check_ranking", lambda *_: None)
+    patch.setattr(ranked_row, "check_ranking", lambda *_: None)
 
 
 def accept_any_role(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rows, "_check_response", lambda *_: None)
+    patch.setattr(ranked_row, "check_response", lambda *_: None)
 
 
 def compare_within_splits_only(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(tables, "is_training", lambda split: False)
+    patch.setattr(dataset_checks, "is_training", lambda split: False)
 
 
 FAULTY = [
@@ -94,7 +94,7 @@ def number_the_rows_that_are_left(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(accept_identical_responses, accept_any_role, compare_within_splits_only, number_the_rows_that_are_left)
 def test_trap_15_training_names_the_rows(bug, monkeypatch, tiny_model_dir, tmp_path, caplog):
-    """Rows that can't be trained on are an error, or dropped; of the others, the log has the user's row numbers."""
+    """Unusable rows raise an error or are dropped. The log names the other bad rows by the user's row numbers."""
     with put_back(bug, monkeypatch):
         with pytest.raises(DataError) as raised:
             support.trainer(tiny_model_dir, tmp_path, split(*FAULTY))

@@ -9,6 +9,8 @@ from .. import __version__
 from ..registry import import_all
 from ._errors import EXPECTED, exit_code
 
+__all__ = ["exit_code", "main", "make_parser"]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 for a mistake on the command line, or the command's own."""

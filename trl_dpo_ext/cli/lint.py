@@ -19,20 +19,20 @@ def add(commands: Commands) -> None:
     command = commands.add_parser(
         "lint",
         help="check a preference dataset before training on it",
-        epilog="Exit code: 0 if nothing is found that --fail-on names, 1 if something is, 2 for a mistake on the "
-        "command line. Row numbers count from 0.",
+        epilog="Exit code: 1 if there are findings at the severity of --fail-on or worse, 0 otherwise, 2 for a mistake "
+        "on the command line. Row numbers count from 0.",
     )
     command.add_argument("dataset", help="Hub id, folder, or .json, .jsonl(.gz), .csv or .parquet file")
     command.add_argument("--config", help="the dataset's configuration (subset)")
     command.add_argument(
-        "--split", action="append", metavar="NAME", help="check only this split; may be given several times"
+        "--split", action="append", metavar="NAME", help="check only this split; repeat it for several"
     )
     command.add_argument(
-        "--converter", metavar="NAME", help="bring the rows into an accepted form first, as `dataset_converter` does"
+        "--converter", metavar="NAME", help="convert the rows first, like `dataset_converter` in a recipe"
     )
-    command.add_argument("--model", help="Hub id or folder whose tokenizer and chat template are checked too")
+    command.add_argument("--model", help="Hub id or folder: also check with its tokenizer and chat template")
     command.add_argument(
-        "--max-length", type=_positive, metavar="TOKENS", help="say what training with this max_length cuts off"
+        "--max-length", type=_positive, metavar="TOKENS", help="report what training with this max_length cuts off"
     )
     command.add_argument("--json", metavar="FILE", help="write all findings as JSON; - prints them and nothing else")
     command.add_argument("--plot", metavar="FILE", help="draw the lengths of best, worst and all responses")
@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
         "--fail-on",
         choices=["error", "warning", "never"],
         default="error",
-        help="the least severity that ends with exit code 1 (default: error)",
+        help="exit with code 1 at findings of this severity or worse (default: error)",
     )
     command.set_defaults(run=_lint)
 
@@ -65,7 +65,7 @@ def _lint(arguments: argparse.Namespace) -> int:
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.max_length is not None and arguments.model is None:
-        raise ValueError("--max-length counts tokens; say whose with --model.")
+        raise ValueError("--max-length counts tokens, so it needs a tokenizer: add --model.")
     for option in ("json", "plot"):
         path = getattr(arguments, option)
         if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
@@ -78,13 +78,12 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         known = Figure().canvas.get_supported_filetypes()
         kind = Path(arguments.plot).suffix.lstrip(".")
         if kind not in known:
-            raise ValueError(f"--plot {arguments.plot}: {kind!r} is no kind of picture. Known: {', '.join(known)}.")
+            raise ValueError(f"--plot {arguments.plot}: can't write a {kind!r} picture. Known: {', '.join(known)}.")
 
 
 def _report(arguments: argparse.Namespace) -> Report:
-    from ..data import DataError, get_converter, load_splits
+    from ..data import DataError, FaultReason, get_converter, load_splits
     from ..data.lint import Finding, Report, lint_splits
-    from ..data.load import UNREADABLE
     from ..registry import did_you_mean
 
     if arguments.converter is not None:
@@ -93,9 +92,9 @@ def _report(arguments: argparse.Namespace) -> Report:
     try:
         splits = load_splits(arguments.dataset, config=arguments.config)
     except DataError as error:
-        if error.reason != UNREADABLE:
+        if error.reason is not FaultReason.UNREADABLE_FILE:
             raise
-        return Report({}, [Finding("unreadable-file", "", 0, [], str(error))])
+        return Report({}, [Finding(error.reason.check_id, "", 0, [], str(error))])
     for name in arguments.split or ():
         if name not in splits:
             raise ValueError(
@@ -117,7 +116,7 @@ def _load_tokenizer(model: str) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model {model}: no tokenizer can be loaded from there. {error}") from error
+        raise ValueError(f"--model {model}: its tokenizer can't be loaded. {error}") from error
     try:
         return tokenizer, GenerationConfig.from_pretrained(model)
     except (OSError, ValueError):  # many folders have none
@@ -147,13 +146,12 @@ def _show(report: Report) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..data.lint.lengths import sentence
+    from ..data.lint.lengths import length_sentence
 
     out = console()
     for name, rows in report.rows.items():
-        lengths = (
-            f"; {sentence(report.tables[name].lengths, report.tables[name].unit)}" if name in report.tables else ""
-        )
+        split = report.splits.get(name)
+        lengths = f"; {length_sentence(split.lengths, split.unit)}" if split else ""
         out.print(Text(f"{name}: {rows:,} rows{lengths}."), soft_wrap=True)
     if not report.findings:
         out.print("No findings.")

@@ -1,13 +1,17 @@
-"""From any accepted dataset to batches: one form, tokens, rows of the model."""
+"""From a dataset of any accepted form to batches: ranked rows, tokens, model inputs."""
 
-from .converters import convert_dataset, get_converter, list_converters, register_converter
+from . import converters  # noqa: F401  registers the built-in converters
+from .convert import convert_dataset
+from .converter_registry import get_converter, list_converters, register_converter
+from .data_error import DataError, FaultReason
+from .dataset_loading import load_splits
 from .format import format_dataset
-from .load import load_splits
-from .rows import DataError, to_ranked
+from .row_reading.ranked_row import to_ranked
 from .tokenize import tokenize_dataset
 
 __all__ = [
     "DataError",
+    "FaultReason",
     "convert_dataset",
     "format_dataset",
     "get_converter",

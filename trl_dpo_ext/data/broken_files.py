@@ -1,4 +1,4 @@
-"""Why files of data can't be read: which file, which line. Called after reading has failed, so it may take its time."""
+"""Why data files can't be read: which file, which line. It runs after reading has failed, so it may be slow."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def why_unreadable(files: Sequence[Path], error: BaseException) -> str:
     """Return a sentence that names the first broken file, and its line where there is one.
 
     Args:
-        files: .json, .jsonl, .csv or .parquet files, also with .gz behind.
-        error: what reading them raised; quoted where nothing is found.
+        files: .json, .jsonl, .csv or .parquet files, which may also end in .gz.
+        error: what reading them raised; the sentence quotes it if no broken file is found.
     """
     for file in files:
         if fault := _fault(file):
@@ -79,7 +79,7 @@ def _json_line_fault(line: str) -> str | None:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        return f"not JSON ({error.msg} at character {error.pos}); each line has to hold one row as a JSON object."
+        return f"not JSON ({error.msg} at character {error.pos}); each line must hold one row as a JSON object."
     return _row_fault(row)
 
 
@@ -114,8 +114,8 @@ def _csv_fault(content: IO[bytes]) -> str | None:
     for fields in reader:
         if len(fields) > len(header):
             return (
-                f"line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}; put quotes around "
-                "text that holds commas or line breaks."
+                f"line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}; quote text that "
+                "contains commas or line breaks."
             )
     return None
 

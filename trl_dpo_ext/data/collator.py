@@ -1,4 +1,4 @@
-"""Token rows to the tensors of one batch."""
+"""Tokenized rows to the tensors of one batch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class PreferenceCollator:
     """Collate tokenized rows into rankings [B, K] and the model inputs that a layout makes of their tokens.
 
     Args:
-        layout: turns B groups (and K, the width of the ranking) into model inputs and the `index` that says where each
-            scored position belongs.
-        reference: gives the stored reference log-probs of a group, for each of its responses a value per token, or None
-            where they aren't stored.
+        layout: turns B groups and K, the width of the ranking, into model inputs and the `index` of the response that
+            each scored position belongs to.
+        reference: returns a group's stored reference log-probs, one value per token of each response, or None if they
+            aren't stored.
     """
 
     def __init__(self, layout: Layout, reference: Lookup | None = None) -> None:
@@ -38,10 +38,10 @@ class PreferenceCollator:
         """Collate B tokenized rows.
 
         Returns:
-            `ranks` int64 [B, K], `lengths` int64 [B, K], `mask` bool [B, K], `rows` int64 [B] (their numbers in the
-            dataset) and `scores` float32 [B, K] where the rows have them, `ref_token_logps` float32 [B, K, T] where all
-            are stored, and what the layout returns. `ranks` comes first because transformers takes the batch size from
-            the first tensor.
+            `ranks` int64 [B, K]; `lengths` int64 [B, K], in tokens; `mask` bool [B, K], True for a response; `rows`
+            int64 [B] (row numbers in the dataset) and `scores` float32 [B, K] where the rows have them;
+            `ref_token_logps` float32 [B, K, T] in nats where all are stored; and what the layout returns. `ranks`
+            comes first because transformers reads the batch size from the first tensor.
         """
         groups = [PromptGroup(row["prompt_ids"], row["completion_ids"]) for row in rows]
         lengths = _padded([[len(c) for c in g.completion_ids] for g in groups], torch.int64)

@@ -1,20 +1,30 @@
-"""Rows of the internal form to token ids: chat template, EOS, boundaries, truncation, and a report of what was lost."""
+"""Ranked rows to token ids: chat template, EOS, boundaries, truncation, and a report of what was lost."""
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .rows import DataError
+from .data_error import DataError, FaultReason
+from .map_rows import InvalidRows, map_rows
+from .prompt_rendering import prompt_token_ids, template_options
 
 logger = logging.getLogger(__name__)
 
 TOKEN_COLUMNS = ("row", "prompt_ids", "completion_ids", "ranks", "scores")
 _COUNTS = ["_cut", "_merged"]
+_OPTIONAL = ("row", "scores")
+_FEATURES = {
+    "row": Value("int64"),
+    "prompt_ids": List(Value("int64")),
+    "completion_ids": List(List(Value("int64"))),
+    "ranks": List(Value("int64")),
+    "scores": List(Value("float64")),
+    **dict.fromkeys(_COUNTS, Value("int64")),
+}
 
 
 def _common_prefix_length(sequences: list[list[int]]) -> int:
@@ -25,9 +35,9 @@ def _common_prefix_length(sequences: list[list[int]]) -> int:
 def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Tokenize one row: a prompt and its K completions.
 
-    As in TRL, prompt and completion are tokenized together, the completion starts where the tokens leave those of the
-    prompt alone, and a plain-text completion ends with the EOS token. With K completions, the prompt is what all K
-    have in common with it.
+    As in TRL, prompt and completion are tokenized together, the completion starts at the first token that differs from
+    the prompt's own tokens, and a plain-text completion ends with the EOS token. With K completions, the prompt is the
+    part of its own tokens with which all K begin.
 
     Args:
         row: `prompt` (text or messages), `completions` (K texts or message lists), optionally `tools` and
@@ -35,32 +45,37 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
         tokenizer: its chat template is used for messages.
 
     Returns:
-        `prompt_ids` [P], `completion_ids` (K lists), and `merged`: how many tokens at the end of the prompt alone came
-        out differently with a completion behind them, and are left out.
+        `prompt_ids` [P], `completion_ids` (K lists), and `merged`: how many of the prompt's last tokens change when a
+        completion follows; they are left out of `prompt_ids`.
     """
     prompt, completions = row["prompt"], row["completions"]
+    tools, template_kwargs = row.get("tools"), row.get("chat_template_kwargs")
+    prompt_ids = prompt_token_ids(prompt, tokenizer, tools, template_kwargs)
     if isinstance(prompt, str):
         eos = tokenizer.eos_token or ""
         wholes = [prompt + c + ("" if c.endswith(eos) else eos) for c in completions]
-        prompt_ids = tokenizer(text=prompt)["input_ids"]
         whole_ids = [tokenizer(text=whole)["input_ids"] for whole in wholes]
     else:
-        tools = row.get("tools")
-        kwargs: dict[str, Any] = {
-            "tools": json.loads(tools) if isinstance(tools, str) else tools,
-            "tokenize": True,
-            "return_dict": True,
-            **(row.get("chat_template_kwargs") or {}),
-        }
         template: Any = tokenizer.apply_chat_template
-        prompt_ids = template(prompt, add_generation_prompt=True, **kwargs)["input_ids"]
-        whole_ids = [template(prompt + c, **kwargs)["input_ids"] for c in completions]
+        options = template_options(tools, template_kwargs)
+        whole_ids = [template(prompt + c, **options)["input_ids"] for c in completions]
     start = _common_prefix_length([prompt_ids, *whole_ids])
     return {
         "prompt_ids": prompt_ids[:start],
         "completion_ids": [ids[start:] for ids in whole_ids],
         "merged": len(prompt_ids) - start,
     }
+
+
+def _tokenize_or_refuse(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:
+    """Tokenize a row; a `DataError` that begins with `where` stands for whatever the template or tokenizer raises."""
+    try:
+        return tokenize_row(row, tokenizer)
+    except Exception as error:  # a chat template is a program and may fail in any way
+        what = "tokenizer" if isinstance(row["prompt"], str) else "chat template"
+        raise DataError(
+            f"{where}: the {what} refuses it ({type(error).__name__}: {error}).", FaultReason.CANNOT_TOKENIZE
+        ) from error
 
 
 def _usable(completion_ids: list[list[int]], ranks: list[int], reads_ties: bool) -> bool:
@@ -74,31 +89,35 @@ def tokenize_dataset(
     name: str,
     max_length: int | None,
     reads_ties: bool = False,
+    invalid_rows: InvalidRows = "error",
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
-    """Tokenize a dataset of the internal form, truncate it, and drop what has become unusable.
+    """Tokenize a dataset of ranked rows, truncate it, and drop the prompts that become unusable.
 
-    A sequence longer than `max_length` tokens loses the end of its completion. A prompt that fills `max_length`, or
-    that is left with fewer than two different non-empty responses, is dropped. Both are counted in the log, as are
-    prompts whose last tokens depend on what follows.
+    A sequence longer than `max_length` tokens loses the end of its completion. A prompt is dropped if it fills
+    `max_length`, or if fewer than two different non-empty responses remain. The log counts both, and the prompts whose
+    last tokens depend on what follows.
 
     Args:
         dataset: columns `prompt`, `completions`, `ranks`, optionally `row`, `scores`, `tools`, `chat_template_kwargs`.
         tokenizer: see `tokenize_row`.
-        name: what the dataset is called in messages.
-        max_length: tokens of prompt and completion together; None for no limit.
+        name: the dataset's name, for messages ("train").
+        max_length: tokens of prompt and completion together; None without a limit.
         reads_ties: keep prompts whose responses are all tied, for losses that read ties.
+        invalid_rows: what to do with rows that the chat template refuses: "error" lists them in one error, "drop"
+            leaves them out.
         num_proc: processes for `Dataset.map`.
 
     Returns:
         Columns `prompt_ids`, `completion_ids`, `ranks`, and `row` and `scores` where given.
 
     Raises:
-        DataError: no row is left, or the rows are messages and the tokenizer has no chat template.
+        DataError: no row is left, the rows are messages and the tokenizer has no chat template, or (with
+            `invalid_rows="error"`) the template refuses rows.
     """
 
-    def process(row: dict[str, Any]) -> dict[str, Any]:
-        ids = tokenize_row(row, tokenizer)
+    def process(row: dict[str, Any], index: int) -> dict[str, Any]:
+        ids = _tokenize_or_refuse(row, tokenizer, f"{name} dataset, row {row.get('row', index)}")
         prompt_ids, completion_ids = ids["prompt_ids"], ids["completion_ids"]
         cut = 0
         if max_length is not None:
@@ -115,6 +134,8 @@ def tokenize_dataset(
         }
         if "scores" in row:
             out["scores"] = [row["scores"][i] for i in kept]
+        if "row" in row:
+            out["row"] = row["row"]
         return out
 
     def keep(row: dict[str, Any]) -> bool:
@@ -123,16 +144,27 @@ def tokenize_dataset(
     first = next(iter(dataset))
     if not isinstance(first["prompt"], str) and tokenizer.chat_template is None:
         raise DataError(
-            f"{name} dataset: its prompts are messages, and the tokenizer has no chat template. Set "
-            "tokenizer.chat_template, give text prompts, or take a model that was trained to chat."
+            f"{name} dataset: its prompts are messages, but the tokenizer has no chat template. Set "
+            "tokenizer.chat_template, give text prompts, or use a model that was trained to chat."
         )
     columns: list[str] = dataset.column_names or list(first)
-    remove = [c for c in columns if c not in TOKEN_COLUMNS]
-    if isinstance(dataset, IterableDataset):
-        return dataset.map(process, remove_columns=remove).filter(keep).remove_columns(_COUNTS)
+    features = Features(
+        {column: feature for column, feature in _FEATURES.items() if column in columns or column not in _OPTIONAL}
+    )
+    tokens = map_rows(
+        dataset,
+        process,
+        features,
+        name=name,
+        columns=columns,
+        invalid_rows=invalid_rows,
+        doing="Tokenizing",
+        num_proc=num_proc,
+    )
+    if isinstance(tokens, IterableDataset):
+        return tokens.filter(keep).remove_columns(_COUNTS)
 
-    total = len(dataset)
-    tokens = dataset.map(process, remove_columns=remove, num_proc=num_proc, desc=f"Tokenizing {name} dataset")
+    total = len(tokens)
     kept = tokens.filter(keep, num_proc=num_proc, desc=f"Checking {name} dataset")
     if len(kept) < total:
         logger.warning(
@@ -148,9 +180,9 @@ def tokenize_dataset(
         logger.warning(f"{name} dataset: cut {cut} of {responses} responses to max_length={max_length} tokens.")
     if merged := sum(tokens > 0 for tokens in kept["_merged"]):
         logger.warning(
-            f"{name} dataset: in {merged} of {len(kept)} prompts the last tokens come out differently with a response "
-            "behind them, so the response starts before them, and the model is trained on another context than it "
-            "sees when it generates. End prompts where a token ends, or use a chat template that renders the prompt "
-            "the same way in both cases."
+            f"{name} dataset: in {merged} of {len(kept)} prompts the last tokens come out differently when a response "
+            "follows. The response then starts before them, and the model is trained on another context than it sees "
+            "when it generates. End prompts where a token ends, or use a chat template that renders the prompt the "
+            "same with and without a response."
         )
     return kept.remove_columns(_COUNTS)

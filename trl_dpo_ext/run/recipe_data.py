@@ -1,13 +1,10 @@
-"""The splits that a recipe's run reads, and the prompts that its evaluation samples from."""
+"""The splits that a recipe's run reads."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from datasets import IterableDataset
-
-from ..data import DataError, convert_dataset, format_dataset, load_splits
-from ..evaluation import prompt_text
+from ..data import DataError, convert_dataset, load_splits
 from .recipe_settings import Recipe
 
 
@@ -47,11 +44,3 @@ def load_recipe_splits(recipe: Recipe) -> dict[str, Any]:
                     num_proc=config.dataset_num_proc,
                 )
     return splits
-
-
-def held_out_prompts(dataset: Any, tokenizer: Any, count: int) -> list[str]:
-    """Return the first `count` prompts of the test split as text; conversations go through the chat template."""
-    streams = isinstance(dataset, IterableDataset)
-    first = dataset.take(count) if streams else dataset.select(range(min(count, len(dataset))))
-    rows = format_dataset(first, name="test", invalid_rows="drop")
-    return [prompt_text(row["prompt"], tokenizer) for row in rows]

@@ -14,6 +14,7 @@ import torch
 from trl import ModelConfig, ScriptArguments, get_peft_config
 
 from ..data import get_converter
+from ..evaluation import reward_forms
 from ..parsing import ParseError, StrictParser
 from ..training import PreferenceConfig
 
@@ -49,10 +50,7 @@ class RecipeArguments(ScriptArguments):
     import_module: list[str] = field(default_factory=list, metadata={"help": "Modules to import first."})
     reward: str | None = field(
         default=None,
-        metadata={
-            "help": "True reward of samples: a built-in one by name, a reward model (Hub id or folder), "
-            "package.module:function, or endpoint:MODEL."
-        },
+        metadata={"help": f"True reward of samples: {reward_forms()}."},
     )
     eval_prompts: int = field(default=64, metadata={"help": "Held-out prompts sampled before and after training."})
     eval_max_new_tokens: int = field(default=24, metadata={"help": "Length of those samples, in tokens."})

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ..evaluation import Comparison
 from ..evaluation.plots import plot_curves
+from ..hub import write_card
 from ..training import PreferenceTrainer
 from .recipe_settings import RESULT
 
@@ -65,5 +66,5 @@ def _draw(trainer: PreferenceTrainer, comparison: Comparison | None, path: Path)
     except Exception as error:  # the run is complete without its picture
         logger.warning(f"No {PICTURE}: {error}")
         return False
-    trainer.create_model_card()
+    write_card(path.parent)
     return True

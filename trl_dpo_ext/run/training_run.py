@@ -11,10 +11,11 @@ import torch
 from rich.console import Console
 from trl import get_quantization_config
 
+from ..data.prompts import held_out_prompts
 from ..evaluation import Comparison, Evaluation, FrontierCallback, Reward, compare, evaluate_policy, get_reward
 from ..memory import check_fits, explain_out_of_memory, most_responses
 from ..training import ConfigError, PreferenceTrainer, sharding
-from .recipe_data import held_out_prompts, load_recipe_splits
+from .recipe_data import load_recipe_splits
 from .recipe_settings import Recipe, adapter_config, parse_recipe
 from .run_outputs import save_outputs
 

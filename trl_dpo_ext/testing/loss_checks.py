@@ -1,4 +1,4 @@
-"""The checks: each takes a loss and raises an `AssertionError` that names it."""
+"""The checks. Each takes a loss and raises an `AssertionError` that names it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _call(spec: LossSpec, data: LossInput) -> Tensor:
 
 
 def _trainable(data: LossInput) -> dict[str, Tensor]:
-    """The inputs that the policy's gradient flows into."""
+    """Return the inputs that receive the policy's gradient."""
     names = (
         ("logps", "token_logps")
         if isinstance(data, RankedResponses)
@@ -32,7 +32,7 @@ def _trainable(data: LossInput) -> dict[str, Tensor]:
 
 
 def _with_gradient(spec: LossSpec, data: LossInput) -> tuple[Tensor, dict[str, Tensor]]:
-    """Value, and gradient of its sum; zeros for an input that isn't read."""
+    """Return the value and the gradient of its sum; zeros for an input that isn't read."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in _trainable(data).items()}
     value = _call(spec, data.replace(**leaves))
     gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
@@ -52,14 +52,14 @@ def _take(data: LossInput, index: Tensor) -> LossInput:
 
 
 def check_form(spec: LossSpec) -> None:
-    """One finite value per pair (or prompt) in the inputs' dtype, and a gradient for the policy."""
+    """The loss returns one finite value per pair (or prompt) in the input's dtype, and the policy gets a gradient."""
     for dtype in (torch.float32, torch.float64):
         data = loss_input(spec, random_rankings(dtype=dtype))
         value, gradients = _with_gradient(spec, data)
         kind = "prompt" if spec.listwise else "pair"
         assert value.shape == (len(data),), (
-            f"{spec.name}: returns shape {tuple(value.shape)} for {len(data)} {kind}s; return one value per {kind} and "
-            "leave the mean to the trainer."
+            f"{spec.name}: returns shape {tuple(value.shape)} for {len(data)} {kind}s. Return one value per {kind}; "
+            "the trainer takes the mean."
         )
         assert value.dtype == dtype, f"{spec.name}: returns {value.dtype} for {dtype} log-probs."
         assert value.isfinite().all(), f"{spec.name}: not finite on ordinary data: {value.tolist()}."
@@ -90,7 +90,7 @@ def check_gradient(spec: LossSpec) -> None:
 
 def check_direction(spec: LossSpec) -> None:
     """Raising the log-prob of the best response never raises the loss."""
-    # Up to margins where every loss that turns round anywhere has done so.
+    # Wide enough margins that a loss that turns round anywhere does so here.
     for seed in range(12):
         responses = random_rankings(seed, prompts=20)
         wide = {name: 2**seed * getattr(responses, name) for name in ("logps", "ref_logps", "token_logps")}
@@ -107,19 +107,19 @@ def check_direction(spec: LossSpec) -> None:
                 slope = slope + gradients["chosen_token_logps"].sum(dim=1)
         assert (slope <= 1e-12).all(), (
             f"{spec.name}: raising the log-prob of the better response raises the loss (slope {slope.max():.3g}). Is a "
-            "sign wrong? If the paper means it so, call check_loss(..., monotone=False)."
+            "sign wrong? If the paper intends this, call check_loss(..., monotone=False)."
         )
 
 
 def check_order(spec: LossSpec) -> None:
-    """The order in which prompts, pairs and responses stand has no influence."""
+    """The order of prompts, pairs and responses has no influence."""
     responses = random_rankings(seed=2, prompts=4)
     data = loss_input(spec, responses)
     value = _call(spec, data)
     index = torch.arange(len(data)).flip(0)
     turned = _call(spec, _take(data, index))
     if spec.couples_batch:
-        # What pairs share may be dealt out among equals in any way; only the sum is fixed.
+        # A coupled loss may distribute shared terms among equal pairs in any way; only the sum is fixed.
         _same(spec, turned.sum(), value.sum(), "the order within the batch matters.")
     else:
         _same(spec, turned, value[index], "the order within the batch matters.")
@@ -131,7 +131,7 @@ def check_order(spec: LossSpec) -> None:
 
 
 def check_shift(spec: LossSpec) -> None:
-    """A loss on differences of log-ratios doesn't change when all log-ratios of a prompt grow by the same amount."""
+    """Adding a constant to all log-ratios of a prompt doesn't change a loss that declares f_divergence."""
     if not spec.f_divergence or spec.length_normalized or spec.reference_free:
         return
     responses = random_rankings(seed=3)
@@ -142,7 +142,7 @@ def check_shift(spec: LossSpec) -> None:
 
 
 def check_sizes(spec: LossSpec) -> None:
-    """From 2 to 6 responses, ragged: each prompt has the loss it has alone, with only its own responses."""
+    """In a ragged batch of 2 to 6 responses, each prompt has the loss that it has alone."""
     responses = random_rankings(seed=4, prompts=6, responses=6, ragged=True)
     kept = torch.tensor([2, 3, 4, 5, 6, 2])
     responses = responses.replace(mask=torch.arange(6).expand(6, 6) < kept.unsqueeze(1))
@@ -167,7 +167,7 @@ def check_sizes(spec: LossSpec) -> None:
 
 
 def check_mask(spec: LossSpec) -> None:
-    """What stands where the mask is False has no influence on value or gradient; a fully masked prompt costs 0."""
+    """Entries where the mask is False don't influence value or gradient; a fully masked prompt has loss 0."""
     clean = random_rankings(seed=5, prompts=4, ragged=True)
     clean = clean.replace(mask=clean.mask & torch.tensor([[True], [True], [True], [False]]))
     expected, expected_gradients = _masked(spec, clean)
@@ -186,14 +186,16 @@ def check_mask(spec: LossSpec) -> None:
         for name, gradient in gradients.items():
             _same(spec, gradient, expected_gradients[name], f"{garbage} in a masked response reaches a gradient.")
     if spec.listwise:
-        assert expected[3] == 0, f"{spec.name}: a fully masked prompt costs {expected[3].item()}, expected 0."
+        assert expected[3] == 0, f"{spec.name}: a fully masked prompt has loss {expected[3].item()}, expected 0."
     for name, gradient in expected_gradients.items():
         hidden = gradient[~_fit(clean.mask, gradient)]
         assert hidden.count_nonzero() == 0, f"{spec.name}: masked responses get a gradient in {name}."
     nothing = clean.replace(mask=torch.zeros_like(clean.mask))
     value, gradients = _masked(spec, nothing)
-    assert value.count_nonzero() == 0, f"{spec.name}: a batch with no response at all costs {value.tolist()}."
-    assert all(g.count_nonzero() == 0 for g in gradients.values()), f"{spec.name}: no response, but a gradient."
+    assert value.count_nonzero() == 0, f"{spec.name}: a batch without responses has loss {value.tolist()}, expected 0."
+    assert all(g.count_nonzero() == 0 for g in gradients.values()), (
+        f"{spec.name}: a batch without any response gives a gradient."
+    )
 
 
 def _fit(mask: Tensor, tensor: Tensor) -> Tensor:
@@ -201,7 +203,7 @@ def _fit(mask: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _masked(spec: LossSpec, responses: RankedResponses) -> tuple[Tensor, dict[str, Tensor]]:
-    """Value and gradient with respect to the rankings, also for a pairwise loss."""
+    """Return value and gradient with respect to the rankings, for a pairwise loss too."""
     names = [n for n in ("logps", "token_logps") if n == "logps" or "token_logps" in spec.needs]
     leaves = {name: getattr(responses, name).detach().clone().requires_grad_() for name in names}
     data = loss_input(spec, responses.replace(**leaves))
@@ -239,7 +241,7 @@ def check_extremes(spec: LossSpec) -> None:
 
 
 def check_reference(spec: LossSpec) -> None:
-    """A reference-free loss doesn't look at the reference; any other says so when it is missing."""
+    """A reference-free loss ignores the reference; any other raises an error without it."""
     responses = random_rankings(seed=6)
     data = loss_input(spec, responses)
     names = ("ref_logps",) if spec.listwise else ("ref_chosen_logps", "ref_rejected_logps")
@@ -250,13 +252,11 @@ def check_reference(spec: LossSpec) -> None:
         return
     with suppress(MissingReferenceError):
         _call(spec, data.replace(**dict.fromkeys(names)))
-        raise AssertionError(
-            f"{spec.name}: gives a value without reference log-probs; register it with reference_free=True."
-        )
+        raise AssertionError(f"{spec.name}: doesn't read the reference. Register it with reference_free=True.")
 
 
 def check_needs(spec: LossSpec) -> None:
-    """Each declared need is read, and a missing one raises `MissingInputError`."""
+    """Each declared need is read, and raises `MissingInputError` when it is missing."""
     data = loss_input(spec, random_rankings(seed=7))
     prefixes = ("",) if spec.listwise else ("chosen_", "rejected_")
     fields = {
@@ -270,7 +270,7 @@ def check_needs(spec: LossSpec) -> None:
     for need, names in missing.items():
         with suppress(MissingInputError):
             _call(spec, data.replace(**dict.fromkeys(names)))
-            raise AssertionError(f"{spec.name}: declares {need!r}, but gives a value without it; drop the declaration.")
+            raise AssertionError(f"{spec.name}: declares {need!r}, but doesn't read it. Drop the declaration.")
 
 
 def check_bounds(spec: LossSpec) -> None:
@@ -291,13 +291,13 @@ def check_bounds(spec: LossSpec) -> None:
 
 
 def check_example(spec: LossSpec) -> None:
-    """The examples in the docstring, if there are any, give what they say."""
+    """The examples in the docstring, if any, give the stated results."""
     module = inspect.getmodule(spec.fn)
     report: list[str] = []
     runner = doctest.DocTestRunner(verbose=False)
     for test in doctest.DocTestFinder(recurse=False).find(spec.fn, spec.name, globs=dict(vars(module or object))):
         runner.run(test, out=report.append)
-    assert not runner.failures, f"{spec.name}: its example is wrong.\n{''.join(report)}"
+    assert not runner.failures, f"{spec.name}: the example in its docstring is wrong.\n{''.join(report)}"
 
 
 CHECKS: tuple[Callable[[LossSpec], None], ...] = (
@@ -320,13 +320,13 @@ def check_loss(loss: str | Callable[..., Tensor], *, monotone: bool = True) -> N
 
     Args:
         loss: its registered name, or the registered function.
-        monotone: whether raising the log-prob of the better response must never raise the loss. Set it to False for a
-            loss that means to turn round (a regression on a target, smoothed labels).
+        monotone: require that raising the log-prob of the better response never raises the loss. Set it to False for
+            a loss that turns round on purpose (a regression on a target, smoothed labels).
 
     Raises:
         AssertionError: a check failed; the message names the loss and says what is wrong.
         UnknownNameError: no such loss.
-        ValueError: a function that isn't registered.
+        ValueError: the function isn't registered.
 
     >>> check_loss("dpo")
     """
@@ -335,7 +335,7 @@ def check_loss(loss: str | Callable[..., Tensor], *, monotone: bool = True) -> N
     else:
         found = [s for s in list_losses() if s.fn is loss]
         if not found:
-            raise ValueError(f"{loss!r} is not registered; put @register_loss(...) on it first.")
+            raise ValueError(f"{loss!r} is not registered. Put @register_loss(...) on it first.")
         spec = found[0]
     for check in CHECKS:
         check(spec)

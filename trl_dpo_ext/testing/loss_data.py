@@ -1,4 +1,4 @@
-"""What the checks feed a loss with: random rankings, cut down to what the loss declares."""
+"""The input of the checks: random rankings, reduced to what a loss declares."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ LossInput = PreferencePairs | RankedResponses
 def random_rankings(
     seed: int = 0, prompts: int = 3, responses: int = 4, *, ragged: bool = False, dtype: torch.dtype = torch.float64
 ) -> RankedResponses:
-    """Return random rankings with everything a loss may need; the same for the same arguments.
+    """Return random rankings with every field that a loss can read; equal arguments give equal rankings.
 
     Args:
-        seed: of the random numbers.
-        prompts: B.
-        responses: K.
-        ragged: whether some prompts have fewer than K responses (never fewer than two), the others being masked.
-        dtype: of log-probs and scores.
+        seed: random seed.
+        prompts: number of prompts, B.
+        responses: number of responses per prompt, K.
+        ragged: whether some prompts have fewer than K responses (but at least two); the rest is masked.
+        dtype: dtype of log-probs and scores.
 
     Returns:
-        Rankings without ties; scores fall with the rank; log-ratios of both signs.
+        Rankings without ties, with log-ratios of both signs; better ranks have higher scores.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (prompts, responses)
@@ -51,7 +51,7 @@ def random_rankings(
 
 
 def loss_input(spec: LossSpec, responses: RankedResponses) -> LossInput:
-    """Return what the engine would pass to a loss: only the inputs it declares, as pairs if it is pairwise."""
+    """Return what the trainer would pass to a loss: only the inputs that it declares, as pairs if it is pairwise."""
     responses = responses.replace(
         ref_logps=None if spec.reference_free else responses.ref_logps,
         scores=responses.scores if "scores" in spec.needs else None,

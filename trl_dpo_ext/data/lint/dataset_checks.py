@@ -1,4 +1,4 @@
-"""What is looked for across rows and splits: each check is a function over the columns of hashes and lengths."""
+"""Checks across rows and splits: each is a function of the hashes and lengths of all splits."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .check import Check, check
 from .lengths import LengthBias, ordinary_range
-from .row_checks import Check, check
-from .row_store import Groups, mix
+from .row_store import RowStore, mix
 
 
 @dataclass(frozen=True)
-class Table:
-    """One split.
+class SplitContents:
+    """What the checks read of one split.
 
     Attributes:
-        contents: hashes of prompts and responses, of the rows that can be read.
-        lengths: their lengths; where they are tokens, of the rows that have some.
-        unit: of the lengths, "characters" or "tokens".
-        max_length: tokens of prompt and completion together; None for no limit, and where the unit is characters.
+        contents: hashes of prompts and responses, for the rows that can be read.
+        lengths: lengths of prompts and responses; in tokens, only for the rows that can be tokenized.
+        unit: the unit of the lengths, "characters" or "tokens".
+        max_length: tokens of prompt and completion together; None without a limit, and where the unit is characters.
     """
 
-    contents: Groups
-    lengths: Groups
+    contents: RowStore
+    lengths: RowStore
     unit: str = "characters"
     max_length: int | None = None
 
 
 @dataclass(frozen=True)
-class Hit:
+class SplitFinding:
     """What a check found in one split.
 
     Attributes:
-        split: its name.
-        rows: row numbers in the user's dataset; empty where the split as a whole is meant.
+        split: the split's name.
+        rows: row numbers in the user's dataset; empty if the finding is about the split as a whole.
         note: what was found.
-        twins: for each row, the (split, row) it repeats or contradicts, or nothing.
-        count: how many rows it concerns, where `rows` doesn't say so.
+        twins: for each of `rows`, the (split, row) that it repeats or contradicts; may be empty.
+        count: how many rows it concerns; None if `rows` lists them.
     """
 
     split: str
@@ -49,28 +49,28 @@ class Hit:
     count: int | None = None
 
 
-Tables = Mapping[str, Table]
-TABLE_CHECKS: list[Check] = []  # f(tables) -> hits
+SplitsByName = Mapping[str, SplitContents]
+DATASET_CHECKS: list[Check] = []  # each is f(splits) -> findings
 
 
 def is_training(split: str) -> bool:
-    """Whether a split is for training, by its name: train, train_prefs, training, ..."""
+    """Return whether a split's name says that it is for training: train, train_prefs, training, ..."""
     return split.startswith("train")
 
 
-def _contents(tables: Tables) -> Iterator[tuple[str, Groups]]:
-    return ((name, table.contents) for name, table in tables.items() if len(table.contents))
+def _contents(splits: SplitsByName) -> Iterator[tuple[str, RowStore]]:
+    return ((name, split.contents) for name, split in splits.items() if len(split.contents))
 
 
-def _limited(tables: Tables) -> Iterator[tuple[str, Groups, int]]:
-    for name, table in tables.items():
-        if table.max_length is not None and len(table.lengths):
-            yield name, table.lengths, table.max_length
+def _limited(splits: SplitsByName) -> Iterator[tuple[str, RowStore, int]]:
+    for name, split in splits.items():
+        if split.max_length is not None and len(split.lengths):
+            yield name, split.lengths, split.max_length
 
 
-@check(TABLE_CHECKS, "duplicate-row", "warning", "Remove the copies; a row that occurs twice weighs twice.")
-def _duplicate_row(tables: Tables) -> Iterator[Hit]:
-    for name, groups in _contents(tables):
+@check(DATASET_CHECKS, "duplicate-row", "warning", "Remove the copies; a row that occurs twice counts twice.")
+def _duplicate_row(splits: SplitsByName) -> Iterator[SplitFinding]:
+    for name, groups in _contents(splits):
         # A sum, because the order of the responses doesn't matter where each keeps its rank.
         answers = groups.totals(mix(mix(groups.responses) + groups.ranks.astype(np.uint64)))
         _, first, inverse = np.unique(mix(groups.prompts) + answers, return_index=True, return_inverse=True)
@@ -79,19 +79,19 @@ def _duplicate_row(tables: Tables) -> Iterator[Hit]:
         if len(copies):
             twins = [(name, row) for row in groups.rows[originals[copies]].tolist()]
             note = "the same prompt, responses and ranks as an earlier row"
-            yield Hit(name, groups.rows[copies].tolist(), note, twins)
+            yield SplitFinding(name, groups.rows[copies].tolist(), note, twins)
 
 
 @check(
-    TABLE_CHECKS,
+    DATASET_CHECKS,
     "prompt-in-train-and-test",
     "error",
-    "Remove the prompts from one of the two, or the evaluation measures what was learned by heart.",
+    "Remove the prompts from one of the two; otherwise the evaluation measures memorized prompts.",
 )
-def _prompt_in_train_and_test(tables: Tables) -> Iterator[Hit]:
-    splits = list(_contents(tables))
-    training = [(n, trained, *np.unique(trained.prompts, return_index=True)) for n, trained in splits if is_training(n)]
-    for name, groups in splits:
+def _prompt_in_train_and_test(splits: SplitsByName) -> Iterator[SplitFinding]:
+    parts = list(_contents(splits))
+    training = [(n, trained, *np.unique(trained.prompts, return_index=True)) for n, trained in parts if is_training(n)]
+    for name, groups in parts:
         if is_training(name):
             continue
         twins: dict[int, tuple[str, int]] = {}
@@ -102,21 +102,23 @@ def _prompt_in_train_and_test(tables: Tables) -> Iterator[Hit]:
         if twins:
             rows = sorted(twins)
             where = " and ".join(sorted({split for split, _ in twins.values()}))
-            yield Hit(name, groups.rows[rows].tolist(), f"the prompt is in {where} too", [twins[i] for i in rows])
+            yield SplitFinding(
+                name, groups.rows[rows].tolist(), f"the prompt is in {where} too", [twins[i] for i in rows]
+            )
 
 
 @check(
-    TABLE_CHECKS,
+    DATASET_CHECKS,
     "contradictory-labels",
     "warning",
-    "Decide for one order, or remove both rows; a share of such noise that stays calls for a loss like robust or cdpo.",
+    "Keep one order, or remove both rows; if such noise must stay, use a loss like robust or cdpo.",
 )
-def _contradictory_labels(tables: Tables) -> Iterator[Hit]:
-    parts = list(_contents(tables))
+def _contradictory_labels(splits: SplitsByName) -> Iterator[SplitFinding]:
+    parts = list(_contents(splits))
     if not parts:
         return
     names = [name for name, _ in parts]
-    splits = np.concatenate([np.full(len(groups), i) for i, (_, groups) in enumerate(parts)])
+    part_of = np.concatenate([np.full(len(groups), i) for i, (_, groups) in enumerate(parts)])
     rows = np.concatenate([groups.rows for _, groups in parts])
     prompts = np.concatenate([groups.prompts for _, groups in parts])
     _, inverse, counts = np.unique(prompts, return_inverse=True, return_counts=True)
@@ -146,36 +148,35 @@ def _contradictory_labels(tables: Tables) -> Iterator[Hit]:
     opposite = firsts[1 - direction.astype(int), pair]
     contradicted = {int(o): int(t) for o, t in zip(owner[::-1], opposite[::-1], strict=True) if t < len(rows)}
     for i, name in enumerate(names):
-        found = sorted(o for o in contradicted if splits[o] == i)
+        found = sorted(o for o in contradicted if part_of[o] == i)
         if found:
-            twins = [(names[splits[contradicted[o]]], int(rows[contradicted[o]])) for o in found]
-            yield Hit(
+            twins = [(names[part_of[contradicted[o]]], int(rows[contradicted[o]])) for o in found]
+            yield SplitFinding(
                 name, rows[found].tolist(), "another row has a pair of these responses the other way round", twins
             )
 
 
 @check(
-    TABLE_CHECKS,
+    DATASET_CHECKS,
     "prompt-too-long",
     "warning",
-    "Raise max_length, or shorten the prompts: rows without room for a response are dropped in training.",
+    "Raise max_length, or shorten the prompts: training drops rows without room for a response.",
 )
-def _prompt_too_long(tables: Tables) -> Iterator[Hit]:
-    for name, groups, limit in _limited(tables):
+def _prompt_too_long(splits: SplitsByName) -> Iterator[SplitFinding]:
+    for name, groups, limit in _limited(splits):
         if (full := groups.prompts >= limit).any():
             note = f"{full.sum():,} of {len(groups):,} prompts fill max_length={limit}; the longest has "
-            yield Hit(name, groups.rows[full].tolist(), f"{note}{groups.prompts.max():,} tokens")
+            yield SplitFinding(name, groups.rows[full].tolist(), f"{note}{groups.prompts.max():,} tokens")
 
 
 @check(
-    TABLE_CHECKS,
+    DATASET_CHECKS,
     "truncated-response",
     "warning",
-    "Raise max_length, or leave out what is too long: a response cut off has no EOS, and its label was given for the "
-    "whole text.",
+    "Raise max_length, or leave out the rows: a truncated response has no EOS, and its label is for the whole text.",
 )
-def _truncated_response(tables: Tables) -> Iterator[Hit]:
-    for name, groups, limit in _limited(tables):
+def _truncated_response(splits: SplitsByName) -> Iterator[SplitFinding]:
+    for name, groups, limit in _limited(splits):
         room = limit - groups.prompts[groups.owners]
         fits = room > 0  # the others are dropped with their prompt
         lost = np.where(fits, (groups.responses - room).clip(min=0), 0)
@@ -186,32 +187,32 @@ def _truncated_response(tables: Tables) -> Iterator[Hit]:
                 f"{(lost > 0).sum():,} of {fits.sum():,} responses lose {lost.sum():,} of {tokens:,} tokens "
                 f"({lost.sum() / tokens:.1%}) to max_length={limit}"
             )
-            yield Hit(name, groups.rows[cut].tolist(), note)
+            yield SplitFinding(name, groups.rows[cut].tolist(), note)
 
 
 @check(
-    TABLE_CHECKS,
+    DATASET_CHECKS,
     "length-bias",
     "warning",
-    "The model may learn the length instead of the quality: balance the data, or take a loss that counts tokens less "
+    "The model may learn length instead of quality: balance the data, or use a loss that depends less on length "
     "(ld_alpha, r_dpo, simpo, ln_dpo).",
 )
-def _length_bias(tables: Tables) -> Iterator[Hit]:
-    for name, table in tables.items():
-        bias = LengthBias.of(table.lengths)
+def _length_bias(splits: SplitsByName) -> Iterator[SplitFinding]:
+    for name, split in splits.items():
+        bias = LengthBias.of(split.lengths)
         if bias is not None and bias.notable:
-            yield Hit(name, [], bias.sentence(table.unit), count=bias.prompts)
+            yield SplitFinding(name, [], bias.sentence(split.unit), count=bias.prompts)
 
 
 @check(
-    TABLE_CHECKS,
+    DATASET_CHECKS,
     "extreme-length",
     "info",
-    "Look at the rows: pasted documents, lone words and broken exports are found this way.",
+    "Look at these rows: they may be pasted documents, lone words or broken exports.",
 )
-def _extreme_length(tables: Tables) -> Iterator[Hit]:
-    for name, table in tables.items():
-        groups = table.lengths
+def _extreme_length(splits: SplitsByName) -> Iterator[SplitFinding]:
+    for name, split in splits.items():
+        groups = split.lengths
         if not len(groups):
             continue
         extreme, notes = np.zeros(len(groups), dtype=bool), []
@@ -224,8 +225,8 @@ def _extreme_length(tables: Tables) -> Iterator[Hit]:
             if outside.any():
                 extreme[owners[outside]] = True
                 notes.append(
-                    f"{outside.sum():,} {what} of {values[outside].min():,} to {values[outside].max():,} {table.unit}, "
+                    f"{outside.sum():,} {what} of {values[outside].min():,} to {values[outside].max():,} {split.unit}, "
                     f"where {math.ceil(low):,} to {math.floor(high):,} is ordinary"
                 )
         if notes:
-            yield Hit(name, groups.rows[extreme].tolist(), "; ".join(notes))
+            yield SplitFinding(name, groups.rows[extreme].tolist(), "; ".join(notes))

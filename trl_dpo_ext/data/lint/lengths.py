@@ -1,4 +1,4 @@
-"""How long prompts and responses are: summaries, the length bias of the labels, outliers."""
+"""Lengths of prompts and responses: summaries, the length bias of the labels, outliers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .row_store import Groups
+from .row_store import RowStore
 
-_FEWEST = 30  # prompts, below which an interval of the normal distribution is too narrow
-_NOTABLE = 0.6
+_MIN_PROMPTS = 30  # with fewer, an interval of the normal distribution is too narrow
+_NOTABLE_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class LengthBias:
     """How much longer the best response is than the worst; ties share their mean length.
 
     Attributes:
-        prompts: compared, those whose responses aren't all tied.
+        prompts: how many were compared: those whose responses aren't all tied.
         difference: best - worst, mean over prompts, in characters or tokens.
         low: lower end of its 95 % interval (normal approximation).
         high: upper end.
@@ -35,8 +35,8 @@ class LengthBias:
     shorter: float
 
     @classmethod
-    def of(cls, lengths: Groups) -> LengthBias | None:
-        """Compare the responses; None where fewer than two prompts can be."""
+    def of(cls, lengths: RowStore) -> LengthBias | None:
+        """Compare the responses; None with fewer than two prompts whose responses aren't all tied."""
         if not len(lengths):
             return None
         best, worst = (
@@ -56,14 +56,15 @@ class LengthBias:
     def notable(self) -> bool:
         """Whether it is worth a warning.
 
-        30 prompts or more, an interval without 0, and one side the longer in over 60 % of the prompts that differ.
+        That is: 30 or more prompts, an interval without 0, and one side longer in over 60 % of the prompts where
+        lengths differ.
         """
         differ = self.longer + self.shorter
-        one_side = max(self.longer, self.shorter) > _NOTABLE * differ
-        return self.prompts >= _FEWEST and one_side and not self.low <= 0 <= self.high
+        one_side = max(self.longer, self.shorter) > _NOTABLE_SHARE * differ
+        return self.prompts >= _MIN_PROMPTS and one_side and not self.low <= 0 <= self.high
 
     def sentence(self, unit: str) -> str:
-        """Return it in words."""
+        """Return the bias in words."""
         return (
             f"the best response is longer than the worst in {self.longer:.0%} and shorter in {self.shorter:.0%} of "
             f"{self.prompts:,} prompts; best - worst is "
@@ -74,9 +75,9 @@ class LengthBias:
 def ordinary_range(values: np.ndarray) -> tuple[float, float]:
     """Return the shortest and the longest length that isn't extreme.
 
-    Tukey's outer fences on a log scale, because lengths are skewed: a quartile, divided or multiplied by the third
-    power of the quartiles' ratio. The ratio is taken as 2 where it is less, so what is extreme is always more than 8
-    times shorter than the lower quartile or 8 times longer than the upper one.
+    These are Tukey's outer fences on a log scale, because lengths are skewed: the lower quartile divided, and the upper
+    one multiplied, by the third power of their ratio. A ratio below 2 counts as 2, so an extreme length is always more
+    than 8 times shorter than the lower quartile or 8 times longer than the upper one.
 
     Example:
         >>> ordinary_range(np.array([80, 100, 100, 120]))
@@ -89,10 +90,10 @@ def ordinary_range(values: np.ndarray) -> tuple[float, float]:
     return lower / ratio**3, upper * ratio**3
 
 
-def summary(lengths: Groups, unit: str) -> dict[str, Any]:
-    """Return lengths in numbers, for JSON."""
+def length_numbers(lengths: RowStore, unit: str) -> dict[str, Any]:
+    """Return the lengths in numbers, for JSON."""
     numbers: dict[str, Any] = {"unit": unit}
-    for name, values in series(lengths).items():
+    for name, values in length_series(lengths).items():
         if len(values):
             quartiles = np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist()
             keys = ("min", "lower_quartile", "median", "upper_quartile", "max")
@@ -102,8 +103,8 @@ def summary(lengths: Groups, unit: str) -> dict[str, Any]:
     return numbers
 
 
-def sentence(lengths: Groups, unit: str) -> str:
-    """Return lengths in words, for people."""
+def length_sentence(lengths: RowStore, unit: str) -> str:
+    """Return the lengths in words, for people."""
     if not len(lengths):
         return "no lengths"
     prompt, response = np.median(lengths.prompts), np.median(lengths.responses)
@@ -113,7 +114,7 @@ def sentence(lengths: Groups, unit: str) -> str:
     return f"{words}; {bias.sentence(unit)}" if bias else words
 
 
-def series(lengths: Groups) -> dict[str, np.ndarray]:
+def length_series(lengths: RowStore) -> dict[str, np.ndarray]:
     """Return the lengths of prompts, responses, and of the best and the worst responses."""
     if not len(lengths):
         return {}

@@ -1,4 +1,4 @@
-"""What the linter keeps of each row: hashes and lengths in flat arrays, 8 bytes each, so that a million rows fit."""
+"""The hashes or lengths that the linter keeps of each row, in flat arrays of 8-byte numbers, so a million rows fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GOLDEN, _FIRST, _SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476
 def content_hash(content: Any) -> int:
     """Return 64 bits of a text, a message list, or token ids.
 
-    Among ten million different contents, the chance that any two have the same is about 3 in a million.
+    Among ten million different contents, the chance of any collision is about 3 in a million.
     """
     text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
     kind = b"text" if isinstance(content, str) else b"json"
@@ -26,15 +26,17 @@ def content_hash(content: Any) -> int:
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit numbers, so that sums of them can be compared in place of the numbers."""
+    """Scramble 64-bit numbers, so that sums of them can be compared instead of the numbers themselves."""
     values = values.astype(np.uint64) + _GOLDEN
     values = (values ^ (values >> np.uint64(30))) * _FIRST
     values = (values ^ (values >> np.uint64(27))) * _SECOND
     return values ^ (values >> np.uint64(31))
 
 
-class Groups:
-    """One number for each of N prompts and each of their R responses: grown row by row, then read as arrays.
+class RowStore:
+    """One number (a hash or a length) for each of N prompts and each of their R responses.
+
+    It grows row by row; then its arrays are read.
 
     Args:
         code: type of the numbers as in `array`: "Q" for hashes, "q" for lengths.
@@ -57,7 +59,7 @@ class Groups:
     def __len__(self) -> int:
         return len(self._rows)
 
-    # Cached, so a group is complete when the first of these is read.
+    # These are cached, so add every row before reading the first of them.
 
     @cached_property
     def rows(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Reads datasets row by row, runs the checks, and reports."""
+"""Read datasets row by row, run the checks, and report."""
 
 from __future__ import annotations
 
@@ -10,34 +10,39 @@ from datasets import Dataset
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..converters import Converter, check_converter, convert_row, get_converter
-from ..rows import DataError, check_columns, to_ranked
+from ..convert import check_converter, convert_row
+from ..converter_registry import Converter, get_converter
+from ..data_error import DataError, FaultReason
+from ..row_reading.form_selection import check_columns
+from ..row_reading.ranked_row import to_ranked
 from ..tokenize import tokenize_row
-from .dataset_checks import TABLE_CHECKS, Table
-from .report import Finding, Report
-from .row_checks import ROW_CHECKS, TOKEN_CHECKS, Check, TokenFacts, fault_id, stop_ids, text_of
-from .row_store import Groups, content_hash
+from .check import Check
+from .dataset_checks import DATASET_CHECKS, SplitContents
+from .findings_report import Finding, Report
+from .row_store import RowStore, content_hash
+from .text_checks import TEXT_CHECKS, text_of
+from .token_checks import TOKEN_CHECKS, TokenContext, accepted_end_ids
 
 logger = logging.getLogger(__name__)
 
 
-class _Split:
-    """What is known of one split while it is read."""
+class _SplitScan:
+    """One split while it is read: its findings so far, and the hashes and lengths for the checks across rows."""
 
-    def __init__(self, name: str, facts: TokenFacts | None, converter: Converter | None = None) -> None:
-        self.name, self.facts, self.converter = name, facts, converter
+    def __init__(self, name: str, context: TokenContext | None, converter: Converter | None = None) -> None:
+        self.name, self.context, self.converter = name, context, converter
         self.rows: dict[str, list[int]] = {}
         self.notes: dict[str, str] = {}
-        self.contents, self.lengths = Groups("Q"), Groups("q")
+        self.contents, self.lengths = RowStore("Q"), RowStore("q")
         self._conversational: bool | None = None
 
-    def hit(self, id: str, row: int, note: str) -> None:
+    def note_finding(self, id: str, row: int, note: str) -> None:
         """Note a finding; the first row's note stands for all."""
         self.notes.setdefault(id, f"row {row}: {note}")
         self.rows.setdefault(id, []).append(row)
 
     def read(self, number: int, row: dict[str, Any]) -> None:
-        """Check a row of any accepted form, or one that the converter brings into it."""
+        """Check a row of any accepted form, or of the converter's form where there is one."""
         try:
             if self.converter is not None:
                 row = convert_row(row, number, self.converter, self.name)
@@ -45,43 +50,44 @@ class _Split:
         except DataError as error:
             # The message begins with split and row, as the finding does.
             note = str(error).removeprefix(f"{self.name} dataset, row {number}").lstrip(",: ")
-            self.hit(fault_id(error.reason), number, note.rstrip("."))
+            self.note_finding(error.reason.check_id, number, note.rstrip("."))
             return
         self._conversational = isinstance(ranked["prompt"], list)
         if max(ranked["ranks"]) == 0:
-            self.hit("all-tied", number, f"all {len(ranked['ranks'])} responses are equally good")
+            self.note_finding("all-tied", number, f"all {len(ranked['ranks'])} responses are equally good")
         self.read_text(number, ranked)
-        if self.facts is not None:
+        if self.context is not None:
             try:
-                tokens = tokenize_row(ranked, self.facts.tokenizer)
-            except Exception as error:  # a chat template is a program, and may fail in any way
-                self.hit("cannot-tokenize", number, f"{type(error).__name__}: {error}".splitlines()[0].rstrip("."))
+                tokens = tokenize_row(ranked, self.context.tokenizer)
+            except Exception as error:  # a chat template is a program and may fail in any way
+                note = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+                self.note_finding(FaultReason.CANNOT_TOKENIZE.check_id, number, note)
             else:
                 self.read_tokens(number, {**tokens, "ranks": ranked["ranks"]})
 
     def read_text(self, number: int, ranked: dict[str, Any]) -> None:
-        """Check a row of the internal form."""
-        self._run(ROW_CHECKS, number, ranked)
+        """Check the text of a ranked row."""
+        self._run(TEXT_CHECKS, number, ranked)
         prompt, responses, ranks = ranked["prompt"], ranked["completions"], ranked["ranks"]
         self.contents.add(number, content_hash(prompt), [content_hash(r) for r in responses], ranks)
-        if self.facts is None:
+        if self.context is None:
             self.lengths.add(number, len(text_of(prompt)), [len(text_of(r)) for r in responses], ranks)
 
     def read_tokens(self, number: int, tokens: dict[str, Any]) -> None:
-        """Check a tokenized row."""
-        self._run(TOKEN_CHECKS, number, tokens, self.facts)
+        """Check the tokens of a row."""
+        self._run(TOKEN_CHECKS, number, tokens, self.context)
         self.lengths.add(number, len(tokens["prompt_ids"]), [len(c) for c in tokens["completion_ids"]], tokens["ranks"])
 
     def _run(self, checks: Sequence[Check], number: int, *arguments: Any) -> None:
         for check in checks:
             assert check.run is not None
             if note := check.run(*arguments):
-                self.hit(check.id, number, note)
+                self.note_finding(check.id, number, note)
 
-    def table(self) -> Table:
-        if self.facts is None:
-            return Table(self.contents, self.lengths)
-        return Table(self.contents, self.lengths, "tokens", self.facts.max_length)
+    def split_contents(self) -> SplitContents:
+        if self.context is None:
+            return SplitContents(self.contents, self.lengths)
+        return SplitContents(self.contents, self.lengths, "tokens", self.context.max_length)
 
     def findings(self) -> list[Finding]:
         return [Finding(id, self.name, len(rows), rows, self.notes[id]) for id, rows in self.rows.items()]
@@ -96,14 +102,14 @@ def lint_splits(
     converter: str | None = None,
     progress: bool = False,
 ) -> Report:
-    """Look for what makes a preference dataset bad without an error in training. Nothing is changed.
+    """Look for faults in a preference dataset that training would not report. Nothing is changed.
 
     Args:
-        splits: datasets of any accepted form by name; those whose name begins with "train" are for training.
-        tokenizer: also check its tokens (templates, BOS, EOS, boundaries), and count lengths in tokens.
-        generation_config: the model's; its EOS ids end a response too.
-        max_length: tokens of prompt and completion together; also say what is cut off. Needs the tokenizer.
-        converter: what brings the rows into an accepted form, as a recipe's `dataset_converter`.
+        splits: datasets of any accepted form, by name. Names that begin with "train" are for training.
+        tokenizer: also check tokens (templates, BOS, EOS, boundaries), and count lengths in tokens.
+        generation_config: the model's; a response may end with its EOS ids too.
+        max_length: tokens of prompt and completion together; also report what is cut off. Needs the tokenizer.
+        converter: the name of the converter to an accepted form, like a recipe's `dataset_converter`.
         progress: show a progress bar.
 
     Returns:
@@ -120,21 +126,25 @@ def lint_splits(
     """
     if max_length is not None and tokenizer is None:
         raise ValueError(f"max_length={max_length} counts tokens; give the tokenizer too.")
-    facts = None if tokenizer is None else TokenFacts(tokenizer, stop_ids(tokenizer, generation_config), max_length)
+    context = (
+        None
+        if tokenizer is None
+        else TokenContext(tokenizer, accepted_end_ids(tokenizer, generation_config), max_length)
+    )
     found = None if converter is None else get_converter(converter)
     scans, findings = {}, []
     for name, dataset in splits.items():
-        scan = scans[name] = _Split(name, facts, found)
+        scan = scans[name] = _SplitScan(name, context, found)
         try:
             if not len(dataset):
-                raise DataError(f"{name} dataset: it has no rows.", "no rows")
+                raise DataError(f"{name} dataset: it has no rows.", FaultReason.NO_ROWS)
             if found is None:
                 check_columns(dataset.column_names, name=name)
             else:
                 check_converter(found, dataset.column_names, name)
         except DataError as error:
             note = str(error).removeprefix(f"{name} dataset: ").rstrip(".")
-            findings.append(Finding(fault_id(error.reason), name, len(dataset), [], note))
+            findings.append(Finding(error.reason.check_id, name, len(dataset), [], note))
             continue
         rows = tqdm(dataset.with_format(None), desc=f"Checking {name}", disable=not progress)
         for number, row in enumerate(rows):
@@ -150,21 +160,21 @@ def log_findings(
     generation_config: Any = None,
     max_length: int | None = None,
 ) -> Report:
-    """Log the findings on training data in short, and return them; streamed datasets are left out.
+    """Log the findings on training data, one line each, and return them; streamed datasets are left out.
 
     Args:
-        formatted: rows as `format_dataset` gives them, by name.
-        tokenized: rows as `tokenize_dataset` gives them, by name.
-        tokenizer: theirs.
+        formatted: rows as `format_dataset` returns them, by name.
+        tokenized: rows as `tokenize_dataset` returns them, by name.
+        tokenizer: the tokenizer of those rows.
         generation_config: the model's.
-        max_length: that they were cut to.
+        max_length: the length to which they were cut.
     """
-    facts = TokenFacts(tokenizer, stop_ids(tokenizer, generation_config), max_length)
+    context = TokenContext(tokenizer, accepted_end_ids(tokenizer, generation_config), max_length)
     scans = {}
     for name, dataset in tokenized.items():
         if not isinstance(dataset, Dataset):
             continue
-        scan = scans[name] = _Split(name, facts)
+        scan = scans[name] = _SplitScan(name, context)
         text = formatted.get(name)
         has_text = isinstance(text, Dataset) and "prompt" in text.column_names
         if has_text:
@@ -188,13 +198,13 @@ def _numbered(dataset: Any) -> Iterable[tuple[int, dict[str, Any]]]:
     return ((row.get("row", index), row) for index, row in enumerate(dataset.with_format(None)))
 
 
-def _report(scans: Mapping[str, _Split], rows: dict[str, int], findings: list[Finding]) -> Report:
-    tables = {name: scan.table() for name, scan in scans.items()}
+def _report(scans: Mapping[str, _SplitScan], rows: dict[str, int], findings: list[Finding]) -> Report:
+    contents = {name: scan.split_contents() for name, scan in scans.items()}
     for scan in scans.values():
         findings += scan.findings()
-    for check in TABLE_CHECKS:
+    for check in DATASET_CHECKS:
         assert check.run is not None
-        for hit in check.run(tables):
-            count = len(hit.rows) if hit.count is None else hit.count
-            findings.append(Finding(check.id, hit.split, count, hit.rows, hit.note, hit.twins))
-    return Report(rows, findings, tables)
+        for found in check.run(contents):
+            count = len(found.rows) if found.count is None else found.count
+            findings.append(Finding(check.id, found.split, count, found.rows, found.note, found.twins))
+    return Report(rows, findings, contents)

@@ -1,4 +1,4 @@
-"""DPO and the losses that stay logistic in the difference of the two log-ratios."""
+"""DPO, and its variants that are logistic in the difference of the two log-ratios."""
 
 from typing import Annotated
 
@@ -22,7 +22,7 @@ def dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tenso
         beta: strength of the KL penalty; a larger beta keeps the policy closer to the reference.
 
     Returns:
-        [N] loss, nats. A pair the policy doesn't yet separate (D_w = D_l) costs log 2.
+        [N] loss, nats. log 2 where D_w = D_l.
 
     Raises:
         MissingReferenceError: the pairs hold no reference log-probs.
@@ -54,7 +54,7 @@ def cdpo(
     beta: Annotated[float, Gt(0)] = 0.1,
     label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.1,
 ) -> Tensor:
-    """Conservative DPO: assumes that a share of the preferences is the wrong way round.
+    """Conservative DPO: assumes that a share of the labels is flipped.
 
     Equation:
         -(1 - e) log sigmoid(u) - e log sigmoid(-u), with u = beta * `pairs.margins` and e = `label_smoothing`.
@@ -65,8 +65,8 @@ def cdpo(
         label_smoothing: assumed probability that a label is flipped.
 
     Returns:
-        [N] loss, nats; log 2 where policy and reference agree. Lowest where sigmoid(u) = 1 - e, so a pair is pushed no
-        further than the noise allows.
+        [N] loss, nats; log 2 where policy and reference agree. Lowest where sigmoid(u) = 1 - e, so the
+        margin stays finite.
 
     Raises:
         MissingReferenceError: the pairs hold no reference log-probs.
@@ -97,9 +97,9 @@ def robust(
     pairs: PreferencePairs,
     *,
     beta: Annotated[float, Gt(0)] = 0.1,
-    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.1,
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0,
 ) -> Tensor:
-    """Robust DPO: an estimate of the DPO loss under true labels, unbiased under random label flips.
+    """Robust DPO: an estimate of the DPO loss under the true labels that is unbiased under random label flips.
 
     Equation:
         (-(1 - e) log sigmoid(u) + e log sigmoid(-u)) / (1 - 2 e), with u = beta * `pairs.margins` and
@@ -128,7 +128,8 @@ def robust(
         arXiv 2403.00409 (rDPO).
 
     Departures:
-        None.
+        None. The default of label_smoothing is TRL's, at which this is `dpo`. Set it to the share of flipped labels;
+        0.1 is a usual value.
 
     Relations:
         `dpo` at label_smoothing = 0.
@@ -139,7 +140,7 @@ def robust(
 
 @register_loss("ln_dpo", paper="2411.15124", aliases=["sigmoid_norm"], f_divergence=True, length_normalized=True)
 def ln_dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
-    """Length-normalised DPO: the log-ratio of each response is taken per token.
+    """Length-normalised DPO: uses the log-ratio per token of each response.
 
     Equation:
         -log sigmoid(beta * (D_w / |w| - D_l / |l|)), with D_w = `pairs.chosen_log_ratios`,
@@ -147,7 +148,7 @@ def ln_dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Te
 
     Args:
         pairs: N pairs, [N] float log-probs in nats and lengths in tokens, with a reference.
-        beta: strength of the KL penalty, per token; larger than DPO's by about the length of a response.
+        beta: strength of the KL penalty, per token; typically DPO's beta times the length of a response.
 
     Returns:
         [N] loss, nats; log 2 where policy and reference agree.
@@ -190,7 +191,7 @@ def r_dpo(
     Args:
         pairs: N pairs, [N] float log-probs in nats and lengths in tokens, with a reference.
         beta: strength of the KL penalty.
-        alpha: price of a token in units of reward.
+        alpha: cost of a token in units of reward.
 
     Returns:
         [N] loss, nats.
@@ -207,8 +208,8 @@ def r_dpo(
         0.3133
 
     Reference:
-        arXiv 2403.19159. The paper's text was not at hand; the term was derived from its objective (reward minus
-        alpha times the length, under the KL penalty), which fixes the sign, and secondary descriptions agree.
+        arXiv 2403.19159. The paper's text was not available. The term is derived from its objective (reward minus
+        alpha times the length, under the KL penalty), which fixes the sign; secondary descriptions agree.
 
     Departures:
         None. Some repositories have the length term with the opposite sign, which rewards length.
@@ -225,7 +226,7 @@ def r_dpo(
 def odpo(
     pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, alpha: Annotated[float, Ge(0)] = 1.0
 ) -> Tensor:
-    """DPO with an offset: the better the chosen score, the larger the margin that is asked for.
+    """DPO with an offset: the larger the score gap, the larger the required margin.
 
     Equation:
         -log sigmoid(u - alpha * log(r_w - r_l)), with u = beta * `pairs.margins` and r_w - r_l =
@@ -242,7 +243,7 @@ def odpo(
     Raises:
         MissingReferenceError: the pairs hold no reference log-probs.
         MissingInputError: the pairs hold no scores.
-        ValueError: a chosen score that isn't above the rejected one, which has no logarithm of the difference.
+        ValueError: a chosen score that isn't above the rejected one: the logarithm of the gap doesn't exist.
 
     Example:
         >>> import torch

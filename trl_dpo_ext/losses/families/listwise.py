@@ -1,4 +1,4 @@
-"""Losses over a whole ranking of K responses."""
+"""Losses over whole rankings of K responses."""
 
 from typing import Annotated
 
@@ -17,17 +17,17 @@ def plackett_luce_nll(
 ) -> Tensor:
     """Return the negative log-likelihood of rankings under the Plackett-Luce model with scores beta * rewards.
 
-    Each response contributes the factor "taken before all that stand below it". Tied responses are not compared with
-    each other. Without ties the factors multiply to the Plackett-Luce probability of the order; with ties their product
-    is a lower bound on the probability that any of the orders a tie allows comes up, so the loss is an upper bound on
-    the exact negative log-likelihood, and a prompt whose responses are all tied teaches nothing (as in pairs).
+    Each response contributes the probability that it is picked before all responses ranked below it. Tied responses
+    are not compared with each other. Without ties, the product of these factors is the Plackett-Luce probability of the
+    order. With ties, it is a lower bound on the probability of the orders that the ties allow, so the loss is an upper
+    bound on the exact negative log-likelihood. A prompt whose responses are all tied gives no gradient, as in pairs.
 
     Args:
         rewards: [B, K] float.
         ranks: [B, K] int64, 0 = best, equal = tie.
         mask: [B, K] bool, False = no such response.
-        beta: factor on the rewards, applied to their differences, so that K = 2 rounds as the logistic loss does.
-        top_k: count only the factors of the k best places; the tail stays in every denominator.
+        beta: factor on the rewards, applied to their differences so that K = 2 rounds like the logistic loss.
+        top_k: use only the factors of the k best responses; the others stay in every denominator.
 
     Returns:
         [B] float, nats; 0 for a fully masked row.
@@ -71,7 +71,7 @@ def plackett_luce(
     Args:
         responses: B prompts, [B, K] float log-probs in nats, with a reference; ragged K through `responses.mask`.
         beta: strength of the KL penalty.
-        top_k: count only the factors of the k best places (a partial ranking); all of them when None.
+        top_k: use only the factors of the k best responses (a partial ranking); None: all of them.
 
     Returns:
         [B] loss, nats; 0 for a fully masked row. Where policy and reference agree, log K! for a full ranking of K.
@@ -88,8 +88,8 @@ def plackett_luce(
         6.0
 
     Reference:
-        arXiv 2305.18290, Eq. 18 to 20 (appendix A.3), as given by secondary sources, derived again, and checked
-        against the exact enumeration of orders. LiPO (arXiv 2402.01878) has the same loss as ListMLE.
+        arXiv 2305.18290, Eq. 18 to 20 (appendix A.3), from secondary sources, derived again, and checked against
+        the exact enumeration of orders. LiPO (arXiv 2402.01878) calls the same loss ListMLE.
 
     Departures:
         The paper has no ties. Here tied responses are not compared with each other, see `plackett_luce_nll`.
@@ -102,10 +102,10 @@ def plackett_luce(
 
 @register_loss("softmax_dpo", paper="2406.09215", aliases=["s_dpo"], f_divergence=True)
 def softmax_dpo(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 1.0) -> Tensor:
-    """Softmax-DPO: the best response against all others at once, whose order among themselves is not read.
+    """Softmax-DPO: the best response against all others at once, in no order.
 
     Equation:
-        -log softmax(s)_best, s = beta * `responses.log_ratios`, over all responses, the best that of the lowest
+        -log softmax(s)_best, s = beta * `responses.log_ratios`, over all responses; the best has the lowest
         `responses.ranks`.
 
     Args:
@@ -131,7 +131,7 @@ def softmax_dpo(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 1
 
     Departures:
         None in value. The authors' code sums exponentials, which overflow; here it is a logsumexp. Responses tied for
-        the best are not compared with each other: each gives its own term against those below.
+        the best are not compared with each other; each contributes a term against those below.
 
     Relations:
         `plackett_luce` at top_k = 1.
@@ -166,7 +166,7 @@ def rank_net(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 0.05
         8.0
 
     Reference:
-        arXiv 2402.01878 (LiPO), the pairwise logistic ranking loss, as given by secondary sources.
+        arXiv 2402.01878 (LiPO), the pairwise logistic ranking loss, from secondary sources.
 
     Departures:
         None. `dpo` with pairing "all" averages over the pairs of a prompt instead, so that prompts with many responses
@@ -180,12 +180,12 @@ def rank_net(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 0.05
 
 @register_loss("lipo_lambda", paper="2402.01878", f_divergence=True, needs=["scores"])
 def lipo_lambda(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 0.05) -> Tensor:
-    """LiPO-lambda: every pair of a ranking, weighted by what exchanging the two would do to the ranking's quality.
+    """LiPO-lambda: every pair of a ranking, weighted by how much a swap would change the ranking's quality.
 
     Equation:
         sum over pairs with i above j of |2^r_i - 2^r_j| * |1 / log(1 + t_i) - 1 / log(1 + t_j)| *
-        log(1 + exp(-(s_i - s_j))), s = beta * `responses.log_ratios`, r = `responses.scores` and t the place of a
-        response (1, 2, ...) when the policy ranks them by s. The weights have no gradient.
+        log(1 + exp(-(s_i - s_j))), s = beta * `responses.log_ratios`, r = `responses.scores` and t the position of a
+        response (1, 2, ...) when the policy sorts them by s. The weights have no gradient.
 
     Args:
         responses: B prompts, [B, K] float log-probs in nats and scores, with a reference; ragged K through
@@ -208,11 +208,11 @@ def lipo_lambda(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 0
         0.3691
 
     Reference:
-        arXiv 2402.01878, Eq. 8, as given by secondary sources. The paper's scores are win rates from 0 to 1; gains
-        grow as 2^r, so scores of another scale should be brought there.
+        arXiv 2402.01878, Eq. 8, from secondary sources. The paper's scores are win rates from 0 to 1. Gains grow
+        as 2^r, so rescale other scores to that range.
 
     Departures:
-        Where the policy gives two responses the same s (the first step), they are placed in the order they stand in.
+        Where the policy gives two responses the same s (as at the first step), they are placed in column order.
 
     Relations:
         `dpo` at K = 2, times the weight of the pair.

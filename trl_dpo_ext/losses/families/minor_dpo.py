@@ -7,11 +7,12 @@ from annotated_types import Gt
 from torch import Tensor
 
 from ...types import PreferencePairs
+from ..kinks import positive_part
 from ..loss_registry import register_loss
 
 
 def _clipped(pairs: PreferencePairs, *, beta: float) -> dict[str, Tensor]:
-    """[N] 1 where the rejected response is already less likely than under the reference, so its penalty has stopped."""
+    """[N] 1 where the rejected response is less likely than under the reference, so that its penalty is off."""
     return {"clipped": (pairs.rejected_log_ratios < 0).float()}
 
 
@@ -42,13 +43,14 @@ def minor_dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) ->
         0.6931
 
     Reference:
-        arXiv 2408.09834. Formula from secondary sources and derivation; of the paper the abstract was read.
+        arXiv 2408.09834. The formula is from secondary sources and a derivation; only the paper's abstract was read.
 
     Departures:
-        None in value. At D_l = 0 exactly (the first step, policy = reference) the clip has no derivative; here it is 1
-        (`clamp`), so that the first step is a full DPO step. `relu` would give 0 there, `maximum` one half.
+        None in value. At D_l = 0 (the first step, where policy and reference agree) max(0, D_l) has no derivative. Here
+        it is 1, so that the first step is a full DPO step.
 
     Relations:
         `dpo` where D_l >= 0.
     """
-    return -F.logsigmoid(beta * (pairs.chosen_log_ratios - pairs.rejected_log_ratios.clamp(min=0)))
+    penalty = positive_part(pairs.rejected_log_ratios, slope_at_zero=1)
+    return -F.logsigmoid(beta * (pairs.chosen_log_ratios - penalty))

@@ -1,4 +1,4 @@
-"""Losses that put another function than the logistic on the difference of the two log-ratios."""
+"""Losses on the difference of the two log-ratios with a function other than the logistic."""
 
 import math
 from typing import Annotated
@@ -9,22 +9,23 @@ from annotated_types import Gt, Lt
 from torch import Tensor
 
 from ...types import PreferencePairs
+from ..kinks import clip, positive_part
 from ..loss_registry import register_loss
 
-# exp of a log-ratio is taken up to here: exp(80) = 5.5e34 still fits float32 and bfloat16 with room for a factor.
+# Log-ratios are capped here before exp: exp(80) = 5.5e34 fits float32 and bfloat16, with room for a factor.
 _MAX_LOG_RATIO = 80.0
 
 
 @register_loss("hinge", paper="2309.06657", f_divergence=True)
 def hinge(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
-    """Hinge loss on the implicit reward margin, as in RSO: nothing is learned from pairs past the margin.
+    """Hinge loss on the implicit reward margin, as in RSO: pairs past the margin give no gradient.
 
     Equation:
         max(0, 1 - beta * (D_w - D_l)), with D_w - D_l = `pairs.margins`.
 
     Args:
         pairs: N pairs, [N] float log-probs in nats, with a reference.
-        beta: strength of the KL penalty; 1 / beta is the margin asked for, in nats.
+        beta: strength of the KL penalty; 1 / beta is the required margin, in nats.
 
     Returns:
         [N] loss; 1 where policy and reference agree.
@@ -48,12 +49,12 @@ def hinge(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Ten
     Relations:
         `slic` at delta = 1, lam = 0, for beta = 1 and a reference that gives every response the same probability.
     """
-    return F.relu(1 - beta * pairs.margins)
+    return positive_part(1 - beta * pairs.margins, slope_at_zero=0)
 
 
 @register_loss("ipo", paper="2310.12036", f_divergence=True, length_normalized=True, trl_fields={"beta": "tau"})
 def ipo(pairs: PreferencePairs, *, tau: Annotated[float, Gt(0)] = 0.1) -> Tensor:
-    """Identity Preference Optimization: regression of the margin on a fixed target, so that it can't grow forever.
+    """Identity Preference Optimization: regression of the margin on a finite target.
 
     Equation:
         (D_w / |w| - D_l / |l| - 1 / (2 tau))^2, with D_w = `pairs.chosen_log_ratios`, D_l =
@@ -80,8 +81,8 @@ def ipo(pairs: PreferencePairs, *, tau: Annotated[float, Gt(0)] = 0.1) -> Tensor
         arXiv 2310.12036, Eq. 17.
 
     Departures:
-        The paper doesn't speak of length. The log-ratios are averaged over tokens, as in TRL, whose authors confirmed
-        this with the paper's. An empty response counts as one token.
+        The paper doesn't mention length. The log-ratios are averaged over tokens, as in TRL, whose authors confirmed
+        this with the paper's authors. An empty response counts as one token.
 
     Relations:
         `sppo_hard` minus its constant 1 / (2 beta)^2 at beta = tau, where D_l = 0 and responses have one token.
@@ -98,7 +99,7 @@ def exo_pair(
     beta: Annotated[float, Gt(0)] = 0.1,
     label_smoothing: Annotated[float, Gt(0), Lt(0.5)] = 1e-3,
 ) -> Tensor:
-    """Efficient Exact Optimization on pairs: reverse KL from the policy's preference to the smoothed label.
+    """Efficient Exact Optimization on pairs: reverse KL between the policy's preference and the smoothed label.
 
     Equation:
         p log(p / (1 - e)) + (1 - p) log((1 - p) / e), with p = sigmoid(beta * `pairs.margins`) and
@@ -107,7 +108,7 @@ def exo_pair(
     Args:
         pairs: N pairs, [N] float log-probs in nats, with a reference.
         beta: strength of the KL penalty.
-        label_smoothing: probability that the label leaves to the rejected response; the divergence is infinite at 0.
+        label_smoothing: probability that the smoothed label gives the rejected response; the loss is infinite at 0.
 
     Returns:
         [N] loss, nats; 0 where p = 1 - e.
@@ -127,7 +128,8 @@ def exo_pair(
         arXiv 2402.00856, Eq. 16. The authors' code puts log e at -10, with 0 in place of log(1 - e).
 
     Departures:
-        None.
+        None. TRL's default of label_smoothing is 0, at which the loss is infinite and which TRL refuses; here it is the
+        paper's value.
 
     Relations:
         `exo` at K = 2, with scores whose softmax is (1 - label_smoothing, label_smoothing).
@@ -140,7 +142,7 @@ def exo_pair(
 
 @register_loss("discopop", paper="2406.08414", f_divergence=True, trl_fields={"discopop_tau": "tau"})
 def discopop(
-    pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.05, tau: Annotated[float, Gt(0)] = 0.05
+    pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, tau: Annotated[float, Gt(0)] = 0.05
 ) -> Tensor:
     """DiscoPOP: a blend of the logistic and the exponential loss, found by a language model.
 
@@ -169,7 +171,8 @@ def discopop(
         arXiv 2406.08414, Eq. 5 (log-ratio modulated loss).
 
     Departures:
-        None in value. g exp(-u) is computed as one exponential, which doesn't overflow for tau <= 1.
+        None in value. g exp(-u) is computed as one exponential, which doesn't overflow for tau <= 1. The default
+        of beta is TRL's. The paper's value is 0.05.
 
     Relations:
         `dpo` where u is below zero by many tau.
@@ -183,7 +186,7 @@ def discopop(
 def chi_po(
     pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, r_max: Annotated[float, Gt(0)] = 10.0
 ) -> Tensor:
-    """Chi-squared Preference Optimization: DPO with a link that makes leaving the reference much dearer.
+    """Chi-squared Preference Optimization: DPO with a link that penalises leaving the reference more strongly.
 
     Equation:
         -log sigmoid(clip(beta * (phi(D_w) - phi(D_l)), -2 r_max, 2 r_max)), phi(D) = exp(D) + D, with
@@ -193,7 +196,7 @@ def chi_po(
     Args:
         pairs: N pairs, [N] float log-probs in nats, with a reference.
         beta: strength of the regularisation.
-        r_max: bound on the reward; margins are clipped to twice of it, and pairs beyond have no gradient.
+        r_max: bound on the reward; margins are clipped at twice this value, and pairs beyond have no gradient.
 
     Returns:
         [N] loss, nats; log 2 where policy and reference agree.
@@ -210,15 +213,15 @@ def chi_po(
         True
 
     Reference:
-        arXiv 2407.13399 (Algorithm 1), as given by secondary sources; the paper's text was not at hand.
+        arXiv 2407.13399 (Algorithm 1), from secondary sources; the paper's text was not available.
 
     Departures:
-        The default of r_max is ours: the paper takes it from the range of the true reward. exp(D) is bounded at
-        exp(80), far outside the clip for any beta in use.
+        The default of r_max is ours: the paper takes it from the range of the true reward. exp(D) is capped at
+        exp(80), far outside the clip for any practical beta.
 
     Relations:
         `dpo` with twice the beta, in the gradient where policy and reference agree.
     """
     chosen, rejected = pairs.chosen_log_ratios, pairs.rejected_log_ratios
-    ratios = chosen.clamp(max=_MAX_LOG_RATIO).exp() - rejected.clamp(max=_MAX_LOG_RATIO).exp()
-    return -F.logsigmoid((beta * (ratios + chosen - rejected)).clamp(-2 * r_max, 2 * r_max))
+    ratios = clip(chosen, high=_MAX_LOG_RATIO).exp() - clip(rejected, high=_MAX_LOG_RATIO).exp()
+    return -F.logsigmoid(clip(beta * (ratios + chosen - rejected), low=-2 * r_max, high=2 * r_max))

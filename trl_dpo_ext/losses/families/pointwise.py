@@ -1,4 +1,4 @@
-"""Losses that judge each response by its own reward, so that the two need not be compared with each other."""
+"""Losses with a separate term for each response's own reward."""
 
 from typing import Annotated
 
@@ -12,8 +12,8 @@ from ..loss_registry import register_loss
 
 
 @register_loss("nca_pair", paper="2402.05369")
-def nca_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tensor:
-    """Noise Contrastive Alignment on pairs: each response is classified as chosen or as drawn from the reference.
+def nca_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
+    """Noise Contrastive Alignment on pairs: classify each response as chosen or as drawn from the reference.
 
     Equation:
         -log sigmoid(beta * D_w) - log sigmoid(-beta * D_w) / 2 - log sigmoid(-beta * D_l) / 2, with
@@ -40,7 +40,7 @@ def nca_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) ->
         arXiv 2402.05369; the authors' code has the same expression.
 
     Departures:
-        None.
+        The default of beta is TRL's. The paper's value is 0.01.
 
     Relations:
         `nca` at K = 2, where the scores put all weight on the chosen response.
@@ -50,7 +50,7 @@ def nca_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) ->
 
 
 @register_loss("bco_pair", paper="2404.04656")
-def bco_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tensor:
+def bco_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
     """Binary Classifier Optimization on pairs, without the reward shift: TRL's `bco_pair`.
 
     Equation:
@@ -79,6 +79,7 @@ def bco_pair(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) ->
 
     Departures:
         The paper shifts the rewards by their running mean. TRL 1.16 doesn't, and neither does this loss; `bco` does.
+        The default of beta is TRL's. The paper's value is 0.01.
 
     Relations:
         `bco` where the running mean of the rewards is 0.
@@ -94,7 +95,7 @@ def _mean_rewards(pairs: PreferencePairs, *, beta: float) -> Tensor:
 
 @register_loss("bco", paper="2404.04656", statistic=_mean_rewards)
 def bco(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tensor:
-    """Binary Classifier Optimization: is this response a chosen one, judged against the mean reward so far.
+    """Binary Classifier Optimization: classify each response as chosen or rejected, against the mean reward so far.
 
     Equation:
         -log sigmoid(beta * D_w - d) - log sigmoid(d - beta * D_l), with D_w = `pairs.chosen_log_ratios`,
@@ -120,11 +121,11 @@ def bco(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tens
         4.0
 
     Reference:
-        arXiv 2404.04656; the shift as its authors contributed it to TRL (a mean over all rewards seen).
+        arXiv 2404.04656; the shift is the one its authors contributed to TRL (a mean over all rewards seen).
 
     Departures:
-        The paper's weighting by a density ratio of prompts, for chosen and rejected responses from different prompts,
-        is left out: pairs share their prompt. The mean gives every batch the same weight.
+        The paper's density-ratio weights, for chosen and rejected responses to different prompts, are left out: pairs
+        share their prompt. The mean weights every batch equally.
 
     Relations:
         `bco_pair` where the running mean of the rewards is 0.
@@ -136,8 +137,8 @@ def bco(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tens
 
 
 @register_loss("sppo_hard", paper="2405.00675")
-def sppo_hard(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.001) -> Tensor:
-    """Self-Play Preference Optimization with hard labels: regression of each log-ratio on its win probability.
+def sppo_hard(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
+    """Self-Play Preference Optimization with hard labels: regress each log-ratio on a win probability of 1 or 0.
 
     Equation:
         (D_w - 1 / (2 beta))^2 + (D_l + 1 / (2 beta))^2, with D_w = `pairs.chosen_log_ratios`,
@@ -164,7 +165,8 @@ def sppo_hard(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.001) 
         arXiv 2405.00675, Eq. 4.7 with win probabilities 1 and 0.
 
     Departures:
-        None in the formula. The authors' code halves it; this one, like TRL, doesn't.
+        None in the formula. The authors' code halves it; this one, like TRL, doesn't. The default of beta is TRL's. The
+        paper's value is 0.001 (eta = 1000), which asks for log-ratios a hundred times as large.
 
     Relations:
         `cal_dpo` minus `dpo` at beta = 1, times two.
@@ -175,7 +177,7 @@ def sppo_hard(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.001) 
 
 @register_loss("apo_zero", paper="2408.06266")
 def apo_zero(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
-    """Anchored Preference Optimization, zero: chosen up and rejected down, for data better than the policy.
+    """Anchored Preference Optimization, zero: raises chosen and lowers rejected, for data better than the policy.
 
     Equation:
         1 - sigmoid(beta * D_w) + sigmoid(beta * D_l), with D_w = `pairs.chosen_log_ratios`,
@@ -212,7 +214,7 @@ def apo_zero(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> 
 
 @register_loss("apo_down", paper="2408.06266")
 def apo_down(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> Tensor:
-    """Anchored Preference Optimization, down: chosen down and rejected further down, for data worse than the policy.
+    """Anchored Preference Optimization, down: lowers both, rejected more, for data worse than the policy.
 
     Equation:
         sigmoid(beta * D_w) + 1 - sigmoid(beta * (D_w - D_l)), with D_w = `pairs.chosen_log_ratios`,

@@ -1,17 +1,17 @@
-"""Losses against likelihood displacement: they keep the chosen response from falling along with the rejected one.
+"""Losses that protect the chosen response: they keep it from losing probability along with the rejected one.
 
-`minor_dpo` belongs to this family and has a module of its own.
+`minor_dpo` does so too; it has a file of its own.
 """
 
 import math
 from typing import Annotated
 
-import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from ...types import PreferencePairs
+from ..kinks import positive_part, smaller
 from ..loss_registry import register_loss
 
 
@@ -19,7 +19,7 @@ from ..loss_registry import register_loss
 def bounded_dpo(
     pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, lam: Annotated[float, Gt(0), Lt(1)] = 0.5
 ) -> Tensor:
-    """Bounded DPO: the rejected response is compared under a mixture of policy and reference, which can't vanish.
+    """Bounded DPO: a mixture of policy and reference, which can't vanish, scores the rejected response.
 
     Equation:
         -log sigmoid(beta * D_w - beta * log(lam * exp(D_l) + 1 - lam)), with D_w = `pairs.chosen_log_ratios`,
@@ -45,7 +45,7 @@ def bounded_dpo(
         1.5
 
     Reference:
-        arXiv 2506.12725. The mixture was read in the paper; the loss was derived from it and checked numerically.
+        arXiv 2506.12725. The mixture is the paper's; the loss is derived from it and checked numerically.
 
     Departures:
         None.
@@ -87,17 +87,18 @@ def dpop(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, lam: An
         0.6931
 
     Reference:
-        arXiv 2402.13228, Eq. 3, as given by secondary sources (the authors' repository has no loss code).
+        arXiv 2402.13228, Eq. 3, from secondary sources (the authors' repository has no loss code).
 
     Departures:
-        None in value. Some repositories put the penalty outside the sigmoid. At D_w = 0 exactly (the first step,
-        policy = reference) the penalty has no derivative; here it is 0, so that the first step is a plain DPO step.
+        None in value. Some repositories put the penalty outside the sigmoid. At D_w = 0 (the first step,
+        where policy and reference agree) the penalty has no derivative. Here it is 0, so that the first step is a plain
+        DPO step.
 
     Relations:
         `dpo` at lam = 0.
         `dpo` where D_w >= 0.
     """
-    penalty = F.relu(-pairs.chosen_log_ratios)
+    penalty = positive_part(-pairs.chosen_log_ratios, slope_at_zero=0)
     return -F.logsigmoid(beta * (pairs.margins - lam * penalty))
 
 
@@ -146,7 +147,7 @@ def dpo_shift(
 def balanced_po(
     pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, alpha: Annotated[float, Gt(0), Le(1)] = 0.3
 ) -> Tensor:
-    """Balanced Preference Optimization: only the lagging one of the two rewards is trained.
+    """Balanced Preference Optimization: trains only the lagging one of the two rewards.
 
     Equation:
         -log sigmoid(beta * min(D_w, -alpha * D_l)), with D_w = `pairs.chosen_log_ratios`,
@@ -158,8 +159,8 @@ def balanced_po(
         alpha: gap adaptor; a smaller alpha lets the rejected response fall further before the chosen one is trained.
 
     Returns:
-        [N] loss, nats; log 2 where policy and reference agree. Where both arms are equal the gradient goes to both in
-        equal parts.
+        [N] loss, nats; log 2 where policy and reference agree. Where both arguments of min
+        are equal, each gets half of the gradient.
 
     Raises:
         MissingReferenceError: the pairs hold no reference log-probs.
@@ -181,12 +182,12 @@ def balanced_po(
     Relations:
         `dpo` with half the beta at alpha = 1, where D_l = -D_w.
     """
-    return -F.logsigmoid(beta * torch.minimum(pairs.chosen_log_ratios, -alpha * pairs.rejected_log_ratios))
+    return -F.logsigmoid(beta * smaller(pairs.chosen_log_ratios, -alpha * pairs.rejected_log_ratios))
 
 
 @register_loss("cal_dpo", paper="2412.14516", counters_displacement=True)
 def cal_dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.002) -> Tensor:
-    """Calibrated DPO: the logistic loss, and a regression of each log-ratio on the reward it should stand for.
+    """Calibrated DPO: the logistic loss plus a regression of each log-ratio on a target reward.
 
     Equation:
         -log sigmoid(D_w - D_l) + ((D_w - 1 / (2 beta))^2 + (D_l + 1 / (2 beta))^2) / 2, with
@@ -194,7 +195,7 @@ def cal_dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.002) ->
 
     Args:
         pairs: N pairs, [N] float log-probs in nats, with a reference.
-        beta: strength of the KL penalty; the log-ratios are drawn to 1 / (2 beta) and -1 / (2 beta).
+        beta: strength of the KL penalty; the log-ratios' targets are 1 / (2 beta) and -1 / (2 beta).
 
     Returns:
         [N] loss; log 2 + 1 / (2 beta)^2 where policy and reference agree.

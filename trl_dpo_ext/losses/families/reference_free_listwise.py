@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from ...types import RankedResponses
+from ..kinks import positive_part
 from ..loss_registry import register_loss
 from ..rank_masks import best_weights, ranked_below, zero_masked
 from .listwise import pairwise_logistic, plackett_luce_nll
@@ -23,7 +24,7 @@ from .listwise import pairwise_logistic, plackett_luce_nll
 def reference_free_plackett_luce(
     responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 2.0, top_k: Annotated[int | None, Ge(1)] = None
 ) -> Tensor:
-    """Plackett-Luce on length-normalised log-probs: the likelihood of the ranking with no reference.
+    """Plackett-Luce on length-normalised log-probs: the likelihood of the ranking, without a reference.
 
     Equation:
         sum_k [ logsumexp_{j >= k} s_j - s_k ], s = beta * `responses.mean_logps`, responses in order of
@@ -32,7 +33,7 @@ def reference_free_plackett_luce(
     Args:
         responses: B prompts, [B, K] float log-probs in nats and lengths in tokens; ragged K through `responses.mask`.
         beta: scale of the mean log-prob per token.
-        top_k: count only the factors of the k best places (a partial ranking); all of them when None.
+        top_k: use only the factors of the k best responses (a partial ranking); None: all of them.
 
     Returns:
         [B] loss, nats; 0 for a fully masked row.
@@ -60,7 +61,7 @@ def reference_free_plackett_luce(
 
 @register_loss("reference_free_rank_net", paper="2402.01878", reference_free=True, length_normalized=True)
 def reference_free_rank_net(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 2.0) -> Tensor:
-    """RankNet on length-normalised log-probs: the logistic loss on every pair of a ranking, with no reference.
+    """RankNet on length-normalised log-probs: the logistic loss on every pair of a ranking, without a reference.
 
     Equation:
         sum over pairs with i above j of log(1 + exp(-(s_i - s_j))), s = beta * `responses.mean_logps`.
@@ -94,7 +95,7 @@ def reference_free_rank_net(responses: RankedResponses, *, beta: Annotated[float
 
 @register_loss("rrhf", paper="2304.05302", reference_free=True, length_normalized=True)
 def rrhf(responses: RankedResponses, *, rank_weight: Annotated[float, Ge(0)] = 100.0) -> Tensor:
-    """RRHF: a hinge without margin on every pair of a ranking, and the likelihood of the best response.
+    """RRHF: a hinge without margin on every pair of a ranking, plus the likelihood of the best response.
 
     Equation:
         rank_weight * (sum over pairs with i above j of max(0, m_j - m_i)) - m_best, with the mean log-prob per token
@@ -116,26 +117,27 @@ def rrhf(responses: RankedResponses, *, rank_weight: Annotated[float, Ge(0)] = 1
         6.666666507720947
 
     Reference:
-        arXiv 2304.05302; the weight and the mean over tokens are those of the authors' code.
+        arXiv 2304.05302; the weight and the mean over tokens are from the authors' code.
 
     Departures:
         The paper has weight 1 and sums the log-prob of the best response; the authors' code has weight 100 and a mean
         over (padded) tokens. Here: weight 100 and the mean over the response's own tokens. Responses tied for the best
-        count in equal parts.
+        share the likelihood term equally.
 
     Relations:
         `slic` at delta = 0 and lam = 1, for K = 2, rank_weight = 1 and responses of one token.
     """
     means = zero_masked(responses).mean_logps
     lead = means.unsqueeze(1) - means.unsqueeze(2)  # [B, i, j]: m_j - m_i
-    ranking = (F.relu(lead) * ranked_below(responses.ranks, responses.mask)).sum(dim=(1, 2))
+    hinge = positive_part(lead, slope_at_zero=0)
+    ranking = (hinge * ranked_below(responses.ranks, responses.mask)).sum(dim=(1, 2))
     best = best_weights(responses.ranks, responses.mask, means.dtype)
     return rank_weight * ranking - (means * best).sum(dim=1)
 
 
 @register_loss("pro", paper="2306.17492", reference_free=True, length_normalized=True, needs=["scores"])
 def pro(responses: RankedResponses, *, sft_weight: Annotated[float, Ge(0)] = 0.05) -> Tensor:
-    """Preference Ranking Optimization: each response against all below it, at temperatures from the score gaps.
+    """Preference Ranking Optimization: each response against all below it, with temperatures from the score gaps.
 
     Equation:
         sum_k [log(exp(m_k T_k) + sum_{i below k} exp(m_i (r_k - r_i))) - m_k T_k] - w (K - 1)^2 log pi(y_best|x),
@@ -166,7 +168,7 @@ def pro(responses: RankedResponses, *, sft_weight: Annotated[float, Ge(0)] = 0.0
 
     Departures:
         None without ties. Tied responses are not compared with each other, and those tied for the best share the
-        likelihood term.
+        likelihood term equally.
 
     Relations:
         `simpo` at beta = r_w - r_l and gamma_beta_ratio = 0, for K = 2 and sft_weight = 0.
@@ -234,7 +236,7 @@ def sft(responses: RankedResponses) -> Tensor:
     Equation:
         -log pi(y_best|x) / mean over the batch of |y_best|, so that the mean over the batch is the mean over its
         tokens; `responses.logps` and `responses.lengths` where `responses.ranks` is lowest. Responses tied for the
-        best count in equal parts.
+        best have equal weights.
 
     Args:
         responses: B prompts, [B, K] float log-probs in nats; the reference's are not read.
@@ -254,7 +256,7 @@ def sft(responses: RankedResponses) -> Tensor:
         arXiv 2305.18290, section 6 (Preferred-FT); the normalisation is that of TRL's `sft` loss.
 
     Departures:
-        None. An f-divergence in the config changes nothing here, as in TRL.
+        None. `f_divergence_type` has no effect, as in TRL.
 
     Relations:
         `orpo` at lam = 0, for a batch of one prompt.

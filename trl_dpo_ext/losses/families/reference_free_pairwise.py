@@ -8,9 +8,10 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from ...types import PreferencePairs
+from ..kinks import clip, positive_part
 from ..loss_registry import register_loss
 
-# exp of a mean log-prob times alpha is taken up to here: exp(80) = 5.5e34 still fits float32 and bfloat16.
+# The exponent is capped here: exp(80) = 5.5e34 fits float32 and bfloat16.
 _MAX_EXPONENT = 80.0
 
 
@@ -39,7 +40,7 @@ def reference_free_dpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] 
         The `reference_free` option of the DPO authors' own code; arXiv 2305.18290 for the loss it reduces.
 
     Departures:
-        Their option zeroes the reference inside the loss and still runs it; here no reference exists.
+        Their option zeroes the reference inside the loss but still runs it; here there is no reference.
 
     Relations:
         `dpo` with a reference that gives every response the same probability.
@@ -80,7 +81,7 @@ def simpo(
         arXiv 2405.14734, Eq. 6.
 
     Departures:
-        gamma is given as its ratio to beta, the form in which the authors tune it.
+        gamma is given as its ratio to beta, as the authors tune it.
 
     Relations:
         `reference_free_dpo` at gamma_beta_ratio = 0, where every response has one token.
@@ -97,7 +98,7 @@ def alphapo(
     gamma: Annotated[float, Ge(0)] = 0.1,
     alpha: float = 0.25,
 ) -> Tensor:
-    """AlphaPO: SimPO with another shape of the reward, which decides how far both responses fall.
+    """AlphaPO: SimPO with a reward whose shape controls how far both responses fall.
 
     Equation:
         -log sigmoid(beta * (R_w - R_l) - gamma), R = (1 - p^(-alpha)) / alpha, with the geometric mean probability of
@@ -125,7 +126,7 @@ def alphapo(
         arXiv 2501.03884.
 
     Departures:
-        None. The exponent -alpha * m is bounded at 80, far past any token probability a model gives.
+        None. The exponent -alpha * m is capped at 80, far beyond any token probability of a model.
 
     Relations:
         `simpo` as alpha goes to 0, with gamma_beta_ratio = gamma / beta.
@@ -134,7 +135,7 @@ def alphapo(
     def reward(mean_logps: Tensor) -> Tensor:
         if alpha == 0:
             return mean_logps
-        return -torch.expm1((-alpha * mean_logps).clamp(max=_MAX_EXPONENT)) / alpha
+        return -torch.expm1(clip(-alpha * mean_logps, high=_MAX_EXPONENT)) / alpha
 
     margins = reward(pairs.chosen_mean_logps) - reward(pairs.rejected_mean_logps)
     return -F.logsigmoid(beta * margins - gamma)
@@ -142,7 +143,7 @@ def alphapo(
 
 @register_loss("cpo", paper="2401.08417", reference_free=True)
 def cpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, alpha: Annotated[float, Ge(0)] = 1.0) -> Tensor:
-    """Contrastive Preference Optimization: reference-free DPO, and the likelihood of the chosen response.
+    """Contrastive Preference Optimization: reference-free DPO plus the likelihood of the chosen response.
 
     Equation:
         -log sigmoid(beta * (log pi(y_w|x) - log pi(y_l|x))) - alpha * m_w, with `pairs.chosen_logps`,
@@ -167,9 +168,9 @@ def cpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, alpha: A
         arXiv 2401.08417, Eq. 3.
 
     Departures:
-        The paper writes the likelihood term as the log-prob of the response. The authors' code takes a mean over the
-        chosen tokens of the batch; this one takes the mean over each response's own tokens, so that no pair depends on
-        the others.
+        The paper writes the likelihood term as the log-prob of the response. The authors' code takes the mean over the
+        chosen tokens of the batch. Here it is the mean over each response's own tokens, so that pairs stay
+        independent.
 
     Relations:
         `reference_free_dpo` at alpha = 0.
@@ -186,7 +187,7 @@ def cpo_simpo(
     gamma: Annotated[float, Ge(0)] = 5.4,
     alpha: Annotated[float, Ge(0)] = 0.05,
 ) -> Tensor:
-    """SimPO, and the likelihood of the chosen response that CPO adds.
+    """SimPO plus CPO's likelihood of the chosen response.
 
     Equation:
         -log sigmoid(beta * (m_w - m_l) - gamma) - alpha * m_w, with the mean log-prob per token
@@ -213,7 +214,8 @@ def cpo_simpo(
         The CPO_SIMPO repository, which has no paper; defaults from its Llama-3 configuration.
 
     Departures:
-        The likelihood term is the mean over each response's own tokens, theirs over the chosen tokens of the batch.
+        The likelihood term is the mean over each response's own tokens; the authors take it over the chosen tokens of
+        the batch.
 
     Relations:
         `simpo` at alpha = 0, with gamma_beta_ratio = gamma / beta.
@@ -225,13 +227,13 @@ def cpo_simpo(
 def _log_odds(mean_logps: Tensor) -> Tensor:
     """log(p / (1 - p)) for p = exp(mean_logps); finite with finite gradient for p up to 1."""
     # Where p rounds to 1 the odds are infinite; one rounding step below 1 they are 1 / eps.
-    mean_logps = mean_logps.clamp(max=-torch.finfo(mean_logps.dtype).eps)
+    mean_logps = clip(mean_logps, high=-torch.finfo(mean_logps.dtype).eps)
     return mean_logps - torch.log(-torch.expm1(mean_logps))
 
 
-@register_loss("orpo", paper="2403.07691", reference_free=True, length_normalized=True)
+@register_loss("orpo", paper="2403.07691", reference_free=True, length_normalized=True, trl_fields={"beta": "lam"})
 def orpo(pairs: PreferencePairs, *, lam: Annotated[float, Ge(0)] = 0.1) -> Tensor:
-    """Odds Ratio Preference Optimization: fine-tuning on the chosen response, with a penalty on the rejected.
+    """Odds Ratio Preference Optimization: fine-tuning on the chosen response, plus an odds-ratio penalty.
 
     Equation:
         -m_w - lam * log sigmoid(o_w - o_l), o = log(p / (1 - p)), with the geometric mean probability of a token
@@ -256,8 +258,9 @@ def orpo(pairs: PreferencePairs, *, lam: Annotated[float, Ge(0)] = 0.1) -> Tenso
         arXiv 2403.07691, Eq. 6 and 7; the authors' code has the same odds ratio.
 
     Departures:
-        The likelihood term is the mean over each response's own tokens, theirs over the chosen tokens of the batch.
-        A probability that rounds to 1 counts as one rounding step below 1, where the odds are still finite.
+        The likelihood term is the mean over the tokens of each chosen response. TRL's ORPOTrainer takes it over all
+        tokens of the batch's prompts and chosen responses, so its loss differs. A probability that rounds to 1 counts
+        as one rounding step below 1, where the odds are still finite.
 
     Relations:
         `sft` at lam = 0, for a batch of one prompt.
@@ -268,7 +271,7 @@ def orpo(pairs: PreferencePairs, *, lam: Annotated[float, Ge(0)] = 0.1) -> Tenso
 
 @register_loss("slic", paper="2305.10425", reference_free=True)
 def slic(pairs: PreferencePairs, *, delta: Annotated[float, Ge(0)] = 1.0, lam: Annotated[float, Ge(0)] = 0.1) -> Tensor:
-    """SLiC-HF: a hinge on the difference of the log-probs, and the likelihood of the chosen response.
+    """SLiC-HF: a hinge on the difference of the log-probs, plus the likelihood of the chosen response.
 
     Equation:
         max(0, delta - log pi(y_w|x) + log pi(y_l|x)) - lam * log pi(y_w|x), with `pairs.chosen_logps` and
@@ -276,7 +279,7 @@ def slic(pairs: PreferencePairs, *, delta: Annotated[float, Ge(0)] = 1.0, lam: A
 
     Args:
         pairs: N pairs, [N] float log-probs in nats; the reference's are not read.
-        delta: margin asked for, nats.
+        delta: required margin, nats.
         lam: weight of the likelihood term.
 
     Returns:
@@ -294,18 +297,19 @@ def slic(pairs: PreferencePairs, *, delta: Annotated[float, Ge(0)] = 1.0, lam: A
         arXiv 2305.10425.
 
     Departures:
-        The paper's likelihood term is on the reference summary of its fine-tuning data; here it is on the chosen
+        The paper's likelihood term uses the reference summary of its fine-tuning data; here it uses the chosen
         response.
 
     Relations:
         `hinge` with beta = 1 and a reference that gives every response the same probability, at delta = 1, lam = 0.
     """
-    return F.relu(delta - pairs.chosen_logps + pairs.rejected_logps) - lam * pairs.chosen_logps
+    hinge = positive_part(delta - pairs.chosen_logps + pairs.rejected_logps, slope_at_zero=0)
+    return hinge - lam * pairs.chosen_logps
 
 
 @register_loss("unlikelihood", paper="2305.18290", reference_free=True)
 def unlikelihood(pairs: PreferencePairs, *, alpha: Annotated[float, Ge(0), Le(1)] = 0.5) -> Tensor:
-    """Unlikelihood: raise the log-prob of the chosen response and lower that of the rejected one, without a bound.
+    """Unlikelihood: raise the log-prob of the chosen response and lower the rejected one's, without a bound.
 
     Equation:
         -log pi(y_w|x) + alpha * log pi(y_l|x), with `pairs.chosen_logps` and `pairs.rejected_logps`.
@@ -315,7 +319,7 @@ def unlikelihood(pairs: PreferencePairs, *, alpha: Annotated[float, Ge(0), Le(1)
         alpha: weight of the rejected response.
 
     Returns:
-        [N] loss, nats; not bounded below, so it can run away where alpha is large.
+        [N] loss, nats; unbounded below, so training can diverge for a large alpha.
 
     Example:
         >>> import torch
@@ -326,7 +330,7 @@ def unlikelihood(pairs: PreferencePairs, *, alpha: Annotated[float, Ge(0), Le(1)
         0.5
 
     Reference:
-        arXiv 2305.18290, section 6 and appendix C.3, where it is a baseline given in words.
+        arXiv 2305.18290, section 6 and appendix C.3, where it is a baseline described in words.
 
     Departures:
         None.

@@ -1,4 +1,4 @@
-"""Losses that learn a distribution over the responses from their scores, not only their order."""
+"""Losses that learn a distribution over the responses from their scores, not just the order."""
 
 from typing import Annotated
 
@@ -22,7 +22,7 @@ def _log_softmax(values: Tensor, mask: Tensor) -> Tensor:
 def info_nca(
     responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 0.01, alpha: Annotated[float, Gt(0)] = 1.0
 ) -> Tensor:
-    """InfoNCA: cross-entropy between the softmax of the scores and that of the implicit rewards.
+    """InfoNCA: cross-entropy between the softmax of the scores and the softmax of the implicit rewards.
 
     Equation:
         -sum_i q_i log softmax(s)_i, s = beta * `responses.log_ratios`, q = softmax(`responses.scores` / alpha).
@@ -31,7 +31,7 @@ def info_nca(
         responses: B prompts, [B, K] float log-probs in nats and scores, with a reference; ragged K through
             `responses.mask`.
         beta: strength of the KL penalty.
-        alpha: temperature of the scores; a small alpha puts all weight on the best.
+        alpha: temperature of the scores; a small alpha puts all weight on the best response.
 
     Returns:
         [B] loss, nats; 0 for a fully masked row, log K where policy and reference agree.
@@ -49,8 +49,8 @@ def info_nca(
         4.0
 
     Reference:
-        arXiv 2402.05369; the authors' code has the same expression. The default of alpha is ours: it depends on the
-        scale of the scores.
+        arXiv 2402.05369; the authors' code has the same expression. The default of alpha is ours: the right
+        value depends on the scale of the scores.
 
     Departures:
         None.
@@ -68,7 +68,7 @@ def info_nca(
 def nca(
     responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 0.01, alpha: Annotated[float, Gt(0)] = 1.0
 ) -> Tensor:
-    """Noise Contrastive Alignment: each response is classified as drawn by the scores or from the reference.
+    """Noise Contrastive Alignment: classify each response as drawn from the scores' softmax or the reference.
 
     Equation:
         -sum_i [q_i log sigmoid(s_i) + log sigmoid(-s_i) / K], s = beta * `responses.log_ratios`,
@@ -78,7 +78,7 @@ def nca(
         responses: B prompts, [B, K] float log-probs in nats and scores, with a reference; ragged K through
             `responses.mask`.
         beta: strength of the KL penalty.
-        alpha: temperature of the scores; a small alpha puts all weight on the best.
+        alpha: temperature of the scores; a small alpha puts all weight on the best response.
 
     Returns:
         [B] loss, nats; 0 for a fully masked row, 2 log 2 where policy and reference agree.
@@ -96,8 +96,8 @@ def nca(
         4.0
 
     Reference:
-        arXiv 2402.05369; the authors' code has the same expression. The default of alpha is ours: it depends on the
-        scale of the scores.
+        arXiv 2402.05369; the authors' code has the same expression. The default of alpha is ours: the right
+        value depends on the scale of the scores.
 
     Departures:
         None.
@@ -116,7 +116,7 @@ def nca(
 def exo(
     responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 0.1, beta_r: Annotated[float, Gt(0)] = 0.1
 ) -> Tensor:
-    """Efficient Exact Optimization: reverse KL from the softmax of the implicit rewards to that of the scores.
+    """Efficient Exact Optimization: reverse KL between the softmaxes of the implicit rewards and of the scores.
 
     Equation:
         sum_i p_i (log p_i - log q_i), p = softmax(beta * `responses.log_ratios`), q = softmax(`responses.scores` /

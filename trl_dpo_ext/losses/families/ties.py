@@ -1,4 +1,4 @@
-"""Losses that learn from ties: two responses the data calls equally good."""
+"""Losses that learn from ties, pairs of equally good responses."""
 
 import math
 from typing import Annotated
@@ -14,7 +14,7 @@ from ..loss_registry import register_loss
 
 @register_loss("dpo_rk", paper="2409.17431", f_divergence=True, needs=["ties"])
 def dpo_rk(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, nu: Annotated[float, Gt(1)] = 3.0) -> Tensor:
-    """DPO under the Rao-Kupper model, which gives ties a probability of their own.
+    """DPO under the Rao-Kupper model, in which ties have a probability of their own.
 
     Equation:
         -log sigmoid(u - log nu) for a win; -log((nu^2 - 1) sigmoid(u - log nu) sigmoid(-u - log nu)) for a tie
@@ -23,14 +23,14 @@ def dpo_rk(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, nu: A
     Args:
         pairs: N pairs, [N] float log-probs in nats, with a reference and ties.
         beta: strength of the KL penalty.
-        nu: how likely ties are; 3 gives responses of equal reward a tie half of the time.
+        nu: how likely ties are; at 3, responses of equal reward tie half of the time.
 
     Returns:
         [N] loss, nats.
 
     Raises:
         MissingReferenceError: the pairs hold no reference log-probs.
-        MissingInputError: the pairs don't say which of them are ties.
+        MissingInputError: the pairs hold no ties field.
 
     Example:
         >>> import torch
@@ -41,8 +41,8 @@ def dpo_rk(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, nu: A
         [0.25, 0.5]
 
     Reference:
-        arXiv 2409.17431. The abstract and secondary descriptions were read; the probabilities were derived from the
-        Rao-Kupper model and checked to add up to 1.
+        arXiv 2409.17431. From the abstract and secondary descriptions; the probabilities are derived from the
+        Rao-Kupper model and checked to sum to 1.
 
     Departures:
         None.
@@ -60,7 +60,7 @@ def dpo_rk(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, nu: A
 def dpo_davidson(
     pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, nu: Annotated[float, Gt(0)] = 1.0
 ) -> Tensor:
-    """DPO under the Davidson model, which gives ties a probability of their own.
+    """DPO under the Davidson model, in which ties have a probability of their own.
 
     Equation:
         log(1 + exp(-u) + 2 nu exp(-u / 2)) for a win; the same plus u / 2 - log(2 nu) for a tie (`pairs.ties`), with
@@ -69,14 +69,14 @@ def dpo_davidson(
     Args:
         pairs: N pairs, [N] float log-probs in nats, with a reference and ties.
         beta: strength of the KL penalty.
-        nu: how likely ties are; 1 gives responses of equal reward a tie half of the time.
+        nu: how likely ties are; at 1, responses of equal reward tie half of the time.
 
     Returns:
         [N] loss, nats.
 
     Raises:
         MissingReferenceError: the pairs hold no reference log-probs.
-        MissingInputError: the pairs don't say which of them are ties.
+        MissingInputError: the pairs hold no ties field.
 
     Example:
         >>> import torch
@@ -87,8 +87,8 @@ def dpo_davidson(
         [0.25, 0.5]
 
     Reference:
-        arXiv 2409.17431. The abstract and secondary descriptions were read; the probabilities were derived from the
-        Davidson model and checked to add up to 1.
+        arXiv 2409.17431. From the abstract and secondary descriptions; the probabilities are derived from the
+        Davidson model and checked to sum to 1.
 
     Departures:
         None.

@@ -1,0 +1,50 @@
+"""Load CSV and JSON files as they are written: readers guess types, and turn texts into nulls, numbers and dates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow
+from datasets import Dataset, Features, Json, Value, load_dataset, load_dataset_builder
+from datasets.packaged_modules.csv.csv import CsvConfig
+from datasets.packaged_modules.json.json import JsonConfig
+
+_SAMPLED_ROWS = 1000
+
+
+def load_exactly(path: str, *, streaming: bool = False, **options: Any) -> Any:
+    """Load a dataset like `datasets.load_dataset`, but with the texts of CSV and JSON files unchanged.
+
+    In CSV every cell is text: "NA", "None", "007" and "True" stay as they are, and an empty cell is "". In JSON, texts
+    that look like dates stay texts, and nested values keep their own keys and nulls.
+
+    Args:
+        path: as `load_dataset` takes it.
+        streaming: read rows only as they are used.
+        options: further arguments of `load_dataset`.
+    """
+    config = load_dataset_builder(path, **options).config
+    if isinstance(config, CsvConfig):
+        rows = next(iter(load_dataset(path, streaming=True, **options).values()))
+        text = Features(dict.fromkeys(next(iter(rows), {}), Value("string")))
+        return load_dataset(path, streaming=streaming, features=text or None, na_filter=False, **options)
+    dataset = load_dataset(path, streaming=streaming, **options)
+    if isinstance(config, JsonConfig):
+        first = next(iter(dataset.values()))
+        # A stream of one JSON array doesn't know its features before it is read.
+        guessed = first.features or Dataset.from_list(list(first.take(_SAMPLED_ROWS))).features
+        exact = Features({name: Json() if _is_guess(feature) else feature for name, feature in guessed.items()})
+        if exact != guessed:
+            return load_dataset(path, streaming=streaming, features=exact, **options)
+    return dataset
+
+
+def _is_guess(feature: Any) -> bool:
+    """Return whether a JSON column has a type that changes what the file says: dates, or keys of other rows as null."""
+    return _guesses(Features({"column": feature}).arrow_schema.field("column").type)
+
+
+def _guesses(kind: pyarrow.DataType) -> bool:
+    types = pyarrow.types
+    inner = (kind.field(index).type for index in range(kind.num_fields))
+    return types.is_temporal(kind) or types.is_struct(kind) or any(map(_guesses, inner))

@@ -1,0 +1,1 @@
+"""One row of any accepted form to a ranked row, with every fault named."""
