@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import warnings
@@ -57,7 +58,7 @@ def _memory(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     import yaml
 
-    from ..memory import report_on
+    from ..memory import Report, report_on
     from ..parsing import ParseError
 
     changes = {}
@@ -68,15 +69,23 @@ def _report(arguments: argparse.Namespace) -> int:
         changes[key] = yaml.safe_load(value)
     if arguments.model is not None:
         changes["model_name_or_path"] = arguments.model
+    gc.freeze()  # what the imports made stays; without it the garbage collector walks it again and again
+    screen = console()
+
+    def show_estimate(report: Report) -> None:
+        if not arguments.json:
+            screen.print(report.estimate_text())
+
     report = report_on(
         arguments.recipe,
         changes,
         card_gib=arguments.gpu,
         responses=arguments.responses,
         prompt_tokens=arguments.prompt,
+        first=show_estimate,
     )
     if arguments.json:
         print(json.dumps(report.as_dict(), indent=2))
-    else:
-        console().print(report)
+    elif arguments.gpu is not None:
+        screen.print(report.card_text())
     return 0
