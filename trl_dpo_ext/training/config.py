@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from .._compat.trl_trainer import HookedConfig
 from ..losses import TRL_LOSS_FIELDS, HyperparameterError, LossSpec, get_loss
 from ..registry import did_you_mean
@@ -16,7 +18,7 @@ from .objective import Objective, Term
 from .preflight.hardware import check_bf16, check_processes
 
 # A TRL config may set these fields explicitly to TRL's defaults. Accept that even if no loss reads them.
-_TRL_DEFAULTS = {name: TRL_LOSS_FIELDS[name] for name in ("label_smoothing", "discopop_tau")}
+_TRL_DEFAULTS = TRL_LOSS_FIELDS
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
