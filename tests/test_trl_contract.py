@@ -290,7 +290,6 @@ def test_the_processing_class(theirs, tiny_model_dir):
 def test_everything_private_stands_in_one_file():
     assert set(_trl.__all__) == {
         "add_fused_lm_head",
-        "disable_gradient_checkpointing",
         "head_as_on_a_gpu",
         "load_processing_class",
         "load_reference",
@@ -313,18 +312,6 @@ def test_the_head_runs_with_gpu_kernels_that_compute_nothing():
     assert not outputs.mean_logits.any(), f"{VERSIONS}: the fused head has another kernel than those replaced."
     plain = model(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True)
     assert plain.mean_logits.any()
-
-
-def test_disable_gradient_checkpointing():
-    found = list(inspect.signature(_trl.disable_gradient_checkpointing).parameters)
-    assert found == ["model", "gradient_checkpointing_kwargs"], (
-        f"{VERSIONS}: disable_gradient_checkpointing takes {found}."
-    )
-    model = helpers.tiny_model(helpers.tiny_tokenizer())
-    model.gradient_checkpointing_enable()
-    with _trl.disable_gradient_checkpointing(model, None):
-        assert not model.is_gradient_checkpointing
-    assert model.is_gradient_checkpointing
 
 
 def test_use_adapter():

@@ -20,6 +20,7 @@ from tests import helpers
 from tests.evaluation import vllm_stand_in
 from tests.traps.support import bugs, put_back
 from trl_dpo_ext.cli import main
+from trl_dpo_ext.cli.evaluate.sources import read_prompts
 from trl_dpo_ext.data import format_dataset, prompt_rendering, prompts, tokenize_dataset
 from trl_dpo_ext.evaluation import FrontierCallback, evaluate_policy, held_out_prompts, sample
 from trl_dpo_ext.evaluation.sampling import samples
@@ -413,3 +414,30 @@ def test_rows_that_the_template_refuses_are_left_out_of_evaluation(caplog):
     assert "left out 1 of 2 prompts. The first: row 1: the chat template refuses it" in caplog.text
     with pytest.raises(ValueError, match=r"none of its prompts can be sampled from.*row 0"):
         held_out_prompts(Dataset.from_list(rows[1:]), tokenizer, 2)
+
+
+def test_a_prompt_whose_text_the_template_leaves_out_is_refused():
+    tokenizer = helpers.tiny_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("{% if tools %}", "{% if false %}")
+    with pytest.raises(ValueError, match=r"row 0: the chat template leaves out a tool of the prompt \('look_up'\)"):
+        held_out_prompts(Dataset.from_list(chats(tools=TOOLS)), tokenizer, 2)
+
+
+# What judges read
+
+
+def print_the_content(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("trl_dpo_ext.data.left_out_text.message_text", lambda message: str(message.get("content") or ""))
+
+
+@bugs(print_the_content)
+def test_judges_read_the_text_of_content_blocks_and_calls(bug, monkeypatch, tmp_path):
+    """Not the Python representation of blocks, and not an empty text for an answer that is a tool call."""
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "film"}}}
+    blocks, answer = [{"type": "text", "text": "the film"}], {"role": "assistant", "tool_calls": [call]}
+    rows = [{**row, "prompt": [{"role": "user", "content": blocks}], "chosen": [answer]} for row in chats()]
+    with put_back(bug, monkeypatch):
+        source = {"config": None, "split": "test", "converter": None, "count": 1, "seed": None}
+        found = read_prompts(file_of(rows, tmp_path), **source)
+        assert found.texts == ["User: the film\n\nAssistant: "]
+        assert found.own == ['{"name": "look_up", "arguments": {"word": "film"}}']

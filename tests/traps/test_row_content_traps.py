@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
+import jinja2
 import pytest
-from datasets import Dataset, load_dataset
+import trl
+from datasets import Dataset, IterableDataset, load_dataset
 
+from tests import helpers
+from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import DataError, dataset_loading, format_dataset, load_splits
+from trl_dpo_ext.data import (
+    dataset_loading,
+    format_dataset,
+    left_out_text,
+    load_splits,
+    prompt_rendering,
+    tokenize,
+    tokenize_dataset,
+)
 from trl_dpo_ext.data.forms import ordered_completions
-from trl_dpo_ext.data.lint import lint_splits
+from trl_dpo_ext.data.lint import lint_splits, scan
 from trl_dpo_ext.data.row_reading import ranked_row, response_pair, unread_order
+
+
+def error_of(call: Callable[[], Any]) -> str:
+    """The message of the error that a call raises, or an empty string."""
+    try:
+        call()
+    except Exception as error:
+        return str(error)
+    return ""
 
 
 def refusal(row: dict[str, Any]) -> str:
     """The error about a dataset of this row alone, or an empty string if it is accepted."""
-    try:
-        format_dataset(Dataset.from_list([row]), name="train")
-    except DataError as error:
-        return str(error)
-    return ""
+    return error_of(lambda: format_dataset(Dataset.from_list([row]), name="train"))
 
 
 # An order that isn't read
@@ -170,3 +189,311 @@ def test_text_that_only_begins_like_a_list_stays_text():
     for text in ("[1, 2]", '["a"]', "[citation needed]", "[]", '[{"name": "x"}]'):
         (row,) = format_dataset(Dataset.from_list([{"prompt": text, "chosen": text, "rejected": "b"}]), name="train")
         assert row["prompt"] == row["completions"][0] == text
+
+
+# A template that refuses a row
+
+
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat(number: int, system: str = "") -> dict[str, Any]:
+    """A row of messages; its responses are of one length."""
+    prompt = [*(says("system", system) if system else []), *says("user", f"the film {number}")]
+    return {"prompt": prompt, **{c: says("assistant", f"{w} {number}") for c, w in zip(PAIR, "ab", strict=True)}}
+
+
+def with_template(template: str) -> Any:
+    tokenizer = helpers.tiny_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def let_the_template_raise(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(tokenize, "_tokenize_or_refuse", lambda row, tokenizer, where: tokenize.tokenize_row(row, tokenizer))
+
+
+@bugs(let_the_template_raise)
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_rows_that_the_template_refuses_are_named_or_dropped(split, bug, monkeypatch, tiny_model_dir, tmp_path, caplog):
+    """Template errors name the row; `invalid_rows="drop"` leaves it out, in training and in evaluation data."""
+    rows, good = [chat(0), chat(1, system="be kind"), chat(2)], [chat(3), chat(4)]
+    data = {"train": rows if split == "train" else good, "eval": rows if split == "eval" else good}
+
+    def trainer(**options: Any) -> Any:
+        train, held_out = (Dataset.from_list(data[name]) for name in ("train", "eval"))
+        tokenizer = with_template(GEMMA)
+        return support.trainer(
+            tiny_model_dir, tmp_path, train, eval_dataset=held_out, processing_class=tokenizer, **options
+        )
+
+    with put_back(bug, monkeypatch):
+        message = error_of(trainer)
+        assert f"{split} dataset: 1 of 3 rows can't be trained on: cannot tokenize (1)" in message
+        assert "row 1: the chat template refuses it (TemplateError: System role not supported)" in message
+        made = trainer(invalid_rows="drop")
+        left = made.train_dataset if split == "train" else made.eval_dataset
+        assert left["row"][:] == [0, 2]
+        assert f"{split} dataset: dropped 1 of 3 rows: cannot tokenize (1)." in caplog.text
+
+
+@bugs(let_the_template_raise)
+def test_rows_of_a_stream_that_the_template_refuses(bug, monkeypatch, caplog):
+    rows = [chat(0), chat(1, system="be kind"), chat(2)]
+
+    def tokens(**options: Any) -> list[dict[str, Any]]:
+        stream = format_dataset(IterableDataset.from_generator(lambda: iter(rows)), name="train")
+        return list(tokenize_dataset(stream, with_template(GEMMA), name="train", max_length=None, **options))
+
+    with put_back(bug, monkeypatch):
+        message = error_of(tokens)
+        assert message.startswith("train dataset, row 1: the chat template refuses it")
+        assert [row["row"] for row in tokens(invalid_rows="drop")] == [0, 2]
+
+
+# Content blocks and tool calls in a form that the template doesn't read
+
+
+def give_templates_what_the_row_has(patch: pytest.MonkeyPatch) -> None:
+    for module in (tokenize, prompt_rendering):
+        patch.setattr(module, "fit_messages", lambda messages, tokenizer: messages)
+
+
+def shipped(name: str) -> str:
+    """A chat template as published with its model; TRL ships copies."""
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
+
+
+def blocks(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+
+
+def decoded(tokenizer: Any, row: dict[str, Any]) -> list[str]:
+    """The whole text of each response, prompt included, as trained on."""
+    (formatted,) = format_dataset(Dataset.from_list([row]), name="train")
+    try:
+        ids = tokenize.tokenize_row(formatted, tokenizer)
+    except jinja2.TemplateError as error:
+        return [str(error)]
+    return [tokenizer.decode(ids["prompt_ids"] + completion) for completion in ids["completion_ids"]]
+
+
+# Those that print the Python list, that raise, that print empty turns, and that read blocks only.
+@bugs(give_templates_what_the_row_has)
+@pytest.mark.parametrize("name", ["gemma", "llama3", "phi3", "qwen2_5", "qwen3", "lfm2", "idefics3", "llava_next"])
+def test_blocks_and_strings_give_the_same_text(name, bug, monkeypatch):
+    tokenizer = with_template(shipped(name))
+    row = {key: says(role, f"the {key}") for key, role in (("prompt", "user"), *((c, "assistant") for c in PAIR))}
+    as_blocks = {key: blocks(value) for key, value in row.items()}
+    reads_blocks_only = name in ("idefics3", "llava_next")
+    readable = as_blocks if reads_blocks_only else row
+    expected = [tokenizer.apply_chat_template(readable["prompt"] + readable[key], tokenize=False) for key in PAIR]
+    assert all("the prompt" in text and f"the {key}" in text for text, key in zip(expected, PAIR, strict=True))
+    with put_back(bug, monkeypatch):
+        for form in (row, as_blocks):
+            assert decoded(tokenizer, form) == expected
+            prompt = tokenizer.apply_chat_template(readable["prompt"], tokenize=False, add_generation_prompt=True)
+            assert prompt_rendering.prompt_text(form["prompt"], tokenizer) == prompt
+            assert tokenizer.decode(prompt_rendering.prompt_token_ids(form["prompt"], tokenizer)) == prompt
+
+
+@bugs(give_templates_what_the_row_has)
+@pytest.mark.parametrize("name", ["gemma4_v2"])
+def test_a_role_whose_blocks_are_not_read_gets_a_string(name, bug, monkeypatch):
+    """This template reads blocks of the user, but prints the Python list of the system's."""
+    tokenizer = with_template(shipped(name))
+    row = chat(0, system="be kind")
+    expected = [tokenizer.apply_chat_template(row["prompt"] + row[key], tokenize=False) for key in PAIR]
+    with put_back(bug, monkeypatch):
+        assert decoded(tokenizer, {key: blocks(value) for key, value in row.items()}) == expected
+
+
+def test_several_blocks_are_joined():
+    tokenizer = with_template(shipped("llama3"))
+    content = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    row = {**chat(0), "prompt": [{"role": "user", "content": content}]}
+    assert all("\n\none two<|eot_id|>" in text for text in decoded(tokenizer, row))
+
+
+def call(arguments: Any, **message: Any) -> list[dict[str, Any]]:
+    function = {"name": "lamp", "arguments": arguments}
+    return [
+        {"role": "assistant", "tool_calls": [{"type": "function", "id": "callabcde", "function": function}]} | message
+    ]
+
+
+@bugs(give_templates_what_the_row_has)
+@pytest.mark.parametrize(
+    "name", ["qwen2_5", "llama3_1", "glm4moe", "gptoss", "gemma4", "nemotron_3_nano", "deepseekv3"]
+)
+def test_arguments_as_json_text_and_as_dictionaries_give_the_same_text(name, bug, monkeypatch):
+    """OpenAI gives JSON text; most templates encode it again or crash, and DeepSeek's reads nothing else."""
+    tokenizer = with_template(shipped(name))
+    prompt = says("user", "light?")
+    as_text, as_dict = call('{"on": true, "room": "hill"}'), call({"on": True, "room": "hill"})
+    readable = call('{"on": true, "room": "hill"}', content="") if name == "deepseekv3" else as_dict
+    expected = tokenizer.apply_chat_template(prompt + readable, tokenize=False)
+    assert "lamp" in expected
+    assert '\\"on' not in expected
+    with put_back(bug, monkeypatch):
+        for form in (as_text, as_dict):
+            row = {"prompt": prompt, "chosen": form, "rejected": says("assistant", "no")}
+            assert decoded(tokenizer, row)[0] == expected
+
+
+# Nulls that mean something
+
+
+def drop_every_null(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ranked_row, "_without_empty_keys", lambda value, column: ranked_row._without_none(value))
+
+
+@bugs(drop_every_null, let_readers_guess_types)
+def test_nulls_in_tool_calls_and_tools_are_kept(bug, monkeypatch, tmp_path):
+    """From files and generators, where a null is the row's own, and not Arrow's for a key of another row."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    room = {"type": ["string", "null"], "enum": ["hill", None], "default": None}
+    tool = {"type": "function", "function": {"name": "lamp", "parameters": {"properties": {"room": room}}}}
+    rows = [
+        {"prompt": says("user", "light?"), "chosen": call({"on": True, "room": None}), "tools": [tool]},
+        {"prompt": says("user", "dark?"), "chosen": call({"on": True}, content=None), "tools": [tool]},
+    ]
+    rows = [{**row, "rejected": says("assistant", "no")} for row in rows]
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with put_back(bug, monkeypatch):
+        for data in (
+            load_splits(str(tmp_path / "calls.jsonl"))["train"],
+            load_splits(str(tmp_path / "calls.jsonl"), streaming=True)["train"],
+            IterableDataset.from_generator(lambda: iter(rows)),
+        ):
+            first, second = format_dataset(data, name="train")
+            assert first["completions"][0] == call({"on": True, "room": None})
+            assert first["tools"] == [tool]
+            assert second["completions"][0] == call({"on": True})
+
+
+def test_nulls_that_arrow_adds_are_dropped():
+    rows = [{**chat(0), "chosen": call({"on": True})}, {**chat(1), "chosen": call({"room": "hill"})}]
+    formatted = format_dataset(Dataset.from_list(rows), name="train")
+    assert [row["completions"][0] for row in formatted] == [call({"on": True}), call({"room": "hill"})]
+
+
+# A template that leaves something out
+
+
+def do_not_look_for_left_out_text(patch: pytest.MonkeyPatch) -> None:
+    for module in (tokenize, scan):
+        patch.setattr(module, "left_out", lambda row, tokens, tokenizer: None)
+
+
+def look_in_the_prompt_too(patch: pytest.MonkeyPatch) -> None:
+    """What a response says may stand in the prompt by chance, so it must be looked for in the response."""
+    decode = left_out_text.left_out
+
+    def anywhere(row: Any, tokens: Any, tokenizer: Any) -> Any:
+        ids = [[*tokens["prompt_ids"], *completion] for completion in tokens["completion_ids"]]
+        return decode(row, {**tokens, "completion_ids": ids}, tokenizer)
+
+    for module in (tokenize, scan):
+        patch.setattr(module, "left_out", anywhere)
+
+
+THINK = "<think>\nbecause of seven\n</think>\n\n"
+TOOL = {"type": "function", "function": {"name": "lamp", "description": "d", "parameters": {"type": "object"}}}
+LEFT_OUT: dict[str, tuple[str, dict[str, Any], str]] = {
+    "reasoning in the text": (
+        "deepseek_r1_distill",
+        {"chosen": says("assistant", f"{THINK}blue")},
+        "the reasoning of response 0 ('because of seven')",
+    ),
+    "reasoning beside the text": (
+        "qwen2_5",
+        {"chosen": [{"role": "assistant", "content": "blue", "reasoning_content": "because of seven"}]},
+        "the reasoning of response 0 ('because of seven')",
+    ),
+    "a tool call": ("llama3", {"rejected": call({"on": True}, content="")}, "a tool call of response 1 ('lamp')"),
+    "tools": ("phi3", {"tools": [TOOL]}, "a tool of the prompt ('lamp')"),
+    "the system message": (
+        "no system",
+        {"prompt": [*says("system", "be kind"), *says("user", "why?")]},
+        "the system message of the prompt ('be kind')",
+    ),
+    "an earlier call": (
+        "gemma3",
+        {"prompt": [*says("user", "light?"), *call({"on": True}, content=""), *says("user", "why?")]},
+        "a tool call of the prompt ('lamp')",
+    ),
+    "the text of an earlier answer's end": (
+        "first only",
+        {"chosen": [*says("assistant", "one"), *says("assistant", "why?")]},
+        "the text of response 0 ('why?')",
+    ),
+}
+TEMPLATES = {
+    "no system": "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}",
+    "first only": "{% for m in messages[:2] %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}",
+}
+
+
+@bugs(do_not_look_for_left_out_text)
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_what_a_template_leaves_out_is_named(case, bug, monkeypatch):
+    """At the start of training, where `invalid_rows="drop"` leaves the row out, and by the linter."""
+    name, change, what = LEFT_OUT[case]
+    tokenizer = with_template(TEMPLATES.get(name) or shipped(name))
+    plain = {"prompt": says("user", "why?"), "chosen": says("assistant", "blue"), "rejected": says("assistant", "red")}
+    rows = [{**plain, "prompt": says("user", "how?")}, {**plain, **change}]
+    if "tools" in change:
+        rows[0]["tools"] = None
+
+    def tokens(**options: Any) -> Any:
+        data = format_dataset(Dataset.from_list(rows, on_mixed_types="use_json"), name="train")
+        return tokenize_dataset(data, tokenizer, name="train", max_length=None, **options)
+
+    with put_back(bug, monkeypatch):
+        assert f"row 1: the chat template leaves out {what}." in error_of(tokens)
+        assert tokens(invalid_rows="drop")["row"][:] == [0]
+        report = lint_splits({"train": Dataset.from_list(rows, on_mixed_types="use_json")}, tokenizer=tokenizer)
+        finding = next(f for f in report.findings if f.id == "text-left-out")
+        assert (finding.rows, finding.severity) == ([1], "error")
+        assert what in finding.note
+
+
+@bugs(do_not_look_for_left_out_text, look_in_the_prompt_too)
+def test_a_response_that_the_prompt_happens_to_hold_is_looked_for_in_the_response(bug, monkeypatch):
+    tokenizer = with_template(shipped("deepseek_r1_distill"))
+    row = {"prompt": says("user", "seven?"), "chosen": says("assistant", "<think>seven</think>no")}
+    data = format_dataset(Dataset.from_list([{**row, "rejected": says("assistant", "yes")}]), name="train")
+    with put_back(bug, monkeypatch):
+        message = error_of(lambda: tokenize_dataset(data, tokenizer, name="train", max_length=None))
+        assert "leaves out the reasoning of response 0 ('seven')" in message
+
+
+PRINTED: dict[str, dict[str, Any]] = {
+    "qwen3": {
+        "prompt": [*says("user", "hi"), *says("assistant", f"{THINK}hello"), *says("user", "  why?\n")],
+        "chosen": says("assistant", '<think>seven</think>blue \u00e9\U0001f600 "quoted" \\ back'),
+        "rejected": call({"on": True, "rooms": ["hill \u00e9", 'a "b"'], "level": 0.5, "far": None}),
+        "tools": [TOOL],
+    },
+    "gptoss": {"prompt": [*says("system", "be kind"), *says("user", "why?")], "chosen": call({"on": False})},
+    "nemotron_3_nano": {"chosen": call({"on": True, "number": 7})},
+    "gemma4": {"chosen": call({"on": True, "room": "hill"}), "tools": [TOOL]},
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_what_a_template_prints_in_its_own_way_is_not_left_out(name):
+    """Other white space, escapes, Python's True; the reasoning of earlier turns is never part of a prompt."""
+    row = {"prompt": says("user", "why?"), "chosen": says("assistant", "blue"), "rejected": says("assistant", "red")}
+    data = Dataset.from_list([{**row, **PRINTED[name]}], on_mixed_types="use_json")
+    tokens = tokenize_dataset(
+        format_dataset(data, name="train"), with_template(shipped(name)), name="train", max_length=None
+    )
+    assert len(tokens) == 1

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .template_needs import fit_messages
+
 Prompt = str | Sequence[Mapping[str, Any]]
 
 
@@ -23,7 +25,8 @@ def prompt_text(
     if isinstance(row_prompt, str):
         return row_prompt
     options = template_options(tools, chat_template_kwargs)
-    return str(tokenizer.apply_chat_template(row_prompt, add_generation_prompt=True, **{**options, "tokenize": False}))
+    messages = fit_messages(row_prompt, tokenizer)
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, **{**options, "tokenize": False}))
 
 
 def prompt_token_ids(
@@ -40,7 +43,8 @@ def prompt_token_ids(
     if isinstance(row_prompt, str):
         return text_token_ids(row_prompt, tokenizer)
     options = template_options(tools, chat_template_kwargs)
-    return list(tokenizer.apply_chat_template(row_prompt, add_generation_prompt=True, **options)["input_ids"])
+    messages = fit_messages(row_prompt, tokenizer)
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)["input_ids"])
 
 
 def text_token_ids(text: str, tokenizer: Any) -> list[int]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from .data_error import DataError
+from .data_error import DataError, FaultReason
 from .format import format_dataset
+from .left_out_text import left_out
 from .prompt_rendering import prompt_text
 from .tokenize import tokenize_row
 
@@ -41,18 +42,24 @@ def tokenized_prompt(row: Mapping[str, Any], tokenizer: Any) -> TokenizedPrompt:
         tokenizer: the model's tokenizer.
 
     Raises:
-        DataError: the chat template or the tokenizer refuses the row, or the prompt has no tokens.
+        DataError: the chat template or the tokenizer refuses the row or leaves out text of the prompt, or the prompt
+            has no tokens.
     """
     where = f"row {row['row']}" if "row" in row else f"the prompt {str(row['prompt'])[:60]!r}"
     try:
-        ids = tokenize_row({"completions": [], **row}, tokenizer)["prompt_ids"]
+        tokens = tokenize_row({"completions": [], **row}, tokenizer)
+        missing = left_out({**row, "completions": []}, tokens, tokenizer)
         text = prompt_text(row["prompt"], tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
     except Exception as error:  # a chat template is a program and may fail in any way
         what = "tokenizer" if isinstance(row["prompt"], str) else "chat template"
-        raise DataError(f"{where}: the {what} refuses it ({type(error).__name__}: {error}).") from error
-    if not ids:
+        raise DataError(
+            f"{where}: the {what} refuses it ({type(error).__name__}: {error}).", FaultReason.CANNOT_TOKENIZE
+        ) from error
+    if missing is not None:
+        raise DataError(f"{where}: the chat template leaves out {missing}.", FaultReason.TEXT_LEFT_OUT)
+    if not tokens["prompt_ids"]:
         raise DataError(f"{where} has no tokens: the model has nothing to continue.")
-    return TokenizedPrompt(text, tuple(ids))
+    return TokenizedPrompt(text, tuple(tokens["prompt_ids"]))
 
 
 def first_rows(dataset: Dataset | IterableDataset, count: int, *, name: str) -> Dataset | IterableDataset:

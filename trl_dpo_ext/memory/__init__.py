@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from .fit_check import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
@@ -40,12 +41,15 @@ def report_on(
     card_gib: float | None = None,
     responses: int = 2,
     prompt_tokens: int | None = None,
+    first: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Estimate a recipe, and find what fits a card.
 
     Args:
         recipe, changes, responses, prompt_tokens: see `read_recipe`.
         card_gib: the card's nominal size; None gives the estimate only.
+        first: called with a report that has the estimate only, before the search for what fits the card, which takes
+            several times as long.
 
     Raises:
         ParseError, ConfigError, UnknownModelError.
@@ -53,15 +57,18 @@ def report_on(
     setup, model = read_recipe(recipe, changes, responses=responses, prompt_tokens=prompt_tokens)
     here = estimate(setup)
     other = estimate(with_args(setup, gradient_checkpointing=not setup.args.gradient_checkpointing))
+    report = Report(recipe, model, setup, here, other, card_gib)
+    first(report)
     if card_gib is None:
-        return Report(recipe, model, setup, here, other)
+        return report
     limit = usable(card_gib)
-    batch = largest_batch(setup, limit)
+    batch = largest_batch(setup, limit, here)
     searched = with_args(setup, per_device_train_batch_size=max(1, min(batch, setup.shape.prompts)))
+    start = here if searched.shape == setup.shape else None
     largest = {
         "per_device_train_batch_size": batch,
-        "max_length": largest_length(searched, limit),
-        "responses": largest_k(searched, limit),
+        "max_length": largest_length(searched, limit, start),
+        "responses": largest_k(searched, limit, start),
     }
-    changed, then_fits = advise(setup, limit)
-    return Report(recipe, model, setup, here, other, card_gib, largest, changed, then_fits)
+    advice, then_fits = advise(setup, limit, here.total)
+    return replace(report, largest=largest, changes=advice, then_fits=then_fits)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import sys
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +48,14 @@ def read_recipe(
         raise ParseError(f"The recipe {path!r} can't be read as YAML: {error}") from None
     if not isinstance(content, dict):
         raise ParseError(f"The recipe {path!r} holds no settings: write one `key: value` a line.")
-    content = {**content, **(changes or {})}
-    sys.path.insert(0, str(Path.cwd()))
-    for module in content.get("import_module") or []:  # it may register the recipe's loss
-        import_module(module)
+    from ..run.recipe_settings import RecipeArguments  # which imports this package
 
-    known = {f.name for kind in (PreferenceConfig, ModelConfig) for f in fields(kind) if f.init}
-    for key in content.keys() - known:
-        # Settings of the data and the evaluation don't matter here; a misspelled setting does.
-        if close := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
-            raise ParseError(f"Unknown key {key!r} in {path}. Did you mean {close[0]!r}?")
-    parser = StrictParser((PreferenceConfig, ModelConfig))
-    # This machine may not have the recipe's card.
-    parser.set_defaults_with_config(**{**{k: v for k, v in content.items() if k in known}, "use_cpu": True})
+    # The estimate needs no dataset, and this machine may not have the recipe's card.
+    content = {"dataset_name": "none", **content, **(changes or {}), "use_cpu": True}
+    parser = StrictParser((RecipeArguments, PreferenceConfig, ModelConfig))
+    parser.set_defaults_with_config(**content)
     try:
-        args, model_args = parser.parse_args_into_dataclasses(args=[])
+        _, args, model_args = parser.parse_args_into_dataclasses(args=[])
     except ValueError as error:
         raise ParseError(str(error)) from error
     if not model_args.model_name_or_path:
