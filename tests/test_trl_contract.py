@@ -35,6 +35,7 @@ OVERRIDDEN: dict[str, tuple[type, list[str]]] = {
     "_set_signature_columns_if_needed": (DPOTrainer, ["self"]),
     "compute_loss": (DPOTrainer, ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
     "evaluate": (DPOTrainer, ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
+    "log": (DPOTrainer, ["self", "logs", "start_time"]),
     "prediction_step": (DPOTrainer, ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
     "_save_checkpoint": (Trainer, ["self", "model", "trial"]),
     "_save": (Trainer, ["self", "output_dir", "state_dict"]),
