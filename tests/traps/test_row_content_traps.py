@@ -17,17 +17,11 @@ from tokenizers.processors import TemplateProcessing
 from tests import helpers
 from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import (
-    dataset_loading,
-    format_dataset,
-    left_out_text,
-    load_splits,
-    prompt_rendering,
-    tokenize,
-    tokenize_dataset,
-)
+from trl_dpo_ext.data import format_dataset, load_splits, tokenize, tokenize_dataset
 from trl_dpo_ext.data.forms import ordered_completions
 from trl_dpo_ext.data.lint import lint_splits, scan
+from trl_dpo_ext.data.loading import dataset_loading
+from trl_dpo_ext.data.rendering import left_out_text, prompt_rendering
 from trl_dpo_ext.data.row_reading import ranked_row, response_pair, unread_order
 
 
