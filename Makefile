@@ -1,20 +1,21 @@
-# Everything sets itself up: a virtual environment in .venv with the versions of constraints.txt. The second time is quick.
+# Every target sets itself up: a virtual environment in .venv with the versions of constraints.txt.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test traps lint
+.PHONY: help demo test test-fast test-newest test-oldest traps lint
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
 DEMO_OUTPUT ?= outputs/quickstart-plackett_luce
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(VENV)/.installed-demo  ## Train a small language model on ranked preferences, on the CPU (OVERWRITE=1 trains again)
 	@if [ -e "$(DEMO_OUTPUT)/result.json" ] && [ -z "$(OVERWRITE)" ]; then \
-		echo "A finished run is in $(DEMO_OUTPUT)/: result.json, curves.png, the adapter."; \
+		echo "$(DEMO_OUTPUT)/ holds a finished run: result.json, curves.png, the adapter."; \
 		echo "To train again: make demo OVERWRITE=1"; \
 	else \
 		set -euo pipefail; \
@@ -27,7 +28,21 @@ demo: $(VENV)/.installed-demo  ## Train a small language model on ranked prefere
 test: lint  ## Check style and types, run all tests and the examples in docstrings
 	$(BIN)/python -m pytest -n 2
 
-traps: $(VENV)/.installed-test  ## Run the tests of the sixteen silent bugs alone (docs/reliability.md)
+test-fast: lint  ## The same without the slow tests, for daily work
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# Environments of their own: an installation of other versions must not replace the tested ones.
+test-newest:  ## Run all tests with the newest versions that pyproject.toml allows, in .venv-newest
+	@$(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS=/dev/null .venv-newest/.installed-test
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[test]"
+	.venv-newest/bin/python -m pytest -n 2
+
+test-oldest: $(VENV)/.installed-test  ## Run all tests with the oldest versions that pyproject.toml allows, in .venv-oldest
+	PYTHONPATH=. $(BIN)/python tests/oldest_versions.py > $(VENV)/oldest.txt
+	@$(MAKE) --no-print-directory VENV=.venv-oldest CONSTRAINTS=$(VENV)/oldest.txt .venv-oldest/.installed-test
+	.venv-oldest/bin/python -m pytest -n 2
+
+traps: $(VENV)/.installed-test  ## Run the tests of the silent bugs that docs/reliability.md lists
 	$(BIN)/python -m pytest -n 2 tests -k trap_
 
 lint: $(VENV)/.installed-test  ## Check style and types only
@@ -35,15 +50,15 @@ lint: $(VENV)/.installed-test  ## Check style and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A stamp is written last, so an interrupted installation starts again.
+# The stamp is written last, so an interrupted installation starts again.
 $(VENV)/.installed-%: pyproject.toml constraints.txt $(VENV)/.created
-	@echo "Installing into $(VENV) (the first time takes some minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	@echo "Installing into $(VENV) (this takes some minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$*]"
 	@touch $@
 
-# An environment that works is kept (a CPU build of PyTorch may have been put there); a broken one starts again.
+# A working environment is kept, because it may hold a CPU build of PyTorch; a broken one is made again.
 $(VENV)/.created:
-	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, " \
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; " \
 		"$(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 ...")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@touch $@

@@ -1,13 +1,14 @@
-"""How much GPU memory do QLoRA steps of 6-8B models take, ours and TRL's, and was the estimate right?
+"""Measures the GPU memory of QLoRA steps of 6-8B models, ours and TRL's, and compares it with the estimate.
 
     python benchmarks/memory.py --cases gpt-j-6b llama-3.1-8b-k4 --caps 12 24
-    python benchmarks/memory.py --cases tiny          # anywhere: shows that the script works
+    python benchmarks/memory.py --cases tiny          # runs anywhere, to show that the script works
 
-Real architectures with random weights, quantized to NF4 one layer at a time, take ten optimizer steps on random token
-ids of full length, each side in a fresh process whose memory is capped. Written down are the peaks of torch's allocator
-(allocated and reserved), seconds a step, tokens a second, and the estimate of `trl-dpo-ext memory` beside them. K > 2
-responses go to TRL as all their pairs, one pair a micro-batch. Results are added to benchmarks/results/, one file per
-device. On a CPU the peak is the process's resident memory, which the estimate doesn't claim to know.
+The script builds the real architectures with random weights, quantizes them to NF4 layer by layer, and takes ten
+optimizer steps on random token ids of full length. Each side runs in a fresh process with a memory cap. The results
+hold the peaks of torch's allocator (allocated and reserved), seconds per step, tokens per second, and the estimate of
+`trl-dpo-ext memory`. TRL gets K > 2 responses as all their pairs, one pair per micro-batch. Results are added to
+benchmarks/results/, one file per device. On a CPU the peak is the process's resident memory, which the estimate doesn't
+predict.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,29 +30,25 @@ import torch
 from accelerate import init_empty_weights
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
-from tokenizers import Tokenizer, models
+from side_by_side import GPU, RESULTS, ROOT, Stopwatch, TokenIdsDPOTrainer, as_pairs, no_tokenizer, peak_resident_gib
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     LlamaConfig,
-    PreTrainedTokenizerFast,
     PrinterCallback,
-    TrainerCallback,
 )
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
 from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
 from trl_dpo_ext.memory import Setup, Shape, estimate, explain_out_of_memory, load_model_config
 from trl_dpo_ext.record import hardware, versions, write_json
 
-RESULTS = Path(__file__).resolve().parent / "results"
-ACCELERATE = Path(__file__).resolve().parents[1] / "recipes" / "accelerate"
+ACCELERATE = ROOT / "recipes" / "accelerate"
 STRATEGIES = {"single": None, "fsdp2": "fsdp2_qlora.yaml", "zero3": "zero3.yaml"}
 VOCABULARY = 1000  # of the random token ids
-GPU = torch.cuda.is_available()
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def model_config(name: str) -> Any:
 
 
 def setup_of(case: Case, strategy: str, output_dir: str) -> Setup:
-    """Return the recipes' QLoRA settings for a case."""
+    """Return a case with the QLoRA settings of the recipes."""
     sharded = strategy != "single"
     dtype = torch.bfloat16 if GPU else torch.float32
     args = PreferenceConfig(loss_type=case.loss, **settings(case, output_dir, sharded))
@@ -107,7 +103,7 @@ def setup_of(case: Case, strategy: str, output_dir: str) -> Setup:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=dtype if sharded else torch.uint8,  # what is spread must be floating-point
+            bnb_4bit_quant_storage=dtype if sharded else torch.uint8,  # FSDP shards floating-point tensors only
         ),
         peft=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
         device="cuda" if GPU else "cpu",
@@ -133,7 +129,7 @@ def settings(case: Case, output_dir: str, sharded: bool) -> dict[str, Any]:
 
 
 def random_model(setup: Setup, device: torch.device) -> Any:
-    """Build a model with random weights on a device, quantizing each layer before the next one is made."""
+    """Build a model with random weights on a device, quantizing each layer before building the next."""
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(setup.config, dtype=setup.dtype)
     assert setup.quantization is not None
@@ -175,31 +171,6 @@ def _filled(module: nn.Module, name: str, parameter: nn.Parameter, random: Any, 
     return nn.Parameter(random(parameter.shape), requires_grad=False)
 
 
-class TokenIdsDPOTrainer(DPOTrainer):
-    """TRL's trainer on rows that are token ids already; nothing else is changed."""
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-
-class Stopwatch(TrainerCallback):
-    """Seconds of each optimizer step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def _now(self) -> float:
-        if GPU:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.start = self._now()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds.append(self._now() - self.start)
-
-
 def rows_of(case: Case, steps: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
 
@@ -218,12 +189,12 @@ def rows_of(case: Case, steps: int) -> list[dict[str, Any]]:
 
 
 def run(name: str, side: str, strategy: str, cap: float | None, steps: int) -> dict[str, Any]:
-    """Take the steps in this process; return its peaks and times, or where its memory ran out."""
+    """Take the steps in this process; return its peaks and times, or what ran out of memory."""
     case, device = CASES[name], torch.device("cuda", 0) if GPU else torch.device("cpu")
     if GPU and cap is not None:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap * 2**30 / total), device)
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(with_collating=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
             train(case, side, setup_of(case, strategy, folder), steps, device, stopwatch)
@@ -233,7 +204,7 @@ def run(name: str, side: str, strategy: str, cap: float | None, steps: int) -> d
     seconds = statistics.median(stopwatch.seconds[1:] or stopwatch.seconds)
     return {
         "seconds_per_step": seconds,
-        # Tokens of the data, each prompt once, however often a side computes it.
+        # Tokens of the data: each prompt counts once, however often a side computes it.
         "tokens_per_second": tokens / seconds,
         "steps": len(stopwatch.seconds),
         **peaks(),
@@ -245,9 +216,7 @@ def train(case: Case, side: str, setup: Setup, steps: int, device: torch.device,
     rows = rows_of(case, steps)
     common: dict[str, Any] = {
         "model": model,
-        "processing_class": PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0}, "<pad>")), pad_token="<pad>", eos_token="<pad>"
-        ),
+        "processing_class": no_tokenizer(),
         "peft_config": setup.peft,
         "callbacks": [stopwatch],
     }
@@ -255,17 +224,12 @@ def train(case: Case, side: str, setup: Setup, steps: int, device: torch.device,
         setup.args.max_steps = steps
         trainer: Any = PreferenceTrainer(args=setup.args, train_dataset=Dataset.from_list(rows), **common)
     else:
-        pairs = [
-            {"prompt_ids": row["prompt_ids"], "chosen_ids": chosen, "rejected_ids": rejected}
-            for row in rows
-            for chosen, rejected in itertools.combinations(row["completion_ids"], 2)
-        ]
         args = DPOConfig(
             **settings(case, setup.args.output_dir, sharded=setup.args.optim == "adamw_torch" and GPU),
             gradient_accumulation_steps=math.comb(case.shape.responses, 2),
             max_steps=steps,
         )
-        trainer = TokenIdsDPOTrainer(args=args, train_dataset=Dataset.from_list(pairs), **common)
+        trainer = TokenIdsDPOTrainer(args=args, train_dataset=Dataset.from_list(as_pairs(rows)), **common)
     trainer.remove_callback(PrinterCallback)
     if GPU:
         torch.cuda.reset_peak_memory_stats()
@@ -279,8 +243,7 @@ def peaks() -> dict[str, Any]:
             "peak_allocated_gib": torch.cuda.max_memory_allocated() / 2**30,
             "peak_reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
         }
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"peak_resident_gib": int(line.split()[1]) / 2**20}
+    return {"peak_resident_gib": peak_resident_gib()}
 
 
 def in_a_fresh_process(name: str, side: str, strategy: str, cap: float | None, steps: int) -> dict[str, Any]:
@@ -296,7 +259,7 @@ def in_a_fresh_process(name: str, side: str, strategy: str, cap: float | None, s
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:  # a strategy or a model that fails is a finding too
+    if not lines:  # a strategy or model that fails is a result too
         return {"failed": done.stderr.strip().splitlines()[-1:] or ["no output"]}
     found: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
     return found
@@ -318,6 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     device = torch.cuda.get_device_name(0).replace(" ", "-") if GPU else "cpu"
+    options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"memory-{device}.json".lower()
     content = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     caps = options.caps if GPU else [None]
@@ -339,10 +303,10 @@ def main(arguments: list[str] | None = None) -> None:
                 row["estimated_total_gib"] = expected.total / 2**30
             content["rows"][f"{name} {side} {strategy} {cap or 'uncapped'}"] = row
             write_json(path, content)
-            print(f"{name}, {side}, {strategy}, {cap or 'no'} GB cap: {_said(row)}", flush=True)
+            print(f"{name}, {side}, {strategy}, {cap or 'no'} GB cap: {summary(row)}", flush=True)
 
 
-def _said(row: dict[str, Any]) -> str:
+def summary(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"failed: {row['failed']}"
     if "out_of_memory" in row:
@@ -352,6 +316,32 @@ def _said(row: dict[str, Any]) -> str:
     return (
         f"peak {peak:.2f} GiB{guess}; {row['seconds_per_step']:.2f} s a step, {row['tokens_per_second']:.0f} tokens/s"
     )
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Return the table of a results file, as docs/memory.md shows it."""
+    lines = [
+        "| case | side | cap GB | micro-batch x K | max_length | estimate, allocated GiB | measured, allocated GiB "
+        "| error of the estimate | measured, reserved GiB | seconds per step |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in content["rows"].items():
+        shape = Shape(**row["case"]["shape"])
+        peak, estimated = row["peak_allocated_gib"], row.get("estimated_allocated_gib")
+        cells = [
+            name.split()[0],
+            row["side"],
+            f"{row['cap_gib']:g}",
+            f"{shape.prompts} x {shape.responses}",
+            f"{shape.prompt_tokens + shape.response_tokens:,}",
+            "" if estimated is None else f"{estimated:.2f}",
+            f"{peak:.2f}",
+            "" if estimated is None else f"{estimated / peak - 1:+.2%}",
+            f"{row['peak_reserved_gib']:.2f}",
+            f"{row['seconds_per_step']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

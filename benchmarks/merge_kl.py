@@ -1,4 +1,4 @@
-"""How far each way to merge a QLoRA adapter is from the model that was trained: KL of next-token distributions.
+"""Measures how far each merge of a QLoRA adapter is from the model that was trained: KL of next-token distributions.
 
     accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/train.py \
         --config recipes/quickstart/plackett_luce.yaml --load_in_4bit true --max_steps 8 --output_dir outputs/qlora
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from side_by_side import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trl_dpo_ext.hub import read_run
@@ -24,7 +25,7 @@ from trl_dpo_ext.hub.merge import merge_adapter
 from trl_dpo_ext.modeling.quantized import keep_4bit_weights
 from trl_dpo_ext.record import hardware, versions, write_json
 
-DATA = Path(__file__).parents[1] / "recipes" / "quickstart" / "data" / "test.jsonl.gz"
+DATA = ROOT / "recipes" / "quickstart" / "data" / "test.jsonl.gz"
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
             found[name] = {**report["difference"], "seconds": round(time.perf_counter() - started, 1)}
             print(name, found[name], flush=True)
 
-    # What peft's merge_and_unload gives on a 4-bit model: the sum is rounded to 4 bit again.
+    # PEFT's merge_and_unload on a 4-bit model rounds the sum to 4 bits again.
     tokenizer = AutoTokenizer.from_pretrained(arguments.run)
     config = BitsAndBytesConfig.from_dict(dict(base.quantization))
     config.bnb_4bit_compute_dtype = torch.float32

@@ -1,10 +1,10 @@
-"""Does MinorDPO's clip stop the chosen log-probs from falling, and how high may the learning rate of each loss be?
+"""Tests whether MinorDPO's clip stops the chosen log-probs from falling, and how high each loss's learning rate may be.
 
     python benchmarks/minor_dpo_study.py --model "$(python recipes/quickstart/model.py)"
 
-Trains dpo, minor_dpo, dpop and bounded_dpo on the same pairs (best and worst of each quickstart ranking), in the same
-order, with the same seed, at each learning rate, and follows the log-ratios of held-out pairs. Writes
-benchmarks/results/minor_dpo_study.json after every run (a run that is there is not repeated) and docs/minor_dpo.png.
+Trains dpo, minor_dpo, dpop and bounded_dpo at each learning rate on the same pairs (best and worst of each quickstart
+ranking), in the same order and with the same seed, and tracks the log-ratios of held-out pairs. Writes
+benchmarks/results/minor_dpo_study.json after every run, skipping runs that it already holds, and docs/minor_dpo.png.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ import argparse
 import json
 import tempfile
 import time
-from pathlib import Path
 
 from datasets import load_dataset
 from matplotlib.figure import Figure
 from peft import LoraConfig
+from side_by_side import RESULTS, ROOT
 
 from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
 from trl_dpo_ext.record import hardware, versions, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "minor_dpo_study.json"
+RESULT = RESULTS / "minor_dpo_study.json"
 PICTURE = ROOT / "docs" / "minor_dpo.png"
 COLUMNS = ["completions", "scores"]
 LOSSES = ("dpo", "minor_dpo", "dpop", "bounded_dpo")
@@ -38,7 +37,7 @@ def ends(row: dict) -> dict:
 
 
 def run(model: str, loss: str, rate: float) -> list[dict[str, float]]:
-    """Train once; return what held-out pairs look like every few steps."""
+    """Train once; return the metrics of held-out pairs every few steps."""
     data = load_dataset(str(ROOT / "recipes" / "quickstart" / "data"))
     train = data["train"].select(range(SETTINGS["steps"] * SETTINGS["batch"])).map(ends, remove_columns=COLUMNS)
     test = data["test"].select(range(SETTINGS["eval_prompts"])).map(ends, remove_columns=COLUMNS)
@@ -87,7 +86,7 @@ def run(model: str, loss: str, rate: float) -> list[dict[str, float]]:
 
 
 def draw(runs: list[dict]) -> None:
-    """Held-out log-probs of chosen (solid) and rejected (dashed) responses, against their start; a panel a rate."""
+    """Draw the change of held-out log-probs, chosen solid and rejected dashed, with one panel per learning rate."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     for axis, rate in zip(figure.subplots(1, len(RATES), sharey=True), RATES, strict=True):
         for loss, color in zip(LOSSES, ("C0", "C1", "C2", "C3"), strict=True):
@@ -122,7 +121,7 @@ def table(runs: list[dict]) -> str:
 
 
 def main() -> None:
-    """Run whatever is missing, then draw and print."""
+    """Run the missing runs, then draw and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model", required=True, help="folder of SmolLM2-135M-Instruct, see recipes/quickstart/model.py"
@@ -130,7 +129,7 @@ def main() -> None:
     model = parser.parse_args().model
     record = json.loads(RESULT.read_text()) if RESULT.exists() else {"settings": SETTINGS, "runs": []}
     if record["settings"] != SETTINGS:
-        raise SystemExit(f"{RESULT} holds runs with other settings; move it away to start again.")
+        raise SystemExit(f"{RESULT} holds runs with other settings. Move it away to start again.")
     for rate in RATES:
         for loss in LOSSES:
             if any(r["loss"] == loss and r["learning_rate"] == rate for r in record["runs"]):

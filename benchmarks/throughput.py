@@ -1,19 +1,18 @@
-"""How much faster is a training step than TRL's `DPOTrainer` on the same rows?
+"""Measures how much faster a training step is than one of TRL's `DPOTrainer` on the same rows.
 
     python benchmarks/throughput.py --model HuggingFaceTB/SmolLM2-135M-Instruct
     python benchmarks/throughput.py --model llama-3.1-8b --attention flex_attention --dtype bfloat16
 
-Both trainers live in one process and take turns, one optimizer step each, on the same token ids, with the same LoRA
-weights and settings. Losses and gradient norms must agree before anything is timed, and in every timed step. Rankings
-of K > 2 go to TRL as all their pairs, in gradient-accumulation steps of `--trl-pairs`. Peak memory is that of a fresh
-process per trainer. Results are added to benchmarks/results/, one file per model, device and attention.
+Both trainers run in one process and take turns, one optimizer step each, on the same token ids, with the same LoRA
+weights and settings. Losses and gradient norms must agree before the timing starts and in every timed step. TRL gets
+rankings of K > 2 as all their pairs, in gradient-accumulation steps of `--trl-pairs`. A fresh process per trainer
+measures the peak memory. Results are added to benchmarks/results/, one file per model, device and attention.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import json
 import os
 import random
@@ -21,39 +20,32 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Threads that wait don't spin: processor time is work, also where other processes use the machine.
+# Waiting threads must not spin, so that processor time is work even on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
-from tokenizers import Tokenizer, models
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    TrainerCallback,
-)
-from trl import DPOConfig, DPOTrainer
+from side_by_side import GPU, RESULTS, Stopwatch, TokenIdsDPOTrainer, as_pairs, no_tokenizer, peak_resident_gib
+from transformers import AutoModelForCausalLM, PrinterCallback
+from trl import DPOConfig
 
 import trl_dpo_ext
 from trl_dpo_ext import PreferenceConfig, PreferenceTrainer
-from trl_dpo_ext.memory import SHAPES as MODELS
+from trl_dpo_ext.memory import load_model_config, short_names
 from trl_dpo_ext.record import hardware, versions, write_json
 
-RESULTS = Path(__file__).resolve().parent / "results"
-SPREAD = 0.25  # lengths are uniform within this part of their mean
+SPREAD = 0.25  # lengths are uniform within this share of their mean
 BETA = 0.1
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step trains on: mean lengths in tokens, responses per prompt, prompts per optimizer step."""
+    """The data of a step: mean lengths in tokens, responses per prompt, prompts per optimizer step."""
 
     about: str
     prompt: tuple[int, int]
@@ -62,7 +54,7 @@ class Shape:
     prompts: int
 
     def rows(self, vocabulary: int) -> list[dict[str, Any]]:
-        """Draw the groups of a step, as the tokenized rows of the trainer, best response first."""
+        """Draw the tokenized rows of a step, best response first."""
         draw = random.Random(0)
 
         def ids(length: int) -> list[int]:
@@ -98,39 +90,13 @@ SHAPES = {
 }
 
 
-class TokenIdsDPOTrainer(DPOTrainer):
-    """TRL's trainer on rows that are token ids already; nothing else is changed."""
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-
-class Stopwatch(TrainerCallback):
-    """Seconds of an optimizer step, by the clock and of processor time; collating and updating weights included."""
-
-    def _now(self) -> tuple[float, float]:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter(), time.process_time()
-
-    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.start = self._now()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds, self.cpu_seconds = (b - a for a, b in zip(self.start, self._now(), strict=True))
-
-
 class Side:
     """One of the two trainers, ready to take a step again and again."""
 
     def __init__(self, name: str, shape: Shape, options: argparse.Namespace) -> None:
         self.folder = tempfile.TemporaryDirectory()
         rows = shape.rows(vocabulary=8000)
-        pairs = [
-            {"prompt_ids": row["prompt_ids"], "chosen_ids": chosen, "rejected_ids": rejected}
-            for row in rows
-            for chosen, rejected in itertools.combinations(row["completion_ids"], 2)
-        ]
+        pairs = as_pairs(rows)
         per_batch = len(pairs) if shape.k == 2 else options.trl_pairs
         settings: dict[str, Any] = {
             "output_dir": self.folder.name,
@@ -150,14 +116,10 @@ class Side:
             "model_init_kwargs": None,
         }
         attention = options.trl_attention if name == "trl" else options.attention
-        self.stopwatch = Stopwatch()
+        self.stopwatch = Stopwatch(with_collating=True)
         trainer: dict[str, Any] = {
             "model": load(options.model, attention, options.dtype),
-            "processing_class": PreTrainedTokenizerFast(
-                tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0}, "<pad>")),
-                pad_token="<pad>",
-                eos_token="<pad>",
-            ),
+            "processing_class": no_tokenizer(),
             "peft_config": LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
             "callbacks": [self.stopwatch],
         }
@@ -181,7 +143,7 @@ class Side:
         self.trainer.remove_callback(PrinterCallback)
         generator = torch.Generator().manual_seed(0)
         for parameter_name, p in self.trainer.model.named_parameters():
-            if "lora_B" in parameter_name:  # from zero, the loss would be log 2 whatever the forward computes
+            if "lora_B" in parameter_name:  # at zero the loss is log 2 whatever the forward computes
                 p.data.copy_(torch.randn(p.shape, generator=generator) * 0.02)
         self.tokens = 0
         backbone = self.trainer.model.get_base_model().base_model
@@ -197,8 +159,8 @@ class Side:
         self.trainer.train()
         log = next(entry for entry in self.trainer.state.log_history if "grad_norm" in entry)
         return {
-            "seconds": self.stopwatch.seconds,
-            "cpu_seconds": self.stopwatch.cpu_seconds,
+            "seconds": self.stopwatch.seconds[-1],
+            "cpu_seconds": self.stopwatch.cpu_seconds[-1],
             "loss": log["loss"],
             "grad_norm": float(log["grad_norm"]),
             "tokens": self.tokens,
@@ -207,15 +169,15 @@ class Side:
 
 def load(name: str, attention: str, dtype: str) -> Any:
     options = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-    if name in MODELS:
+    if name in short_names():
         torch.manual_seed(0)
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            return AutoModelForCausalLM.from_config(MODELS[name](), **options)
+            return AutoModelForCausalLM.from_config(load_model_config(name), **options)
     return AutoModelForCausalLM.from_pretrained(name, **options)
 
 
 def token_bound(shape: Shape) -> float:
-    """Return the tokens of all pairs, without padding, over those of all groups with each prompt once."""
+    """Return the tokens of all pairs without padding, divided by those of all groups with each prompt once."""
     rows = shape.rows(vocabulary=8000)
     lengths = [(len(row["prompt_ids"]), [len(ids) for ids in row["completion_ids"]]) for row in rows]
     plain = sum((shape.k - 1) * (shape.k * prompt + sum(responses)) for prompt, responses in lengths)
@@ -230,7 +192,7 @@ def check_equal(ours: dict[str, float], trl: dict[str, float], tolerance: float)
 
 
 def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
-    """Let both take turns; return medians, and the ratio of neighbouring steps."""
+    """Let both sides take turns; return medians, and the ratios of neighbouring steps."""
     sides = {name: Side(name, shape, options) for name in ("trl", "ours")}
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for turn in range(1 + options.repeats):
@@ -245,7 +207,7 @@ def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     pairs = list(zip(timed["trl"], timed["ours"], strict=True))
     ratios = [trl["seconds"] / ours["seconds"] for trl, ours in pairs]
     result: dict[str, Any] = {"ratio": statistics.median(ratios), "ratios": ratios, "loss_difference": loss_difference}
-    # On a machine that does other work too, processor time (of both threads) is the steadier measure.
+    # On a busy machine, processor time (of all threads) is the steadier measure.
     result["cpu_ratio"] = statistics.median(trl["cpu_seconds"] / ours["cpu_seconds"] for trl, ours in pairs)
     for name, steps in timed.items():
         seconds = statistics.median(step["seconds"] for step in steps)
@@ -263,11 +225,7 @@ def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
 
 def peak_memory() -> float:
     """Return the peak of this process in GiB: device memory, or resident memory on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    # ru_maxrss would be inherited from the parent process.
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**20
+    return torch.cuda.max_memory_allocated() / 2**30 if GPU else peak_resident_gib()
 
 
 def memory_in_a_fresh_process(name: str, shape: str) -> float:
@@ -299,20 +257,20 @@ def markdown(content: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help=f"Hub id, folder, or random weights: {', '.join(MODELS)}")
+    parser.add_argument("--model", required=True, help=f"Hub id, folder, or random weights: {', '.join(short_names())}")
     parser.add_argument("--name", help="the model's name in the results; its last path component by default")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--attention", default="sdpa", help="ours: sdpa, eager, flex_attention")
-    parser.add_argument("--trl-attention", default="sdpa", help="TRL's: the best there is, flash_attention_2 on a GPU")
+    parser.add_argument("--attention", default="sdpa", help="attention of ours: sdpa, eager, flex_attention")
+    parser.add_argument("--trl-attention", default="sdpa", help="attention of TRL: sdpa, flash_attention_2, ...")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--trl-pairs", type=int, default=2, help="pairs of a micro-batch of TRL where K > 2")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each, after one that isn't")
+    parser.add_argument("--trl-pairs", type=int, default=2, help="pairs per micro-batch on TRL's side for K > 2")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps per side, after one warm-up step")
     parser.add_argument(
         "--tolerance",
         type=float,
-        help="relative difference of losses and gradient norms that is allowed; 0.001 in float32, 0.15 in bfloat16, "
-        "where the logits of random weights round by so much",
+        help="allowed relative difference of losses and gradient norms; by default 0.001 in float32 and 0.15 in "
+        "bfloat16, where the logits of random weights round that much",
     )
     parser.add_argument("--threads", type=int, help="CPU threads; torch's choice by default")
     parser.add_argument("--memory-of", choices=["trl", "ours"], help=argparse.SUPPRESS)

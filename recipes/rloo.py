@@ -1,12 +1,12 @@
-"""Train a policy on a reward with RLOO and a KL penalty: the RL baseline that preference losses are compared with.
+r"""Train a policy on a reward with RLOO and a KL penalty: the RL baseline that preference losses are compared with.
 
     accelerate launch --config_file recipes/accelerate/cpu.yaml \
         recipes/rloo.py --config recipes/controlled_sentiment/rloo.yaml
 
-The trainer is TRL's (RLOO: Ahmadian et al., arXiv 2402.14740); TRL 1.16 has no PPO. What is added here are the rewards
-of this package, and the points of reward against KL that recipes/train.py takes too. Any field of RLOOArguments,
-trl.RLOOConfig and trl.ModelConfig is a key of the YAML file and an option here; options win. Adapters only, because
-the reference is the model without its adapter.
+The trainer is TRL's (RLOO: Ahmadian et al., arXiv 2402.14740); TRL 1.16 has no PPO. This script adds the rewards of
+this package, and records points of reward against KL as recipes/train.py does. Every field of RLOOArguments,
+trl.RLOOConfig and trl.ModelConfig is a key of the YAML file and an option here; options win. It trains adapters only,
+because the reference is the model without its adapter.
 """
 
 from __future__ import annotations
@@ -20,45 +20,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train import RESULT, USER_ERRORS, adapter_config, held_out_prompts
 from transformers import AutoTokenizer
 from trl import ModelConfig, RLOOConfig, RLOOTrainer, ScriptArguments, get_quantization_config
 
+from trl_dpo_ext.cli import exit_code
 from trl_dpo_ext.data import load_splits
-from trl_dpo_ext.evaluation import FrontierCallback, Reward, compare, evaluate_policy, get_reward, prompt_text
+from trl_dpo_ext.evaluation import (
+    FrontierCallback,
+    Reward,
+    compare,
+    evaluate_policy,
+    get_reward,
+    prompt_text,
+    reward_forms,
+)
 from trl_dpo_ext.parsing import ParseError, StrictParser
 from trl_dpo_ext.record import versions, write_json
+from trl_dpo_ext.run import adapter_config, held_out_prompts
+from trl_dpo_ext.run.recipe_settings import RESULT
 
 
 @dataclass
 class RLOOArguments(ScriptArguments):
-    """What a recipe says besides the training configuration and the model.
+    """Settings of a recipe besides the training configuration and the model.
 
     Args:
-        dataset_name: as in recipes/train.py; its prompts are used.
-        reward: what the policy is trained on; the same names as in recipes/train.py.
-        eval_reward: the true reward, which the points are taken with; by default `reward`.
-        eval_prompts: held-out prompts sampled for each point.
-        eval_max_new_tokens: length of those samples, in tokens.
+        dataset_name: as in recipes/train.py; only its prompts are used.
+        reward: the reward that the policy is trained on; same names as in recipes/train.py.
+        eval_reward: the true reward for the points; by default `reward`.
+        eval_prompts: number of held-out prompts sampled for each point.
+        eval_max_new_tokens: maximum length of those samples, in tokens.
         eval_seed: seed of those samples.
         frontier_steps: optimizer steps between points in frontier.json.
     """
 
-    reward: str | None = field(default=None, metadata={"help": "What is trained on: vader, a reward model, ..."})
-    eval_reward: str | None = field(default=None, metadata={"help": "True reward of the points; default: reward."})
+    reward: str | None = field(default=None, metadata={"help": f"Reward to train on: {reward_forms()}."})
+    eval_reward: str | None = field(default=None, metadata={"help": "True reward for the points; default: reward."})
     eval_prompts: int = field(default=64, metadata={"help": "Held-out prompts sampled for each point."})
-    eval_max_new_tokens: int = field(default=24, metadata={"help": "Length of those samples, in tokens."})
+    eval_max_new_tokens: int = field(default=24, metadata={"help": "Maximum length of those samples, in tokens."})
     eval_seed: int = field(default=0, metadata={"help": "Seed of those samples."})
     frontier_steps: int = field(default=100, metadata={"help": "Optimizer steps between points."})
 
     def __post_init__(self) -> None:
         for name in ("dataset_name", "reward"):
             if not getattr(self, name):
-                raise ParseError(f"{name} is missing.")
+                raise ParseError(f"{name} is missing; set it in the recipe or as an option.")
 
 
 def on_text(reward: Reward, tokenizer: Any) -> Any:
-    """Return a reward in the form that TRL calls; it reads conversations as `held_out_prompts` writes them."""
+    """Wrap a reward for TRL. Conversations go through the chat template, as in `held_out_prompts`."""
 
     def called(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
         answers = [answer if isinstance(answer, str) else answer[-1]["content"] for answer in completions]
@@ -67,8 +77,8 @@ def on_text(reward: Reward, tokenizer: Any) -> Any:
     return called
 
 
-def main(args: list[str] | None = None) -> None:
-    """Parse, train, take the points, save the adapter and, last, result.json; print the table."""
+def main(args: list[str] | None = None) -> int:
+    """Parse, train, record points, save the adapter and finally result.json; print the table."""
     started = time.time()
     if not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
@@ -133,11 +143,9 @@ def main(args: list[str] | None = None) -> None:
         }
         write_json(output / RESULT, record)
         comparison.print()
+    return 0
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        main()
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+    sys.exit(exit_code(main, expected=()))

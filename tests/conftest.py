@@ -1,14 +1,14 @@
-"""The same surroundings for every test: no Hub, no GPU, one thread, a tiny model."""
+"""The same environment for every test: no Hub, no GPU, one thread, a tiny model."""
 
 import os
 import tempfile
 
-# Before torch and the Hugging Face libraries are imported; processes that a test starts inherit it.
+# Set before torch and the Hugging Face libraries are imported; processes that a test starts inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # quickest for tiny models, and pytest-xdist runs several processes
+os.environ["OMP_NUM_THREADS"] = "1"  # fastest for tiny models, and pytest-xdist runs several processes
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-# What a test stores is found neither by the user's runs nor by the next tests; removed when the process ends.
+# Keeps what tests store away from the user's runs and from the next tests; removed when the process ends.
 os.environ["HF_HOME"] = (HOME := tempfile.TemporaryDirectory(prefix="hf_home_")).name
 
 import pytest
@@ -29,3 +29,9 @@ def tiny_model_dir(tmp_path_factory) -> str:
 def tiny_bos_model_dir(tmp_path_factory) -> str:
     """As `tiny_model_dir`, but the tokenizer begins every text with BOS, as Llama's does."""
     return helpers.save_tiny_model(tmp_path_factory.mktemp("tiny_bos_model"), add_bos=True)
+
+
+@pytest.fixture
+def no_head_check(monkeypatch):
+    """Leave out the trainer's check of the head, for tests that count the forward passes of a model."""
+    monkeypatch.setattr("trl_dpo_ext.training.choose_layout.check_head", lambda *args: None)

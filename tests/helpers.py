@@ -1,7 +1,6 @@
 """A tiny model with a trained tokenizer, toy datasets, a way to run Python in a fresh process; nothing from the Hub.
 
-Plain functions, so that scripts which a test starts in another process can use them too, with
-`from tests.helpers import ...`.
+These are plain functions, so that scripts in other processes can use them too: `from tests.helpers import ...`.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ TEXT = (
 WORDS = TEXT.split()
 PAD, BOS, EOS, START = "<pad>", "<s>", "<|im_end|>", "<|im_start|>"
 
-# ChatML, as SmolLM2 and Qwen have it: EOS, then a newline, ends a turn. Tools and one template argument (date) are
-# rendered, so that a test can tell whether they arrived.
+# ChatML, as SmolLM2 and Qwen have it: EOS and a newline end a turn. It renders tools and one template argument (date),
+# so that a test can tell whether they arrived.
 CHAT_TEMPLATE = (
     "{% if bos %}{{ bos_token }}{% endif %}"
     "{% if date is defined %}{{ '<|im_start|>system\nToday is ' + date + '<|im_end|>\n' }}{% endif %}"
@@ -47,7 +46,8 @@ def tiny_tokenizer(*, add_bos: bool = False, pad_is_eos: bool = False) -> PreTra
     """A byte-level BPE trained on a few words, vocabulary 320; pad, BOS and EOS are three different tokens.
 
     Args:
-        add_bos: begin every text with BOS, as Llama does (its chat template writes BOS as well); else as SmolLM2, Qwen.
+        add_bos: begin every text with BOS, as Llama does, whose chat template writes BOS as well; if False, don't, as
+            SmolLM2 and Qwen.
         pad_is_eos: use EOS for padding.
     """
     tokenizer = Tokenizer(models.BPE())
@@ -78,8 +78,8 @@ def tiny_tokenizer(*, add_bos: bool = False, pad_is_eos: bool = False) -> PreTra
 def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **config: Any) -> LlamaForCausalLM:
     """A float32 Llama with random weights: 2 layers, hidden size 32.
 
-    The weights are ten times larger than usual, so that log-probs differ from token to token and a test that mixes
-    them up fails.
+    The weights are ten times larger than usual, so that log-probs differ between tokens and a test that mixes them up
+    fails.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -105,7 +105,7 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **config: A
 
 
 def save_tiny_model(folder: str | Path, *, add_bos: bool = False, seed: int = 0, **config: Any) -> str:
-    """Save a tiny tokenizer and model where `from_pretrained` finds them; return the folder."""
+    """Save a tiny tokenizer and model for `from_pretrained`, and return the folder."""
     tokenizer = tiny_tokenizer(add_bos=add_bos)
     tiny_model(tokenizer, seed=seed, **config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -125,15 +125,15 @@ def ranked_rows(
     scores: bool = False,
     conversational: bool = False,
 ) -> list[dict[str, Any]]:
-    """Toy rows in the ranked form: prompt, completions, and ranks (dense, 0 = best) or scores, in no order.
+    """Return toy rows in the ranked form: prompt, completions, and shuffled ranks (dense, 0 = best) or scores.
 
     Args:
-        count: rows.
-        seed: of the random words.
-        responses: fewest and most responses of a prompt; the rows take turns, so both occur.
-        ties: where a row has three responses or more, two of them share a rank.
-        scores: a column `scores` (higher is better) instead of `ranks`.
-        conversational: messages instead of text.
+        count: number of rows.
+        seed: seed of the random words.
+        responses: fewest and most responses to a prompt; rows cycle through all numbers in between.
+        ties: let two responses share a rank in rows with three or more.
+        scores: give a column `scores` (higher is better) instead of `ranks`.
+        conversational: give messages instead of text.
     """
     rng = random.Random(seed)
     rows = []
@@ -156,12 +156,12 @@ def ranked_rows(
 
 
 def ranked_dataset(count: int, **options: Any) -> Dataset:
-    """`ranked_rows` as a Dataset."""
+    """Return `ranked_rows` as a Dataset."""
     return Dataset.from_list(ranked_rows(count, **options))
 
 
 def pair_rows(count: int, *, seed: int = 0, conversational: bool = False) -> list[dict[str, Any]]:
-    """Toy rows in TRL's preference form: prompt, chosen, rejected."""
+    """Return toy rows in TRL's preference form: prompt, chosen, rejected."""
     return [
         {
             "prompt": row["prompt"],
@@ -173,12 +173,12 @@ def pair_rows(count: int, *, seed: int = 0, conversational: bool = False) -> lis
 
 
 def pair_dataset(count: int, **options: Any) -> Dataset:
-    """`pair_rows` as a Dataset."""
+    """Return `pair_rows` as a Dataset."""
     return Dataset.from_list(pair_rows(count, **options))
 
 
 def training_args(folder: str | Path, **changes: Any) -> dict[str, Any]:
-    """Keyword arguments of a config for a short, quiet, float32 run on the CPU: three steps of two prompts."""
+    """Return config arguments for a short, quiet float32 run on the CPU: three steps of two prompts each."""
     return {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -198,7 +198,7 @@ def training_args(folder: str | Path, **changes: Any) -> dict[str, Any]:
 
 
 def load_script(path: str) -> Any:
-    """Import a script of the repository, such as recipes/train.py, that belongs to no package."""
+    """Import a script of the repository, such as recipes/rloo.py, that is not part of the package."""
     name = re.sub(r"\W", "_", path)
     spec = importlib.util.spec_from_file_location(name, ROOT / path)
     assert spec is not None
@@ -210,22 +210,22 @@ def load_script(path: str) -> Any:
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses, for `accelerate launch --main_process_port` and torchrun.
+    """Return an unused TCP port, for `accelerate launch --main_process_port` and torchrun.
 
-    The system deals out ports from 32768 upwards (Linux; macOS from 49152): one of those could be somebody's before the
-    launcher listens on it, seconds later.
+    It is below the range that the system assigns (from 32768 on Linux, 49152 on macOS): another process could get a
+    port of that range in the seconds before the launcher listens on it.
     """
     while True:
-        port = random.SystemRandom().randrange(20_000, 30_000)  # tests seed the other generators
+        port = random.SystemRandom().randrange(20_000, 30_000)  # tests seed the global one
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
             return port
 
 
 def run_python(*arguments: str, env: dict[str, str] | None = None, timeout: float = 1800) -> str:
-    """Run Python in a fresh process from the repository's root; return what it printed.
+    """Run Python in a fresh process in the repository's root, and return its stdout.
 
-    The timeout is for what hangs: on a busy machine, half a minute can become ten.
+    The timeout only catches processes that hang: on a busy machine half a minute can become ten.
 
     Raises:
         AssertionError: it failed; the message holds the end of its stderr.
@@ -241,7 +241,7 @@ def run_python(*arguments: str, env: dict[str, str] | None = None, timeout: floa
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        process.terminate()  # not kill: a launcher ends its workers first
+        process.terminate()  # not kill(): a launcher must end its workers first
         out, err = process.communicate()
         err += f"\nIt was ended after {timeout} s."
     assert process.returncode == 0, f"{arguments} ended with {process.returncode}:\n{out[-1000:]}\n{err[-4000:]}"

@@ -1,4 +1,4 @@
-"""Mutants for `tests/mutation.py`: the source of a file with one small change, made by cosmic-ray's operators."""
+"""Mutants for `tests/mutation.py`: a file's source with one small change, made by cosmic-ray's operators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BITS = ("RShift", "LShift", "BitOr", "BitAnd", "BitXor")
 
 @dataclass(frozen=True, eq=False)
 class Mutant:
-    """One change of one file. The key is that of the changed code, without its comments and layout."""
+    """One change of one file. The key is a hash of the changed code without comments and layout."""
 
     key: str
     path: str
@@ -29,7 +29,7 @@ class Mutant:
 
 
 def code(tree: ast.Module) -> str:
-    """The code as text, without annotations, but for the `Annotated` ones: their bounds are read."""
+    """Return the code as text without annotations, except `Annotated` ones, whose bounds are read."""
     for node in ast.walk(tree):
         for field in ("annotation", "returns"):
             hint = getattr(node, field, None)
@@ -43,7 +43,7 @@ def binary_operators(tree: ast.Module) -> list[str]:
 
 
 def mutate(lines: list[str], node: Any, operator: Any, index: int) -> str:
-    """Return the source with one node changed; as cosmic-ray's own function, which parses the file each time."""
+    """Return the source with one node changed. Cosmic-ray's own function parses the file each time."""
     parent, node.parent = node.parent, None
     changed = copy.deepcopy(node)
     node.parent = changed.parent = parent
@@ -54,8 +54,8 @@ def mutate(lines: list[str], node: Any, operator: Any, index: int) -> str:
 
 
 def mutants_of(root: Path, name: str, left_out: Counter[str]) -> Iterator[Mutant]:
-    """Yield the mutants of a file of the project. Those that no test could tell, or any would, are only counted."""
-    # Here, because pytest looks for doctests in this file, too, and cosmic-ray isn't needed for the tests.
+    """Yield the mutants of a file. Those that every test or no test would notice are only counted."""
+    # Imported here because pytest collects doctests from this file, and the tests don't need cosmic-ray.
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
 
@@ -63,7 +63,7 @@ def mutants_of(root: Path, name: str, left_out: Counter[str]) -> Iterator[Mutant
     nodes, lines = list(ast_nodes(get_ast(source))), [*source.splitlines(keepends=True), ""]
     operators, original = binary_operators(ast.parse(source)), code(ast.parse(source))
     for name_of_operator in operator_names():
-        if get_operator(name_of_operator).arguments():  # puts random numbers in the place of variables one has to name
+        if get_operator(name_of_operator).arguments():  # replaces variables, which must be named, by random numbers
             continue
         operator = get_operator(name_of_operator)()
         _, old, new, *_ = (*name_of_operator.split("_"), "", "")

@@ -1,14 +1,14 @@
-"""Mutation testing of the losses: small changes to their code, each of which a test should notice.
+"""Mutation testing of the losses: change their code in small ways and see whether a test fails.
 
     pip install cosmic-ray==8.7.0
     python -m tests.mutation [FILES] [--jobs 2] [--out mutation.jsonl]
 
-Cosmic-ray's operators make the changes. One process loads torch and the test runner; each mutant gets a fork of it, in
-which the package is imported with the changed file: first the values of the losses that read the file, by direct calls,
-which kills most mutants in a tenth of a second; then every check of the kit; then the remaining tests. Verdicts are
-appended to the output as they come, in a random order that is the same in every run: an interrupted run is a fair
-sample, and the next one goes on where it stopped. Survivors are tried again once the tests have changed; delete the
-output to try all again.
+Cosmic-ray's operators make the changes. One process loads torch and the test runner. Each mutant gets a fork of it that
+imports the package with the changed file. The fork runs three stages: the values of the losses that depend on the file,
+by direct calls, which kills most mutants in a tenth of a second; then every check of `trl_dpo_ext.testing`; then the
+remaining tests. Verdicts are appended to the output as they come, in a shuffled order that is the same in every run. So
+an interrupted run is a fair sample, and the next run continues it. Survivors run again when the tests have changed;
+delete the output to run all mutants again.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ TESTS = [
 ]
 
 
-# In the fork: the tests, in three stages. Each raises where it notices the change.
+# The three stages, run in the fork. A stage raises if it notices the change.
 
 
 def concerned(module: str) -> list[Any]:
-    """The losses whose module is this one, or imports something from it."""
+    """Return the losses whose module is this one or imports something from it."""
     from trl_dpo_ext.losses import list_losses
 
     def sources(spec: Any) -> set[str | None]:
@@ -54,7 +54,7 @@ def concerned(module: str) -> list[Any]:
 
 
 def values(path: str, module: str) -> None:
-    """The losses' values against their transcriptions."""
+    """Compare the losses' values with their transcriptions."""
     from tests.losses import test_values
 
     names = {spec.name for spec in concerned(module)}
@@ -65,42 +65,44 @@ def values(path: str, module: str) -> None:
 
 
 def checks(path: str, module: str) -> None:
-    """The page of the docs, the relations, and whatever holds for every loss."""
-    from tests.losses import test_docs, test_every_loss, test_relations
+    """Check the docs page, the relations, and what holds for every loss."""
+    from tests.losses import test_every_loss, test_loss_docs, test_relations
 
-    test_docs.test_the_page_is_in_step()
+    test_loss_docs.test_generated_text_is_up_to_date("docs/losses.md")
     for test in test_relations.RELATIONS.values():
         test()
     for spec in concerned(module):
         test_every_loss.test_docstring_has_its_sections_in_order(spec)
-        test_every_loss.test_has_a_reference_with_the_same_defaults(spec)
+        test_every_loss.test_has_a_transcription_with_the_same_defaults(spec)
         for check in test_every_loss.CHECKS:
             check(spec)
         test_every_loss.test_direction(spec)
+        test_every_loss.test_length_normalized_is_declared_where_only_means_per_token_count(spec)
+        test_every_loss.test_couples_batch_is_declared_where_pairs_depend_on_each_other(spec)
 
 
 def rest(path: str, module: str) -> None:
-    """The remaining tests, and the module's examples, by pytest."""
+    """Run the remaining tests and the module's examples with pytest."""
     import pytest
 
     done = ("test_values.py::test_value[", "test_every_loss.py::test_check[", "test_every_loss.py::test_direction[")
     chosen = ["tests/losses", path, *(f"--deselect=tests/losses/{test}" for test in done)]
-    if Path(path).stem in ("spec", "catalog"):
+    if Path(path).parent.name != "families":
         chosen += ["tests/test_cli.py", "tests/training/test_config.py"]
     else:
-        chosen.append("--ignore=tests/losses/test_kit.py")  # it registers its own losses
+        chosen.append("--ignore=tests/losses/test_loss_checks.py")  # it registers its own losses
     options = ["-x", "-q", "-p", "no:cacheprovider", "--noconftest", "--assert=plain", "-W", "ignore"]
     with tempfile.TemporaryDirectory() as folder:
         assert pytest.main([*options, f"--basetemp={folder}/pytest", *chosen]) == 0
 
 
 STAGES = (values, checks, rest)
-SECONDS = 120  # of processor time; many times what a stage takes
+SECONDS = 120  # processor time; a stage takes a small part of it
 SURVIVED, KILLED, NO_IMPORT = range(3)
 
 
 def fork(stage: Any, mutant: Mutant) -> int:
-    """Run a stage in a fork whose package holds the mutant; its exit status is the verdict."""
+    """Run a stage in a fork that imports the mutant; its exit status is the verdict."""
     if pid := os.fork():
         return pid
     status = NO_IMPORT
@@ -128,7 +130,7 @@ def fork(stage: Any, mutant: Mutant) -> int:
 
 
 def run(stage: Any, mutants: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, str]]:
-    """Yield each mutant with what killed it; "" where nothing did."""
+    """Yield each mutant with what killed it, "" for a survivor."""
     queue, running = mutants[::-1], {}
     while queue or running:
         while queue and len(running) < jobs:
@@ -140,7 +142,7 @@ def run(stage: Any, mutants: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, 
 
 
 def preload() -> None:
-    """Import what the tests import, except the package itself, so that no fork has to."""
+    """Import everything that the tests import, except the package itself, so that forks needn't."""
     os.chdir(ROOT)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
     import peft  # noqa: F401
@@ -150,9 +152,9 @@ def preload() -> None:
 
     torch.set_num_threads(1)
     one = torch.ones(1, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(one, one)  # both import a lot at their first call
+    torch.testing.assert_close(one, one)  # both import much at their first call
     torch.autograd.gradcheck(torch.sin, one)
-    gc.freeze()  # a collection in a fork would copy all of it
+    gc.freeze()  # garbage collection in a fork would copy all memory
 
 
 def summary(mutants: list[Mutant], killed: dict[str, str], passed: dict[str, int]) -> Iterator[str]:
@@ -173,7 +175,7 @@ def summary(mutants: list[Mutant], killed: dict[str, str], passed: dict[str, int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, default=sorted((ROOT / "trl_dpo_ext/losses").glob("*.py")))
+    parser.add_argument("files", nargs="*", type=Path, default=sorted((ROOT / "trl_dpo_ext/losses").rglob("*.py")))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("mutation.jsonl"))
     arguments = parser.parse_args()
@@ -198,7 +200,7 @@ def main() -> None:
         paths = sorted({m.path for m in todo})
         for same, verdict in run(stage, [Mutant("", p, 0, "", (ROOT / p).read_text(), []) for p in paths], 1):
             if verdict:
-                sys.exit(f"Without a mutation, too, {same.path} fails in the stage {stage.__name__!r} ({verdict}).")
+                sys.exit(f"{same.path} fails in the stage {stage.__name__!r} without a mutation ({verdict}).")
         print(f"{time.strftime('%H:%M:%S')} {stage.__name__}: {len(todo)} mutants", flush=True)
         with arguments.out.open("a") as out:
             for mutant, verdict in run(stage, todo, arguments.jobs):

@@ -7,8 +7,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import ROOT, save_tiny_model
-from trl_dpo_ext.losses.spec import _registry, register_loss
+from trl_dpo_ext.losses import LOSSES, register_loss
 
 PAGE = (ROOT / "docs" / "add_a_loss.md").read_text(encoding="utf-8")
 
@@ -17,6 +19,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_code_trains_a_model(tmp_path: Path):
     model = save_tiny_model(tmp_path / "model")
     script = []
@@ -52,7 +55,7 @@ def test_the_code_trains_a_model(tmp_path: Path):
 
 def test_the_entry_point_group_is_the_registry_s():
     (group,) = tomllib.loads(blocks("toml")[0])["project"]["entry-points"]
-    assert group == _registry.entry_point_group
+    assert group == LOSSES.entry_point_group
 
 
 def test_every_declaration_is_in_the_table():
@@ -67,4 +70,4 @@ def test_the_options_of_the_command_exist():
     (command,) = blocks("bash")
     for path in re.findall(r"recipes/\S+", command):
         assert (ROOT / path).exists(), path
-    assert "import_module" in (ROOT / "recipes" / "train.py").read_text()
+    assert "import_module" in (ROOT / "trl_dpo_ext" / "run" / "recipe_settings.py").read_text()

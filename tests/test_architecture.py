@@ -13,19 +13,37 @@ from tests.helpers import ROOT
 
 PACKAGE = ROOT / "trl_dpo_ext"
 
-# Part of the package -> the other parts it may import. Parts that aren't named here (parsing, cli, ...) may import any.
+# Part of the package -> the other parts it may import. Parts that are missing here (parsing, testing, cli): any.
 INTERNAL = {
     "_compat": set(),
     "registry": set(),
     "types": set(),
     "losses": {"registry", "types"},
     "modeling": {"_compat", "registry", "types"},
-    "data": {"_compat", "registry", "types", "modeling"},
-    "evaluation": {"_compat", "registry", "types", "record", "modeling"},
+    "data": {"_compat", "registry", "types", "record", "modeling"},
+    "evaluation": {"_compat", "registry", "types", "record", "modeling", "data"},
     "reference": {"_compat", "registry", "types", "modeling", "data", "record"},
     "record": set(),
     "hub": {"_compat", "registry", "types", "record", "modeling", "reference"},
     "training": {"_compat", "registry", "types", "record", "losses", "modeling", "data", "reference", "hub"},
+    # The rooms above them all: the run of a recipe imports everything but the command line.
+    "memory": {
+        "_compat",
+        "parsing",
+        "registry",
+        "types",
+        "record",
+        "losses",
+        "modeling",
+        "data",
+        "reference",
+        "hub",
+        "training",
+    },
+    "run": {
+        *("_compat", "registry", "types", "record", "parsing", "losses", "modeling", "data", "reference", "hub"),
+        *("training", "memory", "evaluation"),
+    },
 }
 # Part -> what it may import from outside, beside the standard library. The others are free.
 EXTERNAL = {

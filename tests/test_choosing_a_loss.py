@@ -1,12 +1,17 @@
-"""docs/choosing_a_loss.md speaks of every loss, only of losses that exist, and gives a source with each advice."""
+"""docs/choosing_a_loss.md names only losses that exist, and gives a source for each recommendation."""
 
 import re
 from pathlib import Path
 
-from trl_dpo_ext import PreferencePairs, get_loss
-from trl_dpo_ext.losses.catalog import built_in
+import torch
 
-PAGE = (Path(__file__).parents[1] / "docs" / "choosing_a_loss.md").read_text(encoding="utf-8")
+from trl_dpo_ext import PreferencePairs, get_loss
+from trl_dpo_ext.losses.loss_docs import built_in, split_block
+
+# Without the generated block on the losses that the page doesn't recommend yet.
+PAGE = "".join(
+    split_block((Path(__file__).parents[1] / "docs" / "choosing_a_loss.md").read_text(encoding="utf-8"), "other losses")
+)
 ROWS = [
     line for line in PAGE.splitlines() if line.startswith("| ") and " --- " not in line and "| source |" not in line
 ]
@@ -19,20 +24,22 @@ OTHER_WORDS = {
     "best_vs_worst",
     "logps",
     "f_divergence_type",
+    "label_smoothing",
     "loss_type",
 }
 
 
-def advised(row: str) -> list[str]:
+def recommended(row: str) -> list[str]:
     return re.findall(r"`(\w+)`", row.split(" | ")[1])
 
 
-def test_every_loss_is_advised_somewhere():
-    named = {get_loss(name).name for row in ROWS for name in advised(row) if name not in OTHER_WORDS}
-    assert named == {spec.name for spec in built_in()}
+def test_it_recommends_only_losses_that_exist():
+    named = {get_loss(name).name for row in ROWS for name in recommended(row) if name not in OTHER_WORDS}
+    assert named <= {spec.name for spec in built_in()}
+    assert len(named) > 40
 
 
-def test_every_advice_has_a_source():
+def test_every_recommendation_has_a_source():
     for row in ROWS:
         source = row.split(" | ")[2]
         assert "by construction" in source or re.search(r"\(https://arxiv.org/abs/\d{4}\.\d{5}\)", source), row
@@ -41,7 +48,7 @@ def test_every_advice_has_a_source():
 def test_the_source_is_the_loss_s_own_paper():
     for row in ROWS:
         papers = set(re.findall(r"abs/(\d{4}\.\d{5})", row))
-        for name in advised(row):
+        for name in recommended(row):
             if name not in OTHER_WORDS and "the same" not in row:
                 paper = get_loss(name).paper
                 assert paper in papers or not paper.replace(".", "").isdigit() or "by construction" in row, (name, row)
@@ -54,7 +61,7 @@ def test_link_texts_are_the_ids_linked_to():
 
 
 def test_the_defaults_it_quotes():
-    assert get_loss("sppo_hard").hyperparameters["beta"].default == 0.001
     assert get_loss("simpo").hyperparameters["beta"].default == 2
+    assert get_loss("cal_dpo").hyperparameters["beta"].default == 0.002
     assert get_loss("plackett_luce").hyperparameters["top_k"].default is None
-    assert "clipped" in get_loss("minor_dpo").metrics(PreferencePairs(*[__import__("torch").zeros(1)] * 6), beta=0.1)
+    assert "clipped" in get_loss("minor_dpo").metrics(PreferencePairs(*[torch.zeros(1)] * 6), beta=0.1)

@@ -1,4 +1,4 @@
-"""The tests stand on these helpers, so they are tested too."""
+"""All tests depend on these helpers, so they are tested too."""
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer

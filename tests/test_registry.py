@@ -94,6 +94,21 @@ def test_an_unknown_name_gets_suggestions_and_the_known_names(registry):
         registry.get("zzz")
 
 
+def test_temporary_entries_are_forgotten(registry):
+    registry.register("cat", one, aliases=["feline"])
+
+    @registry.temporary()
+    def fail():
+        registry.register("dog", two, aliases=["hound"])
+        assert registry.get("hound") is two
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert registry.names(aliases=True) == ["cat", "feline"]
+    registry.register("hound", one)
+
+
 def test_a_registry_without_a_group_has_no_plugins(registry):
     assert registry.names() == []
 
@@ -138,8 +153,8 @@ def test_a_plugin_is_found_listed_and_works(tmp_path):
     code = """
         import sys
         from trl_dpo_ext import get_loss, list_losses
-        from trl_dpo_ext.losses.spec import _registry
-        assert "plugin_loss" in _registry.names()
+        from trl_dpo_ext.losses import LOSSES
+        assert "plugin_loss" in LOSSES.names()
         assert "other_losses" not in sys.modules, "listing names loads nothing"
         assert get_loss("dpo").name == "dpo"
         assert "other_losses" not in sys.modules, "another name loads nothing"
@@ -207,7 +222,7 @@ def test_a_plugin_under_a_taken_name_names_both(tmp_path):
         from trl_dpo_ext.registry import NameCollisionError
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            assert [s.fn.__module__ for s in list_losses() if s.name == "dpo"] == ["trl_dpo_ext.losses.dpo"]
+            assert [s.fn.__module__ for s in list_losses() if s.name == "dpo"] == ["trl_dpo_ext.losses.families.dpo"]
         assert "thief.py:5" in str(caught[0].message), caught
         try:
             get_loss("dpo")

@@ -23,25 +23,26 @@ from trl import DPOConfig, DPOTrainer
 from tests import helpers
 from tests.training import support
 from trl_dpo_ext._compat import trl as _trl
+from trl_dpo_ext._compat.trl_trainer import HookedConfig, HookedTrainer
 from trl_dpo_ext.training import PreferenceTrainer
 
 VERSIONS = f"TRL {trl.__version__}, transformers {transformers.__version__}"
 
-# Every method that PreferenceTrainer overrides: whose it is, and the parameters it is written for.
+# Every method that PreferenceTrainer and its base HookedTrainer override: whose it is, and the parameters it is
+# written for.
 OVERRIDDEN: dict[str, tuple[type, list[str]]] = {
     "_prepare_dataset": (DPOTrainer, ["self", "dataset", "processing_class", "args", "dataset_name"]),
     "_set_signature_columns_if_needed": (DPOTrainer, ["self"]),
-    "_precompute_ref_logps": (DPOTrainer, ["self", "dataset", "name", "batch_size"]),
     "compute_loss": (DPOTrainer, ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
     "evaluate": (DPOTrainer, ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
     "prediction_step": (DPOTrainer, ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
-    "_save_checkpoint": (DPOTrainer, ["self", "model", "trial"]),
+    "_save_checkpoint": (Trainer, ["self", "model", "trial"]),
     "_save": (Trainer, ["self", "output_dir", "state_dict"]),
     "get_batch_samples": (Trainer, ["self", "epoch_iterator", "num_batches", "device"]),
     "_get_grad_norm": (Trainer, ["self", "model", "grad_norm"]),
 }
 # Public, called by the user: no signature of its own, everything is passed on.
-PASSED_ON = {"__init__", "train"}
+PASSED_ON = {"__init__", "train", "push_to_hub", "create_model_card"}
 
 # What DPOTrainer sets and this package reads, and the values in a plain run.
 ATTRIBUTES: dict[str, Any] = {
@@ -76,8 +77,9 @@ def test_overridden_methods_have_the_parameters_they_had(name):
 
 
 def test_every_override_is_listed_here():
-    ours = {name for name, value in vars(PreferenceTrainer).items() if callable(value) or isinstance(value, property)}
-    overridden = {name for name in ours if hasattr(DPOTrainer, name)}
+    members = {**vars(HookedTrainer), **vars(PreferenceTrainer)}
+    ours = {name for name, value in members.items() if callable(value) or isinstance(value, property)}
+    overridden = {name for name in ours if hasattr(DPOTrainer, name)} - {"__init_subclass__"}
     assert overridden == {*OVERRIDDEN, *PASSED_ON}
     assert "ref_model" in ours - overridden  # an attribute there, a property here
 
@@ -152,7 +154,7 @@ def test_attributes(name, theirs):
 
 
 def test_what_a_resumed_run_sets(tiny_model_dir, tmp_path):
-    """`RunState` sets them again when training begins, after transformers has set them to 0."""
+    """`HookedTrainer.restore_log_state` sets them again when training begins, after transformers has set them to 0."""
     args = DPOConfig(**helpers.training_args(tmp_path, max_steps=1))
     theirs = DPOTrainer(tiny_model_dir, args=args, train_dataset=helpers.pair_dataset(4))
     assert not hasattr(theirs, "_tr_loss"), f"{VERSIONS}: Trainer sets _tr_loss before train()."
@@ -170,15 +172,38 @@ def test_what_a_resumed_run_sets(tiny_model_dir, tmp_path):
     assert seen == [(0.0, 0.0, 0)], f"{VERSIONS}: Trainer sets its counters after on_train_begin: {seen}."
 
 
-def test_pushing_a_checkpoint(theirs):
-    found = list(inspect.signature(theirs._push_from_checkpoint).parameters)
-    assert found == ["checkpoint_folder"], f"{VERSIONS}: Trainer._push_from_checkpoint takes {found}."
-
-
-def test_the_tokenizer(theirs):
-    assert getattr(theirs, "_tokenizer", None) is theirs.processing_class, (
-        f"{VERSIONS}: DPOTrainer._tokenizer is no longer the tokenizer."
+def test_saving_a_checkpoint(theirs):
+    """`HookedTrainer._save_checkpoint` skips DPOTrainer's, which writes a card, and calls Trainer's."""
+    source = inspect.getsource(DPOTrainer._save_checkpoint)
+    assert "self.create_model_card(" in source
+    assert "super()._save_checkpoint(model, trial)" in source
+    assert theirs._get_output_dir(trial=None) == theirs.args.output_dir, f"{VERSIONS}: Trainer._get_output_dir."
+    # A checkpoint is pushed by us, when it is whole: transformers does it only where `push_to_hub` is set.
+    assert "if self.args.push_to_hub:\n            self._push_from_checkpoint(" in inspect.getsource(
+        Trainer._save_checkpoint
     )
+
+
+def test_saving_without_a_push():
+    assert "_internal_call" in inspect.signature(Trainer.save_model).parameters, (
+        f"{VERSIONS}: Trainer.save_model has no _internal_call, by which HookedTrainer.save_without_push avoids a push."
+    )
+
+
+def test_evaluation_skips_what_dpo_trainer_adds():
+    """`HookedTrainer.evaluate_tokenized` calls Trainer.evaluate, whose parameters DPOTrainer.evaluate shares."""
+    found = list(inspect.signature(Trainer.evaluate).parameters)
+    assert found == ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"], f"{VERSIONS}: Trainer.evaluate."
+
+
+def test_tags():
+    assert isinstance(DPOTrainer._tag_names, list), f"{VERSIONS}: DPOTrainer._tag_names is no list any more."
+    assert HookedTrainer._tag_names == [*DPOTrainer._tag_names, "trl-dpo-ext"]
+
+
+def test_fields_that_may_be_json():
+    assert "model_init_kwargs" in DPOConfig._VALID_DICT_FIELDS, f"{VERSIONS}: DPOConfig._VALID_DICT_FIELDS."
+    assert [*DPOConfig._VALID_DICT_FIELDS, "loss_kwargs"] == HookedConfig._VALID_DICT_FIELDS
 
 
 def test_dpo_trainer_logs_what_stands_in_metrics(theirs):
@@ -234,12 +259,44 @@ def test_the_fused_head(theirs):
 # trl_dpo_ext/_compat/trl.py
 
 
+def test_a_second_model_is_loaded_as_dpo_trainer_does(tiny_model_dir, tmp_path):
+    """Same class, dtype and attention as the policy; `DPOTrainer` loads it where no ref_model is given."""
+    args = DPOConfig(**helpers.training_args(tmp_path, max_steps=1))
+    theirs = DPOTrainer(tiny_model_dir, args=args, train_dataset=helpers.pair_dataset(4))
+    ours = _trl.load_reference(theirs.model, args, None)
+    assert type(ours) is type(theirs.ref_model)
+    assert (ours.dtype, ours.config._attn_implementation) == (
+        theirs.ref_model.dtype,
+        theirs.ref_model.config._attn_implementation,
+    )
+    for name, weight in theirs.ref_model.state_dict().items():
+        assert torch.equal(weight, ours.state_dict()[name]), name
+    prepared = _trl.prepare_reference(ours, theirs)
+    ids = torch.arange(10, 22).view(2, 6)
+    outputs = prepared(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True)
+    assert torch.allclose(
+        outputs.log_probs, theirs.ref_model(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True).log_probs
+    )
+
+
+def test_the_processing_class(theirs, tiny_model_dir):
+    for model in (tiny_model_dir, theirs.model):
+        loaded = _trl.load_processing_class(model, theirs.args)
+        assert type(loaded) is type(theirs.processing_class), f"{VERSIONS}: DPOTrainer loads another processing class."
+        assert loaded.get_vocab() == theirs.processing_class.get_vocab()
+    assert _trl.text_tokenizer(loaded) is loaded
+
+
 def test_everything_private_stands_in_one_file():
     assert set(_trl.__all__) == {
+        "FusedCausalLMOutput",
         "add_fused_lm_head",
-        "disable_gradient_checkpointing",
         "head_as_on_a_gpu",
+        "load_processing_class",
+        "load_reference",
         "plain_dpo_config",
+        "prepare_reference",
+        "text_tokenizer",
         "use_adapter",
     }
 
@@ -256,18 +313,6 @@ def test_the_head_runs_with_gpu_kernels_that_compute_nothing():
     assert not outputs.mean_logits.any(), f"{VERSIONS}: the fused head has another kernel than those replaced."
     plain = model(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True)
     assert plain.mean_logits.any()
-
-
-def test_disable_gradient_checkpointing():
-    found = list(inspect.signature(_trl.disable_gradient_checkpointing).parameters)
-    assert found == ["model", "gradient_checkpointing_kwargs"], (
-        f"{VERSIONS}: disable_gradient_checkpointing takes {found}."
-    )
-    model = helpers.tiny_model(helpers.tiny_tokenizer())
-    model.gradient_checkpointing_enable()
-    with _trl.disable_gradient_checkpointing(model, None):
-        assert not model.is_gradient_checkpointing
-    assert model.is_gradient_checkpointing
 
 
 def test_use_adapter():
@@ -308,3 +353,10 @@ def test_plain_dpo_config(tmp_path):
     with pytest.raises(KeyError):
         fail()
     assert {name: getattr(args, name) for name in _trl._LOSS_FIELDS} == before
+
+
+def test_what_the_fused_head_returns(theirs):
+    """The model's own head returns the same class, with the fields that this package reads."""
+    found = {field.name for field in fields(_trl.FusedCausalLMOutput)}
+    read = {"log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs", "aux_loss"}
+    assert read <= found, f"{VERSIONS}: FusedCausalLMOutput has lost {sorted(read - found)}."

@@ -1,8 +1,9 @@
 """trl-dpo-ext: preference losses, trainers and evaluation on top of TRL.
 
-Names are imported on first use, so that `import trl_dpo_ext` loads neither torch nor trl.
+Public names load on first use, so `import trl_dpo_ext` imports neither torch nor trl.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ __all__ = [
     "list_losses",
     "register_loss",
 ]
+
+# bitsandbytes warns of an optional kernel for CPUs at its import, in every run, whether anything is quantized or not.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
 
 if TYPE_CHECKING:
     from .losses import LossSpec, get_loss, list_losses, register_loss
@@ -46,16 +50,16 @@ _MODULES = {
         "ReferenceFreeTrainer",
     ),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_MODULE_OF})

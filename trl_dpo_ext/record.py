@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# Of result.json. Raised when a reader of the former format would misread a file; hub/run.py refuses newer ones.
+# Of result.json. Raised when a reader of the former format would misread a file; hub/run_folder.py refuses newer ones.
 RECORD_FORMAT = 1
 
 _PACKAGES = ("trl-dpo-ext", "torch", "trl", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
@@ -70,7 +70,9 @@ def launch_command() -> str:
         parent = []
     launcher = next((i for i, part in enumerate(parent) if Path(part).name in ("accelerate", "torchrun")), None)
     if launcher is None:
-        parts = ["python", *sys.argv]
+        script = Path(sys.argv[0])
+        ours = script.name == "trl-dpo-ext" or script.parts[-2:] == ("trl_dpo_ext", "__main__.py")
+        parts = ["trl-dpo-ext", *sys.argv[1:]] if ours else ["python", *sys.argv]
     else:
         parts = [Path(parent[launcher]).name, *parent[launcher + 1 :]]
     for option in ("--hub_token", "--token"):

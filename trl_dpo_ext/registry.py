@@ -1,6 +1,6 @@
-"""A typed name -> object table with aliases, collisions that raise, suggestions, and lazily loaded plugins.
+"""A typed table from names to objects, with aliases, name collisions that raise, suggestions, and lazy plugins.
 
-Standard library only, so that names can be listed and checked without importing torch.
+It needs the standard library only, so that names can be listed and checked without importing torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -25,15 +26,15 @@ class RegistryError(ValueError):
 
 
 class UnknownNameError(RegistryError):
-    """A name nobody registered. The message lists the nearest known names."""
+    """A name that is not registered. The message lists the nearest known names."""
 
 
 class NameCollisionError(RegistryError):
-    """A name that is taken by another object. The message says where both were defined."""
+    """A name that another object has. The message says where both are defined."""
 
 
 class PluginError(RegistryError):
-    """A plugin that was asked for by name and could not be loaded."""
+    """A plugin that was asked for by name and can't be loaded."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -49,7 +50,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def origin(obj: Any) -> str:
-    """Return ``file:line`` of the definition of ``obj``, or its qualified name where there is no source.
+    """Return ``file:line`` of the definition of ``obj``, or its qualified name if it has no source.
 
     >>> origin(did_you_mean).rpartition(":")[0].endswith("registry.py")
     True
@@ -82,13 +83,13 @@ def import_all(package: str) -> list[ModuleType]:
 
 
 class Registry(Generic[T]):
-    """Names, and the objects they stand for.
+    """A table from names to objects.
 
     Args:
         kind: what the entries are, for messages ("loss").
-        entry_point_group: the entry-point group under which other distributions announce entries. An entry point is
+        entry_point_group: the entry-point group in which other distributions announce entries. An entry point is
             loaded the first time its name is asked for; loading it must register that name.
-        same: decides whether a second registration is the same entry again (a no-op) or a collision.
+        same: tells whether a second registration repeats the first (a no-op) or collides with it.
     """
 
     def __init__(
@@ -102,11 +103,11 @@ class Registry(Generic[T]):
         self._broken: set[str] = set()
 
     def register(self, name: str, obj: T, aliases: Iterable[str] = ()) -> T:
-        """Register ``obj`` under ``name`` and ``aliases``; all of them or none.
+        """Register ``obj`` under ``name`` and ``aliases``: all of them, or none if one raises.
 
         Raises:
-            NameCollisionError: a name is taken by a different object. Registering the same object again is a no-op.
-            RegistryError: a name that is not a string usable in YAML and on the command line.
+            NameCollisionError: another object has one of the names. Registering the same object again is a no-op.
+            RegistryError: a name is not an identifier, as YAML files and the command line need it.
         """
         names = [name, *aliases]
         for candidate in names:
@@ -126,12 +127,12 @@ class Registry(Generic[T]):
         return obj
 
     def get(self, name: str) -> T:
-        """Return the entry called ``name`` (an alias works too), loading its plugin if need be.
+        """Return the entry called ``name``, which may be an alias; load its plugin if it has one.
 
         Raises:
-            UnknownNameError: nobody registered the name.
+            UnknownNameError: the name is not registered.
             PluginError: the plugin that announces the name can't be loaded, or doesn't register it.
-            NameCollisionError: a plugin announces a name that is taken.
+            NameCollisionError: a plugin announces a name that another entry has.
         """
         plugin = self._plugins.get(name)
         if plugin is not None:
@@ -145,12 +146,12 @@ class Registry(Generic[T]):
         )
 
     def names(self, aliases: bool = False) -> list[str]:
-        """Return the sorted names, those announced by plugins included; nothing is loaded."""
+        """Return the sorted names, including those that plugins announce, without loading anything."""
         found = set(self._entries) | {n for n in self._plugins if n not in self._aliases}
         return sorted(found | set(self._aliases) if aliases else found)
 
     def __iter__(self) -> Iterator[T]:
-        """Yield every entry by name. A broken plugin gives one warning and is left out."""
+        """Yield all entries in the order of their names. A broken plugin is skipped with one warning."""
         for plugin in self._plugins.values():
             if plugin.name not in self._broken:
                 try:
@@ -164,9 +165,18 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self.names(aliases=True)
 
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """Forget, when the block ends, what was registered in it. For tests."""
+        before = dict(self._entries), dict(self._aliases)
+        try:
+            yield
+        finally:
+            self._entries, self._aliases = before
+
     @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:
-        # Read once: it looks into every installed distribution.
+        # Cached, because it reads every installed distribution.
         if self.entry_point_group is None:
             return {}
         return {point.name: point for point in entry_points(group=self.entry_point_group)}

@@ -1,7 +1,7 @@
-"""What a loss sees: pairs of responses, or whole rankings.
+"""The input of a loss: pairs of responses, or whole rankings.
 
-Shapes are checked once, here, where the tensors enter; a loss can rely on them. Log-probabilities are in nats and
-summed over the completion's tokens; log-ratios are policy minus reference.
+Shapes are checked here, when the tensors enter, so that losses can rely on them. Log-probs are in nats, summed over the
+completion's tokens. Log-ratios are policy minus reference.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ PAIRINGS: tuple[str, ...] = get_args(Pairing)
 
 
 class MissingReferenceError(RuntimeError):
-    """A loss read the reference log-probs, and there are none: it is declared reference-free, or none were computed."""
+    """A loss read reference log-probs that don't exist: it is declared reference-free, or none were computed."""
 
 
 class MissingInputError(RuntimeError):
-    """A loss read an input (scores, running mean, ...) that was not provided. Its decorator must declare the need."""
+    """A loss read an input (scores, running mean, ...) that it didn't declare or that was not provided."""
 
 
 def _require(value: Tensor | None, what: str) -> Tensor:
     if value is None:
-        raise MissingInputError(f"This loss reads {what}, which were not provided; declare the need in register_loss.")
+        raise MissingInputError(f"This loss reads {what}, but got none. Declare the need in register_loss.")
     return value
 
 
 def _log_ratios(logps: Tensor, ref_logps: Tensor | None) -> Tensor:
     if ref_logps is None:
         raise MissingReferenceError(
-            "The log-ratios were read, but there are no reference log-probs. A loss registered with "
-            "reference_free=True may only read the policy's log-probs."
+            "This loss reads log-ratios, but there are no reference log-probs. A loss registered with "
+            "reference_free=True can only read the policy's log-probs."
         )
     return logps - ref_logps
 
@@ -56,19 +56,19 @@ def _check_shapes(obj: object, shape: torch.Size, extra_dim: tuple[str, ...], sc
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """N pairs of a better (chosen) and a worse (rejected) response. All tensors are [N] unless said.
+    """N pairs of a better (chosen) and a worse (rejected) response. All tensors are [N] unless stated otherwise.
 
     Attributes:
         chosen_logps, rejected_logps: log pi(y|x), summed over completion tokens, nats.
         ref_chosen_logps, ref_rejected_logps: the same under the reference, or None.
         chosen_lengths, rejected_lengths: completion tokens, int64.
         chosen_scores, rejected_scores: the data's own scores, or None.
-        ties: bool, True where the two responses are equally good, or None where no pair is a tie.
-        prompts: int64, the row of the `RankedResponses` each pair came from, or None.
+        ties: bool, True where the two responses are equally good; None if ties were not asked for.
+        prompts: int64, the row of `RankedResponses` that each pair came from, or None.
         chosen_weights, rejected_weights: on-policy weight of each response (WPO), or None.
         chosen_token_logps, ... : [N, T] per-token log-probs, 0 past the response's length, or None.
-        batch_mean, running_mean: scalars; mean over this batch, and exponential moving average over training, of the
-            statistic that a batch-coupled loss declares, or None.
+        batch_mean, running_mean: scalars, or None; the mean over this batch, and the moving average over training, of
+            the statistic that the loss declares.
     """
 
     chosen_logps: Tensor
@@ -104,7 +104,7 @@ class PreferencePairs:
         return replace(self, **changes)
 
     def required(self, field: str) -> Tensor:
-        """Return an optional input by its field's name. Raises `MissingInputError` where there is none."""
+        """Return an optional input by field name. Raises `MissingInputError` if it is missing."""
         return _require(getattr(self, field), field)
 
     @property
@@ -140,14 +140,14 @@ class PreferencePairs:
 
 @dataclass(frozen=True)
 class RankedResponses:
-    """B prompts with up to K responses each. All tensors are [B, K] unless said.
+    """B prompts with up to K responses each. All tensors are [B, K] unless stated otherwise.
 
     Attributes:
         logps: log pi(y|x), summed over completion tokens, nats.
         ref_logps: the same under the reference, or None.
         lengths: completion tokens, int64.
         ranks: int64, 0 = best; equal numbers are a tie.
-        mask: bool, False = no such response (ragged K). Whatever stands there has no influence.
+        mask: bool, False = no such response (ragged K); the other tensors' entries there have no influence.
         scores: the data's own scores, or None.
         weights: on-policy weight of each response (WPO), or None.
         token_logps, ref_token_logps: [B, K, T] per-token log-probs, 0 past the response's length, or None.
@@ -191,11 +191,11 @@ class RankedResponses:
         return _mean_logps(self.logps, self.lengths)
 
     def required_scores(self) -> Tensor:
-        """[B, K] the data's scores. Raises `MissingInputError` where there are none."""
+        """[B, K] the data's scores. Raises `MissingInputError` without scores."""
         return _require(self.scores, "scores")
 
     def pairs(self, pairing: str = "all", ties: bool = False) -> PreferencePairs:
-        """Turn rankings into pairs (see `pair_indices` for the pairings); `prompts` says which row each came from."""
+        """Return the pairs that a pairing selects (see `pair_indices`). `prompts` holds the row of each."""
         prompt, better, worse = pair_indices(self.ranks, self.mask, pairing, ties)
 
         def pick(values: Tensor | None, column: Tensor) -> Tensor | None:
@@ -226,16 +226,16 @@ class RankedResponses:
 def pair_indices(
     ranks: Tensor, mask: Tensor, pairing: str = "all", ties: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Say which pairs a batch of rankings gives.
+    """Return the indices of the pairs that a batch of rankings gives.
 
     Args:
         ranks: [B, K] int64, 0 = best, equal = tie.
         mask: [B, K] bool, False = no such response.
-        pairing: `all` (every better response against every worse one), `best_vs_rest`, `adjacent` (each level of the
-            ranking against the next one that occurs), `best_vs_worst`. Tied responses stand on the same level.
-        ties: whether a tie gives a pair too (once, in column order), for losses that read ties. Ties between the
-            responses a pairing compares: `best_vs_rest` keeps those with a best response, `best_vs_worst` those
-            among the best (a prompt whose responses are all tied), the others all of them.
+        pairing: `all` (every better response against every worse one), `best_vs_rest`, `adjacent` (each rank against
+            the next rank that occurs) or `best_vs_worst`.
+        ties: whether tied responses form pairs too (each once, in column order), for losses that read ties. `all` and
+            `adjacent` keep all ties, `best_vs_rest` those among the best responses, `best_vs_worst` only those of
+            prompts whose responses are all tied.
 
     Returns:
         (prompt, better, worse), int64 [N] each, ordered by prompt, then better, then worse.

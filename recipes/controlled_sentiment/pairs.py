@@ -11,14 +11,15 @@ from itertools import permutations
 from pathlib import Path
 
 from trl_dpo_ext.data import load_splits
+from trl_dpo_ext.record import atomic_file
 
 
 def main(source: str, folder: str) -> None:
-    """Write train.jsonl and test.jsonl: prompt, chosen, rejected; of equal scores no pair."""
+    """Write train.jsonl and test.jsonl with prompt, chosen and rejected. Equal scores give no pair."""
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     for name, rows in load_splits(source).items():
-        with open(output / f"{name}.jsonl", "w", encoding="utf-8") as file:
+        with atomic_file(output / f"{name}.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
             for row in rows:
                 scored = zip(row["completions"], row["scores"], strict=True)
                 for (better, high), (worse, low) in permutations(scored, 2):

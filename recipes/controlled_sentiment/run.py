@@ -2,9 +2,9 @@
 
     python recipes/controlled_sentiment/run.py
 
-Sentences, the fine-tuned reference, rankings, the learned reward, the runs of grid.yaml, best-of-n of the reference,
-and at the end the frontier of all of them. What is done is not done again, so a run that was stopped goes on when it
-is started again; what was under way begins anew. Delete outputs/controlled_sentiment to begin from nothing.
+It makes sentences, the fine-tuned reference, rankings, the learned reward, the runs of grid.yaml and best-of-n of the
+reference, then compares all of them. Finished steps are skipped, so a stopped experiment continues when it is started
+again; an interrupted step starts over. Delete outputs/controlled_sentiment to start from nothing.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ PYTHON = sys.executable
 
 
 def device() -> list[str]:
-    """Return the option that undoes the recipes' `use_cpu` where there is a GPU."""
+    """Return the option that turns off the recipes' `use_cpu` if there is a GPU."""
     return ["--use_cpu", "false"] if torch.accelerator.is_available() else []
 
 
 def preparation() -> dict[str, list[str]]:
-    """Return the commands of all that the runs need, in their order."""
+    """Return the commands that prepare the runs, by name, in order."""
     model = subprocess.run([PYTHON, "recipes/quickstart/model.py"], stdout=subprocess.PIPE, text=True, check=True)
     folder = model.stdout.splitlines()[-1]
     return {
@@ -52,13 +52,13 @@ def preparation() -> dict[str, list[str]]:
 
 
 def grid() -> dict[str, dict[str, Any]]:
-    """Return what each run changes, by its name."""
+    """Return the settings that each run changes, by name."""
     found: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "grid.yaml").read_text())
     return found
 
 
 def runs() -> dict[str, list[str]]:
-    """Return the commands of the runs in grid.yaml by name."""
+    """Return the commands of the runs in grid.yaml, by name."""
     commands = {}
     for name, settings in grid().items():
         script, config = ("rloo.py", "rloo.yaml") if "recipe" in settings else ("train.py", "preferences.yaml")
@@ -73,7 +73,7 @@ def runs() -> dict[str, list[str]]:
 
 
 def best_of_n(preferences: dict[str, Any]) -> list[str]:
-    """Return the command that draws from the reference for best-of-n, on the prompts of the runs."""
+    """Return the command that computes best-of-n of the reference, on the prompts of the runs."""
     given = {
         "data": DATA,
         "reward": preferences["reward"],
@@ -86,8 +86,8 @@ def best_of_n(preferences: dict[str, Any]) -> list[str]:
     return ["-m", "trl_dpo_ext", "eval", "best-of-n", str(SFT), "--first", *options]
 
 
-def gather(names: list[str]) -> Path:
-    """Draw the picture of finished runs, and write what there is to know about them into one file; return it."""
+def compare_runs(names: list[str]) -> Path:
+    """Plot finished runs, write all results into one file, and return its path."""
     frontier, report = OUTPUT / "frontier", OUTPUT / "frontier.json"
     command = ["-m", "trl_dpo_ext", "eval", "frontier", *(str(RUNS / name) for name in names)]
     command += ["--baseline", "dpo", "--budgets", *map(str, BUDGETS), "--best-of-n", str(OUTPUT / "best_of_n.json")]
@@ -105,7 +105,7 @@ def gather(names: list[str]) -> Path:
 
 
 def finish(name: str, command: list[str], threads: int) -> bool:
-    """Run a command unless it was finished before; whether it is finished now."""
+    """Run a command unless it has finished before. Return whether it is finished now."""
     done, log = (OUTPUT / folder / f"{name}.{end}" for folder, end in (("done", "json"), ("logs", "txt")))
     if done.exists():
         return True
@@ -120,17 +120,15 @@ def finish(name: str, command: list[str], threads: int) -> bool:
         print(f"{name} failed with exit code {code}; the end of {log}:\n{log.read_text()[-1500:]}", flush=True)
         return False
     record: dict[str, Any] = {"command": command, "seconds": round(time.time() - started, 1)}
-    temporary = done.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record))
-    temporary.replace(done)
+    write_json(done, record)
     return True
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prepare, run, gather."""
+    """Prepare, run, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2), which share the cores")
-    parser.add_argument("--only", nargs="+", default=["*"], help="names or patterns of runs in grid.yaml")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, which share the cores (default: 2)")
+    parser.add_argument("--only", nargs="+", default=["*"], help="names or patterns of runs (default: all)")
     options = parser.parse_args(arguments)
     chosen = {name: command for name, command in runs().items() if any(fnmatch(name, one) for one in options.only)}
     if not chosen:
@@ -145,8 +143,8 @@ def main(arguments: list[str] | None = None) -> None:
         threads = max(1, cores // options.jobs)
         finished = list(pool.map(lambda item: finish(*item, threads), tasks.items()))
     if not all(finished):
-        sys.exit(f"{finished.count(False)} of {len(finished)} runs failed. Start again to try those alone.")
-    print(f"Saved: {gather(list(chosen))}, and the picture in {OUTPUT / 'frontier'}.")
+        sys.exit(f"{finished.count(False)} of {len(finished)} runs failed. Start again to retry them.")
+    print(f"Saved: {compare_runs(list(chosen))}, and the plot in {OUTPUT / 'frontier'}.")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
     python recipes/controlled_sentiment/sentences.py outputs/controlled_sentiment/sentences
 
-They come from the file that the quickstart's prefixes are cut from, and from its other end: no sentence of which a
-prefix is used is among them.
+They come from the same file as the quickstart's prefixes, but from its other end, so no sentence is used for both.
 """
 
 from __future__ import annotations
@@ -17,17 +16,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "quickstart"))
 
 from build_data import SEED, read_snippets
 
+from trl_dpo_ext.record import atomic_file
+
 COUNT = 1024
 
 
 def main(folder: str) -> None:
-    """Write train.jsonl, one `text` a line."""
+    """Write train.jsonl with one `text` per line."""
     snippets = read_snippets()
-    order = random.Random(SEED).sample(snippets, len(snippets))  # the one in which prefixes are drawn, from the front
+    order = random.Random(SEED).sample(snippets, len(snippets))  # prefixes are drawn in the same order, from the front
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in order[-COUNT:])
-    (output / "train.jsonl").write_text(lines, encoding="utf-8")
+    with atomic_file(output / "train.jsonl") as temporary:
+        temporary.write_text(lines, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Print the tables of docs/evaluation.md from the results of the experiment.
+"""Print the tables in docs/evaluation.md from the results of the experiment.
 
 python recipes/controlled_sentiment/table.py benchmarks/results/controlled_sentiment.json
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def reached(results: Mapping[str, Any]) -> str:
-    """Return the largest mean reward of each method, the KL there, and how many of its points aren't dominated."""
+    """Return each method's largest mean reward, its KL, and the number of points that aren't dominated."""
     points = results["points"]
     lines = [
         "| method | runs | points, not dominated | most reward | its KL ± SE, nats | run, step |",
@@ -31,7 +31,7 @@ def reached(results: Mapping[str, Any]) -> str:
 
 
 def within(results: Mapping[str, Any]) -> str:
-    """Return the baseline's reward within each budget of KL, and what the other methods have more or less."""
+    """Return the baseline's reward within each KL budget, and the difference of each other method."""
     baseline, rows = results["baseline"], results["within_budgets"]
     budgets = list(dict.fromkeys(row["budget"] for row in rows))
     cells = {(row["method"], row["budget"]): row for row in rows}

@@ -109,3 +109,9 @@ def serve() -> Iterator[Server]:
     finally:
         http.shutdown()
         http.server_close()
+
+
+def no_waits(monkeypatch: Any) -> None:
+    """Let the client and `Endpoint` repeat requests at once."""
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *_, **__: 0.0)
+    monkeypatch.setattr("trl_dpo_ext.evaluation.judging.endpoint.BROKEN_ANSWER_WAIT", 0.0)

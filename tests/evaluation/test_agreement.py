@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from trl_dpo_ext.evaluation import agreement, agreement_table, agreements, wilson
-from trl_dpo_ext.evaluation.agreement import cohen_kappa
+from trl_dpo_ext.evaluation.judge_agreement import cohen_kappa
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_agreement_of_a_table():
 def test_missing_verdicts_are_left_out():
     found = agreement([1, None, 0, 1], [1, 1, None, 0])
     assert (found.pairs, found.rate.mean) == (2, 0.5)
-    with pytest.raises(ValueError, match="no pair on which both"):
+    with pytest.raises(ValueError, match="No pair has a verdict from both"):
         agreement([None, 1], [1, None])
     with pytest.raises(ValueError, match="1 verdicts and 2"):
         agreement([1], [1, 0])

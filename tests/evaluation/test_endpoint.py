@@ -9,10 +9,9 @@ import threading
 
 import pytest
 
-from tests.evaluation.judge_server import TEMPLATE, Reply, body_of, serve
-from trl_dpo_ext.evaluation.endpoint import SpendingCapError, wait_before
-from trl_dpo_ext.evaluation.endpoint_judges import EndpointJudge
-from trl_dpo_ext.evaluation.judges import JudgeError, apply_judge, get_judge
+from tests.evaluation.judge_server import TEMPLATE, Reply, body_of, no_waits, serve
+from trl_dpo_ext.evaluation import JudgeError, SpendingCapError, apply_judge, get_judge
+from trl_dpo_ext.evaluation.judging.endpoint_judges import EndpointJudge
 
 KEY = "sk-this-must-never-be-seen-0123456789"
 PROMPTS = ["p0", "p1", "p2", "p3"]
@@ -25,7 +24,7 @@ VERDICTS = [1.0, 0.0, 0.5, 1.0]
 def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("trl_dpo_ext.evaluation.endpoint.wait_before", lambda attempt, headers: 0.0)
+    no_waits(monkeypatch)
     with serve() as server:
         yield server
 
@@ -110,25 +109,20 @@ def test_timeouts_are_repeated(server, judge):
     assert len(server.requests) == 3
 
 
-def test_waits_are_those_the_endpoint_asks_for(server, judge, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        "trl_dpo_ext.evaluation.endpoint.wait_before",
-        lambda attempt, headers: asked.append(wait_before(attempt, headers)) or 0.0,
-    )
+def test_the_client_waits_as_long_as_the_endpoint_asks(server, judge, monkeypatch):
+    waited = []
+    monkeypatch.undo()  # of the fixture: with the client's own waits
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("openai._base_client.time.sleep", waited.append)
     server.misbehave = fails(1, Reply("{}", 429, {"Retry-After": "7"}))
     judge()(PROMPTS[:1], FIRSTS[:1], SECONDS[:1])
-    assert asked == [7.0, 7.0]
-    for attempt, (low, high) in enumerate([(0.5, 1), (1, 2), (2, 4)], start=1):
-        assert low <= wait_before(attempt, {}) <= high
-    assert wait_before(1, {"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}) <= 1
-    assert wait_before(99, {}) <= 30
+    assert waited == [7.0, 7.0]
 
 
-def test_an_endpoint_that_wants_a_long_wait_ends_the_run(server, judge, monkeypatch):
-    monkeypatch.setattr("trl_dpo_ext.evaluation.endpoint.wait_before", wait_before)
+def test_an_endpoint_that_wants_a_long_wait_ends_the_run(server, judge):
     server.misbehave = lambda number, question: Reply("{}", 429, {"Retry-After": "3600"}) if number == 3 else None
-    with pytest.raises(JudgeError, match=r"asks to wait 3600 s. 3 of 8 questions are settled"):
+    with pytest.raises(JudgeError, match=r"asks to wait 3600 s before .* 3 of 8 questions are settled"):
         judge(workers=1)(PROMPTS, FIRSTS, SECONDS)
     server.misbehave = lambda number, question: None
     assert judge()(PROMPTS, FIRSTS, SECONDS) == VERDICTS
@@ -177,37 +171,24 @@ def test_failed_requests_count_against_the_cap(server, judge):
 
 
 def test_the_error_that_stopped_the_others_is_reported(server, judge, monkeypatch):
-    class LateEvent(threading.Event):
-        """`set` returns after the other worker ended its question and came for the next one."""
-
-        def __init__(self):
-            super().__init__()
-            self.setter, self.other_ended = None, threading.Event()
-
-        def set(self):
-            self.setter = self.setter or threading.get_ident()
-            super().set()
-            if self.setter == threading.get_ident():
-                self.other_ended.wait(20)
-
-        def is_set(self):
-            if super().is_set() and threading.get_ident() != self.setter:
-                self.other_ended.set()
-            return super().is_set()
-
-    # The first question fails and waits to be repeated; the cap is reached by the others.
-    monkeypatch.setattr("trl_dpo_ext.evaluation.endpoint.wait_before", lambda attempt, headers: 30.0)
-    first = (PROMPTS[0], FIRSTS[0], SECONDS[0])
-    server.misbehave = lambda number, question: Reply("{}", 500) if question == first else None
+    # The first question fails and waits to be repeated until the others have reached the cap; then nothing is sent.
     asking = judge(max_requests=2, workers=2)
-    asking.endpoint._stopped = LateEvent()
+    first, waited = (PROMPTS[0], FIRSTS[0], SECONDS[0]), []
+
+    def wait_for_the_stop(*arguments, **options):
+        waited.append(asking.endpoint._stopped.wait(20))
+        return 0.0
+
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", wait_for_the_stop)
+    server.misbehave = lambda number, question: Reply("{}", 500) if question == first else None
     with pytest.raises(SpendingCapError, match=r"cap of 2 requests is reached .* 1 of 8 questions are settled"):
         asking(PROMPTS, FIRSTS, SECONDS)
-    assert asking.endpoint._stopped.other_ended.is_set()
+    assert waited == [True]
+    assert (asking.endpoint.requests, len(server.requests)) == (2, 2)
 
 
 def test_an_error_of_another_kind_is_not_covered_up(server, judge, monkeypatch):
-    from trl_dpo_ext.evaluation.verdicts import VerdictCache
+    from trl_dpo_ext.evaluation.judging.verdict_cache import VerdictCache
 
     def full(self, key, answer, **facts):
         raise OSError(28, "No space left on device")
@@ -256,7 +237,7 @@ def test_a_half_written_line_is_cut_off(server, judge, tmp_path):
 
 def test_a_damaged_cache_is_left_alone(server, judge, tmp_path):
     (tmp_path / "verdicts.jsonl").write_text('{"key": "a", "answer": "b"}\n{"key": \n')
-    with pytest.raises(JudgeError, match=r"verdicts\.jsonl, line 2 is no answer"):
+    with pytest.raises(JudgeError, match=r"verdicts\.jsonl, line 2 is not an answer"):
         judge()
     assert (tmp_path / "verdicts.jsonl").read_text() == '{"key": "a", "answer": "b"}\n{"key": \n'
     assert server.requests == []
@@ -283,7 +264,7 @@ def test_the_key_is_never_seen(server, judge, caplog, tmp_path):
         judge()(PROMPTS, FIRSTS, SECONDS)
     assert refused.value.__cause__ is None
     server.misbehave = lambda number, question: Reply(f"no JSON, but {KEY}")
-    with pytest.raises(JudgeError, match=r"failed 2 times, .*but \*\*\*") as broken:
+    with pytest.raises(JudgeError, match=r"failed 2 times.*but \*\*\*") as broken:
         judge(attempts=2)(PROMPTS, FIRSTS, SECONDS)
     server.misbehave = lambda number, question: Reply(body_of(f"Your key is {KEY}. Verdict: A"))
     asking = judge()
@@ -300,13 +281,13 @@ def test_refusals_end_the_run_at_once(server, judge):
     assert len(server.requests) == 1
     spent = json.dumps({"error": {"message": "pay", "code": "insufficient_quota"}})
     server.misbehave = lambda number, question: Reply(spent, 429)
-    with pytest.raises(JudgeError, match="nothing left to spend"):
+    with pytest.raises(JudgeError, match="no credit left"):
         judge(workers=1)(PROMPTS, FIRSTS, SECONDS)
     assert len(server.requests) == 2
 
 
 def test_nobody_listens(judge):
-    with pytest.raises(JudgeError, match="failed 2 times, the last time: Connection error"):
+    with pytest.raises(JudgeError, match=r"failed 2 times\. The last failure: Connection error"):
         judge(base_url="http://127.0.0.1:9/v1", attempts=2)(PROMPTS, FIRSTS, SECONDS)
 
 

@@ -5,10 +5,9 @@ import json
 import pytest
 from accelerate import PartialState
 
-from tests.evaluation.judge_server import GRADE_TEMPLATE, Reply, body_of, serve
+from tests.evaluation.judge_server import GRADE_TEMPLATE, Reply, body_of, no_waits, serve
 from tests.training.forks import in_two_ranks
-from trl_dpo_ext.evaluation import RewardError, apply_reward, get_reward, reward_judge
-from trl_dpo_ext.evaluation.endpoint import SpendingCapError
+from trl_dpo_ext.evaluation import RewardError, SpendingCapError, apply_reward, get_reward, reward_judge
 
 PROMPTS = ["p0", "p1", "p2"]
 COMPLETIONS = ["a", "four", "seventh"]
@@ -19,7 +18,7 @@ GRADES = [1.0, 4.0, 7.0]
 def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-a-test")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("trl_dpo_ext.evaluation.endpoint.wait_before", lambda attempt, headers: 0.0)
+    no_waits(monkeypatch)
     with serve() as server:
         yield server
 
@@ -96,7 +95,7 @@ def test_the_first_of_several_processes_asks_for_all(server, reward, tmp_path):
 
 
 def test_mistakes(reward):
-    with pytest.raises(RewardError, match="'vader' asks no endpoint, so it takes no cache, template"):
+    with pytest.raises(RewardError, match="'vader' uses no endpoint, so it can't take cache, template"):
         get_reward("vader", template="score", cache="x")
-    with pytest.raises(RewardError, match="it asks for a verdict"):
+    with pytest.raises(RewardError, match="asks for a verdict"):
         reward(template="helpful")

@@ -19,8 +19,8 @@ from trl_dpo_ext.evaluation import (
     FrontierCallback,
     FrontierError,
     best_of_n,
-    dominating,
     evaluate_policy,
+    pareto_dominators,
     read_frontier,
 )
 
@@ -115,7 +115,7 @@ def test_a_resumed_run_goes_on(run, tiny_model_dir):
     content["settings"]["seed"] = 9
     (folder / "frontier.json").write_text(json.dumps(content))
     before = (folder / "frontier.json").read_bytes()
-    with pytest.raises(FrontierError, match=r"frontier\.json was begun with other settings \(seed: 9 and 3\)"):
+    with pytest.raises(FrontierError, match=r"frontier\.json has other settings \(seed: 9 and 3\)"):
         trainer(tiny_model_dir, folder).train(resume_from_checkpoint=str(folder / "checkpoint-3"))
     assert (folder / "frontier.json").read_bytes() == before
 
@@ -132,7 +132,7 @@ def test_dominance_against_the_definition():
     generator = random.Random(0)
     # Few different values, so that ties in either or both occur.
     points = [(float(generator.randint(0, 4)), float(generator.randint(0, 4))) for _ in range(30)]
-    found = dominating(points)
+    found = pareto_dominators(points)
     for index, (reward, kl) in enumerate(points):
         over = [
             other
@@ -288,8 +288,8 @@ def test_best_of_n_beside_runs(runs, tmp_path, capsys, monkeypatch):
         ({"max_new_tokens": 64}, "--first --prompts 2 --max-new-tokens 4, with the runs' --data"),
         ({"temperature": 0.7}, "(temperature: 0.7 and 1)"),
         ({"temperature": None}, "(temperature: None and 1)"),
-        ({"curve": [{"n": 1}]}, "is not what eval best-of-n --json writes: KeyError 'reward'"),
-        ({"curve": []}, "is not what eval best-of-n --json writes"),
+        ({"curve": [{"n": 1}]}, "was not written by eval best-of-n --json: KeyError 'reward'"),
+        ({"curve": []}, "was not written by eval best-of-n --json"),
     ],
 )
 def test_best_of_n_that_was_measured_otherwise(runs, tmp_path, capsys, changes, message):
@@ -307,7 +307,7 @@ def test_points_without_a_number_for_each_prompt(runs, capsys, name, values):
     content["points"][1][name] = values
     file.write_text(json.dumps(content))
     assert main(["eval", "frontier", *runs]) == 2
-    assert f"step 100: {name} should be 2 finite numbers, one a prompt" in capsys.readouterr().err
+    assert f"step 100: {name} should be 2 finite numbers, one per prompt" in capsys.readouterr().err
 
 
 def test_mistakes_are_sentences(runs, tmp_path, capsys):
@@ -319,7 +319,7 @@ def test_mistakes_are_sentences(runs, tmp_path, capsys):
 
     assert "There is no folder 'nowhere'" in fails("nowhere")
     (tmp_path / "empty").mkdir()
-    assert "holds no frontier.json. A recipe writes one where reward and frontier_steps are set" in fails(
+    assert "holds no frontier.json. A recipe writes one if reward and frontier_steps are set" in fails(
         runs[0], tmp_path / "empty"
     )
     assert "is given twice" in fails(runs[0], runs[0] + "/")
@@ -327,13 +327,13 @@ def test_mistakes_are_sentences(runs, tmp_path, capsys):
     assert "dpo and other were measured differently (reward: 'vader' and 'length')" in fails(runs[0], other)
     other = write(tmp_path / "prompts", [(0, 0.0, 0.0)], prompts_sha256="1")
     assert "(other prompts)" in fails(runs[0], other)
-    assert "no point in any of the runs" in fails(write(tmp_path / "none", []))
+    assert "None of the runs has a point" in fails(write(tmp_path / "none", []))
     assert "the folder" in fails(*runs, "--output", tmp_path / "no" / "where")
     file = tmp_path / "dpo" / "frontier.json"
     file.write_text('{"format": 1, "settings": {}, "points": [{"step": 1}]}')
-    assert "is no frontier of a run" in fails(*runs)
+    assert "is not the frontier of a run" in fails(*runs)
     file.write_text("[]")
-    assert "is no frontier of a run" in fails(*runs)
+    assert "is not the frontier of a run" in fails(*runs)
     file.write_text('{"format"')
     assert "can't be read" in fails(*runs)
     file.write_text('{"format": 2}')

@@ -3,9 +3,8 @@
 import pytest
 
 from tests.evaluation.judge_server import GRADE_TEMPLATE, TEMPLATE
-from trl_dpo_ext.evaluation import RewardError
-from trl_dpo_ext.evaluation.judges import JudgeError, apply_judge, get_judge, reward_judge
-from trl_dpo_ext.evaluation.templates import GRADE, VERDICT, load_template
+from trl_dpo_ext.evaluation import JudgeError, RewardError, apply_judge, get_judge, reward_judge
+from trl_dpo_ext.evaluation.judging.templates import GRADE, VERDICT, load_template
 
 
 def length(prompts, completions):
@@ -21,15 +20,15 @@ def test_a_reward_by_name():
     assert apply_judge(judge, ["The film is"] * 2, [" good", " bad"], [" bad", " good"]) == [1.0, 0.0]
     with pytest.raises(RewardError, match="Unknown reward 'vadre'"):
         get_judge("vadre")
-    with pytest.raises(JudgeError, match="'vader' is a reward, which takes no cache, template"):
+    with pytest.raises(JudgeError, match="'vader' is a reward, so it can't take cache, template"):
         get_judge("vader", template="helpful", cache="x")
 
 
 def test_verdicts_are_checked():
     for verdicts, message in (
         ([1.0], "1 verdicts for 2 pairs"),
-        ([1.0, 0.7], "verdict of pair 2 is 0.7"),
-        (["A", 1.0], "verdict of pair 0 is 'A'"),
+        ([1.0, 0.7], "verdict on pair 2 is 0.7"),
+        (["A", 1.0], "verdict on pair 0 is 'A'"),
     ):
         with pytest.raises(JudgeError, match=message):
             apply_judge(lambda *_, v=verdicts: v, ["p"] * 3, ["a", "same", "b"], ["c", "same", "d"])
@@ -86,9 +85,9 @@ def test_a_grade_is_a_finite_number_whatever_the_pattern_finds(tmp_path, answer)
 
 
 def test_templates_of_the_other_kind():
-    with pytest.raises(JudgeError, match="'score': it asks for a grade, as a reward does; a judge of pairs needs one"):
+    with pytest.raises(JudgeError, match="'score' asks for a grade, for a reward; a judge of pairs needs one"):
         load_template("score", VERDICT)
-    with pytest.raises(RewardError, match="'helpful': it asks for a verdict, as a judge of pairs does; a reward needs"):
+    with pytest.raises(RewardError, match="'helpful' asks for a verdict, for a judge of pairs; a reward needs"):
         load_template("helpful", GRADE)
 
 
@@ -112,15 +111,18 @@ def test_packaged_templates_hold_the_texts(name):
     ("content", "message"),
     [
         ("messages: [", "can't be read"),
-        ("- a", "expected the keys messages, verdict"),
-        ("messages: []", "expected the keys messages, verdict"),
+        ("- a", "should be a valid dictionary.*The keys are messages, verdict and, optionally, request"),
+        ("messages: []", "the key 'verdict' is missing; |no message contains.*the key 'verdict' is missing"),
         (TEMPLATE + "extra: 1", "unknown key 'extra'"),
-        (TEMPLATE.replace("content: You", "text: You"), "no list of role and content"),
-        (TEMPLATE.replace("{second}", ""), r"no message holds \{second\}"),
-        (TEMPLATE.replace("(A|B|TIE)", "(A"), "no regular expression"),
-        (TEMPLATE.replace("(A|B|TIE)", "A"), "no group"),
-        (TEMPLATE.replace("top_k: 1", "n: 2"), "can't set n"),
-        (TEMPLATE.replace("{temperature: 0, top_k: 1}", "[1]"), "is no mapping"),
+        (
+            TEMPLATE.replace("content: You", "text: You"),
+            r"'messages\.0\.content' is missing; unknown key 'messages\.0\.text'",
+        ),
+        (TEMPLATE.replace("{second}", ""), r"messages: no message contains \{second\}"),
+        (TEMPLATE.replace("(A|B|TIE)", "(A"), "verdict: not a regular expression"),
+        (TEMPLATE.replace("(A|B|TIE)", "A"), "verdict: the pattern has no group"),
+        (TEMPLATE.replace("top_k: 1", "n: 2"), "request: can't set n"),
+        (TEMPLATE.replace("{temperature: 0, top_k: 1}", "[1]"), "request: Input should be a valid dictionary"),
     ],
 )
 def test_a_template_of_ones_own_is_checked(tmp_path, content, message):

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.helpers import tiny_model, tiny_tokenizer
-from trl_dpo_ext.evaluation import sample, sequence_logps
+from trl_dpo_ext.evaluation import Samples, sample, sequence_kl
 
 PROMPTS = ["the film was", "a", "two sisters who lose their house by the sea", "great actors", "no plot at all"]
 
@@ -156,10 +156,10 @@ def test_modes_are_restored(model, tokenizer):
     model.model.layers[0].eval()
     before = {name: module.training for name, module in model.named_modules()}
     draw(model, tokenizer)
-    sequence_logps(model, [[1]], [[2]])
     assert {name: module.training for name, module in model.named_modules()} == before
+    outside = Samples(["a"] * 2, ["b"] * 2, [[1]] * 2, [[len(tokenizer)]] * 2, 1.0)  # a token that the model lacks
     with pytest.raises(IndexError):
-        sequence_logps(model, [[1]], [[len(tokenizer)]])
+        sequence_kl(model, outside, tiny_model(tokenizer))
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
@@ -179,8 +179,6 @@ def test_a_model_in_the_middle_of_training_samples_the_same(model, tokenizer):
     trained.config.use_cache = False
     trained.train()
     assert draw(trained, tokenizer) == draw(model, tokenizer)
-    prompts, completions = [[5, 6], [7]], [[8, 9, 10], [11]]
-    assert torch.equal(sequence_logps(trained, prompts, completions), sequence_logps(model, prompts, completions))
 
 
 @pytest.mark.parametrize(
@@ -199,35 +197,3 @@ def test_a_model_in_the_middle_of_training_samples_the_same(model, tokenizer):
 def test_bad_arguments(model, tokenizer, prompts, options, error, message):
     with pytest.raises(error, match=message):
         draw(model, tokenizer, prompts, **options)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_sequence_logps_against_float64(model, batch_size):
-    prompts = [[5, 6, 7], [8], [9, 10], [11], [12, 13]]
-    completions = [[14], [15, 16, 17, 18], [19, 20], [], [3, 3, 3]]
-    logps = sequence_logps(model, prompts, completions, batch_size=batch_size)
-    assert logps.dtype == torch.float32
-    exact = copy.deepcopy(model).double()
-    for value, prompt, completion in zip(logps, prompts, completions, strict=True):
-        expected = 0.0
-        for position, token in enumerate(completion):
-            with torch.no_grad():
-                logits = exact(torch.tensor([prompt + completion[:position]])).logits[0, -1]
-            expected += (logits[token] - logits.exp().sum().log()).item()
-        assert value.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_sequence_logps_of_a_bfloat16_model_are_summed_in_float32(model):
-    logps = sequence_logps(model.bfloat16(), [[5]], [list(range(6, 60))])
-    with torch.no_grad():
-        logits = model(torch.tensor([[5, *range(6, 59)]])).logits[0].double()
-    expected = logits.log_softmax(-1)[range(54), range(6, 60)].sum().item()
-    assert logps.item() == pytest.approx(expected, rel=1e-4)  # bfloat16 keeps 3 digits
-
-
-def test_sequence_logps_refuses_what_has_no_value(model):
-    with pytest.raises(ValueError, match="2 prompts but 1 completions"):
-        sequence_logps(model, [[1], [2]], [[3]])
-    with pytest.raises(ValueError, match="no tokens"):
-        sequence_logps(model, [[]], [[3]])
-    assert sequence_logps(model, [], []).shape == (0,)

@@ -7,6 +7,7 @@ from trl_dpo_ext.evaluation import bootstrap_difference, bootstrap_mean, sign_te
 from trl_dpo_ext.evaluation.stats import bootstrap_means
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "rewards"])
 def test_a_95_percent_interval_covers_95_percent(kind):
     generator = np.random.default_rng(0)

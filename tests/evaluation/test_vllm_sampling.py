@@ -11,7 +11,7 @@ from tests.evaluation import vllm_stand_in
 from tests.helpers import ranked_rows, save_tiny_model, tiny_model, tiny_tokenizer
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.evaluation import sample
-from trl_dpo_ext.evaluation.vllm_sampling import lora_rank, sample_with_vllm
+from trl_dpo_ext.evaluation.sampling.vllm_sampling import adapter_rank, sample_with_vllm
 
 PROMPTS = ["the film was", "a", "two sisters who lose their house by the sea", "a"]
 
@@ -137,7 +137,7 @@ def test_the_command_samples_an_adapter(llm, adapter, tiny_model_dir, tmp_path):
 @pytest.mark.parametrize(("rank", "reserved"), [(1, 8), (8, 8), (9, 16), (300, 320), (512, 512)])
 def test_reserved_ranks(tmp_path, rank, reserved):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
-    assert lora_rank(str(tmp_path)) == reserved
+    assert adapter_rank(str(tmp_path)) == reserved
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_quantized_base_is_refused(llm, adapter, tmp_path, capsys):
     (folder / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
     (folder / "recipe.yaml").write_text("model_name_or_path: x\nload_in_4bit: true\n")
     assert main(["eval", "sample", str(folder), str(tmp_path / "x.jsonl"), "--data", "nowhere", "--vllm"]) == 2
-    assert "was quantized in training, which vLLM can't repeat. Merge it" in capsys.readouterr().err
+    assert "was quantized in training, which vLLM can't reproduce. Merge it" in capsys.readouterr().err
     assert not llm.loaded
 
 
@@ -180,7 +180,7 @@ def test_without_vllm_the_error_says_what_to_do(monkeypatch, tiny_model_dir, tmp
     assert main(["eval", "sample", tiny_model_dir, str(tmp_path / "x.jsonl"), "--data", "nowhere", "--vllm"]) == 2
     error = capsys.readouterr().err
     assert "pip install vllm" in error
-    assert "without --vllm, transformers samples" in error
+    assert "sample with transformers: without --vllm" in error
 
 
 @pytest.mark.parametrize("temperature", [0.001, 2.5, -1.0])

@@ -63,7 +63,7 @@ def test_swapped_sides_give_one_minus_the_rate(samples):
 def test_prompts_without_a_verdict_are_left_out_and_counted():
     found = win_rate_of([1, None, 0, 1, None])
     assert (found.rate, found.no_verdict) == (wilson(2, 3), 2)
-    with pytest.raises(JudgeError, match="no verdict on any of 2 pairs"):
+    with pytest.raises(JudgeError, match="None of 2 pairs has a verdict"):
         win_rate_of([None, None])
 
 

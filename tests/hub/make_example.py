@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.helpers import ROOT
 from trl_dpo_ext.hub import make_card, read_run
-from trl_dpo_ext.hub.files import files_to_push
+from trl_dpo_ext.hub.pushed_files import files_to_push
 
 BASE, REPO = "HuggingFaceTB/SmolLM2-135M-Instruct", "OWNER/quickstart-plackett_luce"
 RECORD = ROOT / "docs" / "example_run"

@@ -26,6 +26,7 @@ def elsewhere(hub, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_pushed_deleted_and_loaded_elsewhere_it_is_the_same_model(hub, elsewhere, tmp_path, tiny_model_dir):
     HfApi().create_repo(BASE)
     HfApi().upload_folder(repo_id=BASE, folder_path=tiny_model_dir)

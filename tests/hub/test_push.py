@@ -107,7 +107,7 @@ def test_private_and_branches(hub, run):
 def test_an_existing_public_repository_does_not_get_what_was_to_be_private(hub, run):
     push_run(run, "me/mine", base_model=BASE)
     commits = len(hub.repos["me/mine"].commits)
-    with pytest.raises(PushError, match="is public already, and private was asked for"):
+    with pytest.raises(PushError, match="is public, and --private was given"):
         push_run(run, "me/mine", base_model=BASE, private=True)
     assert len(hub.repos["me/mine"].commits) == commits
 

@@ -8,8 +8,8 @@ import torch
 
 from tests.losses.transcriptions import exact_order_probability, orders_allowed
 from trl_dpo_ext import RankedResponses, get_loss
-from trl_dpo_ext.losses.listwise import plackett_luce_nll
-from trl_dpo_ext.testing import example
+from trl_dpo_ext.losses.families.listwise import plackett_luce_nll
+from trl_dpo_ext.testing import random_rankings
 
 
 def nll(rewards: list[float], ranks: list[int], **options) -> float:
@@ -21,7 +21,7 @@ def nll(rewards: list[float], ranks: list[int], **options) -> float:
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
 def test_without_ties_it_is_the_probability_of_the_order(count):
-    rewards = example(seed=count, prompts=1, responses=6).logps[0, :count].tolist()
+    rewards = random_rankings(seed=count, prompts=1, responses=6).logps[0, :count].tolist()
     for order in itertools.islice(itertools.permutations(range(count)), 0, None, max(1, math.factorial(count) // 24)):
         ranks = [order.index(i) for i in range(count)]
         assert nll(rewards, ranks) == pytest.approx(-math.log(exact_order_probability(rewards, [order])), rel=1e-10)
@@ -105,21 +105,21 @@ def test_lipo_breaks_equal_policy_values_by_column():
 
 
 def test_lipo_weights_have_no_gradient():
-    data = example(seed=30)
+    data = random_rankings(seed=30)
     scores = data.scores.clone().requires_grad_()
     value = get_loss("lipo_lambda").fn(data.replace(scores=scores))
     assert not value.requires_grad
 
 
 def test_mppo_asks_nothing_where_nothing_stands_below_the_best():
-    data = example(seed=31).replace(ranks=torch.tensor([[0, 0, 0, 0], [3, 3, 3, 3], [0, 1, 2, 3]]))
+    data = random_rankings(seed=31).replace(ranks=torch.tensor([[0, 0, 0, 0], [3, 3, 3, 3], [0, 1, 2, 3]]))
     value = get_loss("mppo").fn(data)
     assert value[:2].tolist() == [0, 0]
     assert value[2] > 0
 
 
 def test_pro_with_one_response_costs_nothing():
-    data = example(seed=32)
+    data = random_rankings(seed=32)
     value = get_loss("pro").fn(data.replace(mask=torch.tensor([[True, False, False, False]]).expand(3, 4)))
     assert value.tolist() == [0, 0, 0]
 
@@ -134,7 +134,7 @@ def test_pro_takes_the_widest_gap_even_where_scores_contradict_the_ranks():
 
 
 def test_sft_is_the_mean_over_the_tokens_of_the_prompts_that_are_there():
-    data = example(seed=33)
+    data = random_rankings(seed=33)
     without = data.replace(mask=torch.tensor([[True], [True], [False]]).expand(3, 4))
     fn = get_loss("sft").fn
     kept = data.replace(**{n: v[:2] for n, v in vars(data).items() if isinstance(v, torch.Tensor)})

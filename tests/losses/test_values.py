@@ -1,14 +1,17 @@
 """Every loss against its transcription, at the defaults and at other hyperparameters."""
 
+import contextlib
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
-from tests.losses import transcriptions as reference
+from tests.losses import transcriptions
 from tests.losses.transcriptions import Response
 from trl_dpo_ext import PreferencePairs, RankedResponses, get_loss, list_losses
-from trl_dpo_ext.testing import example, inputs
+from trl_dpo_ext.losses import Hyperparameter, HyperparameterError, LossSpec
+from trl_dpo_ext.testing import loss_input, random_rankings
 
 # Values besides the default, chosen so that no term vanishes and each branch is taken.
 OTHERS = {
@@ -27,17 +30,29 @@ OTHERS = {
     "tau": [0.6, 2.0],
     "top_k": [1, 2, 3],
 }
-POSITIVE_ALPHA = {"balanced_po", "info_nca", "nca"}
 OF_ONE_LOSS = {("alphapo", "alpha"): [0.0, -0.7, 1.2], ("dpop", "lam"): [0.0, 3.0], ("slic", "lam"): [0.0, 2.0]}
+
+
+def other_values(spec: LossSpec, hyperparameter: Hyperparameter) -> list[Any]:
+    """Values besides the default, within the bounds; for a name that isn't listed, around its default."""
+    name, default = hyperparameter.name, hyperparameter.default
+    around = [not default] if hyperparameter.type is bool else [default] if default is None else [2 * default + 1]
+    if hyperparameter.type is float:
+        around = [0.0, 0.6 * default + 0.1, 2.5 * default + 0.3]
+    allowed = []
+    for value in OF_ONE_LOSS.get((spec.name, name), OTHERS.get(name, around)):
+        with contextlib.suppress(HyperparameterError):
+            allowed.append(hyperparameter.check(value, spec.name))
+    assert allowed, f"List values of {spec.name}'s {name!r} in OTHERS: none of {around} is within its bounds."
+    return allowed
 
 
 def settings():
     for spec in list_losses():
         yield pytest.param(spec, {}, id=spec.name)
-        for name in spec.hyperparameters:
-            for value in OF_ONE_LOSS.get((spec.name, name), OTHERS[name]):
-                if not (name == "alpha" and value == 0 and spec.name in POSITIVE_ALPHA):
-                    yield pytest.param(spec, {name: value}, id=f"{spec.name}-{name}={value}")
+        for name, hyperparameter in spec.hyperparameters.items():
+            for value in other_values(spec, hyperparameter):
+                yield pytest.param(spec, {name: value}, id=f"{spec.name}-{name}={value}")
 
 
 def with_ties(responses: RankedResponses) -> RankedResponses:
@@ -71,27 +86,27 @@ def pairs_of(groups: list[list[Response]], ties: bool) -> list[tuple[Response, R
 
 def expected(spec, responses: RankedResponses, data, hyperparameters) -> list[float]:
     groups = groups_of(responses)
-    if spec.name in reference.LISTWISE:
-        return [reference.LISTWISE[spec.name](group, **hyperparameters) for group in groups]
+    if spec.name in transcriptions.LISTWISE:
+        return [transcriptions.LISTWISE[spec.name](group, **hyperparameters) for group in groups]
     if spec.name == "sft":
-        return reference.BATCHWISE["sft"](groups, **hyperparameters)
+        return transcriptions.BATCHWISE["sft"](groups, **hyperparameters)
     pairs = pairs_of(groups, "ties" in spec.needs)
-    if spec.name in reference.BATCHWISE:
+    if spec.name in transcriptions.BATCHWISE:
         if spec.statistic:
             hyperparameters = {**hyperparameters, "running_mean": data.running_mean.item()}
-        return reference.BATCHWISE[spec.name](pairs, **hyperparameters)
-    return [reference.PAIRWISE[spec.name](w, z, **hyperparameters) for w, z in pairs]
+        return transcriptions.BATCHWISE[spec.name](pairs, **hyperparameters)
+    return [transcriptions.PAIRWISE[spec.name](w, z, **hyperparameters) for w, z in pairs]
 
 
 @pytest.mark.parametrize(("spec", "hyperparameters"), settings())
 def test_value(spec, hyperparameters):
-    responses = example(seed=10, prompts=4, responses=5, ragged=True)
+    responses = random_rankings(seed=10, prompts=4, responses=5, ragged=True)
     if spec.couples_batch and spec.name != "sft":
-        # Each response in one pair only: among equal values the pairs of AOT are dealt out in any way.
-        responses = example(seed=10, prompts=6, responses=2)
+        # Each response in one pair only, because AOT may match equal values in any order.
+        responses = random_rankings(seed=10, prompts=6, responses=2)
     else:
         responses = with_ties(responses)
-    data = inputs(spec, responses)
+    data = loss_input(spec, responses)
     if spec.statistic:
         data = data.replace(
             batch_mean=spec.statistic(data, **spec.check(hyperparameters)).mean(),
@@ -112,14 +127,14 @@ def test_beta_dpo_keeps_beta_above_its_floor():
     pairs = PreferencePairs(logps[:1], logps[1:], zero, zero, one, one, batch_mean=logps[0] + 1, running_mean=zero[0])
     value = get_loss("beta_dpo").fn(pairs, beta=0.1, alpha=0.6)
     w, z = Response(-50.0, 0.0, 1), Response(-1.0, 0.0, 1)
-    assert value.item() == pytest.approx(reference.nls(1e-3 * -49), rel=1e-10)
-    assert value.item() == pytest.approx(reference.beta_dpo([(w, z)], 0.1, 0.6, 0.0)[0], rel=1e-10)
+    assert value.item() == pytest.approx(transcriptions.nls(1e-3 * -49), rel=1e-10)
+    assert value.item() == pytest.approx(transcriptions.beta_dpo([(w, z)], 0.1, 0.6, 0.0)[0], rel=1e-10)
 
 
 @pytest.mark.parametrize("name", ["bco", "beta_dpo"])
 def test_statistics(name):
     spec = get_loss(name)
-    data = inputs(spec, example(seed=11))
+    data = loss_input(spec, random_rankings(seed=11))
     chosen, rejected = data.chosen_log_ratios, data.rejected_log_ratios
     expected_values = {"bco": 0.7 * (chosen + rejected) / 2, "beta_dpo": chosen - rejected}[name]
     hyperparameters = spec.check({"beta": 0.7})

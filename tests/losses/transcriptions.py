@@ -1,8 +1,7 @@
-"""The losses once more, in float64 and plain Python, transcribed from the papers: what the library is compared with.
+"""Every loss a second time, in plain Python, transcribed from its paper. The library is compared with these.
 
-Nothing here imports torch or the library. One response is a `Response`, a pair is
-two of them (w chosen, z rejected), a ranking is a list. The
-keyword arguments have the papers' defaults.
+Nothing here imports torch or the library. A pair is two `Response`s (w chosen, z rejected), a ranking is a list.
+The keyword arguments have the library's defaults.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 @dataclass
 class Response:
-    """One response: summed log-probs in nats, tokens, place in the ranking (0 = best) and the data's score."""
+    """One response: summed log-probs in nats, length in tokens, rank (0 = best) and the data's score."""
 
     logp: float
     ref_logp: float
@@ -38,10 +37,17 @@ PAIRWISE: dict[str, Callable[..., float]] = {}
 BATCHWISE: dict[str, Callable[..., list[float]]] = {}
 LISTWISE: dict[str, Callable[..., float]] = {}
 
+# Losses that may rise when the better response becomes more likely, each with the reason why the paper intends it.
+TURNS_ROUND: dict[str, str] = {}
 
-def _into(table: dict[str, Any]) -> Callable[[Any], Any]:
-    def keep(fn: Any) -> Any:
+
+def _into(table: dict[str, Any]) -> Callable[..., Any]:
+    def keep(fn: Any = None, *, turns_round: str | None = None) -> Any:
+        if fn is None:
+            return lambda fn: keep(fn, turns_round=turns_round)
         table[fn.__name__] = fn
+        if turns_round is not None:
+            TURNS_ROUND[fn.__name__] = turns_round
         return fn
 
     return keep
@@ -67,14 +73,14 @@ def dpo(w, z, beta=0.1):
     return nls(beta * w.ratio - beta * z.ratio)
 
 
-@pairwise
+@pairwise(turns_round="label smoothing puts the optimum at a finite margin")
 def cdpo(w, z, beta=0.1, label_smoothing=0.1):
     u = beta * (w.ratio - z.ratio)
     return (1 - label_smoothing) * nls(u) + label_smoothing * nls(-u)
 
 
 @pairwise
-def robust(w, z, beta=0.1, label_smoothing=0.1):
+def robust(w, z, beta=0.1, label_smoothing=0.0):
     u = beta * (w.ratio - z.ratio)
     return ((1 - label_smoothing) * nls(u) - label_smoothing * nls(-u)) / (1 - 2 * label_smoothing)
 
@@ -84,7 +90,7 @@ def hinge(w, z, beta=0.1):
     return max(0.0, 1 - beta * (w.ratio - z.ratio))
 
 
-@pairwise
+@pairwise(turns_round="a regression on a target margin")
 def ipo(w, z, tau=0.1):
     return (w.ratio / w.length - z.ratio / z.length - 1 / (2 * tau)) ** 2
 
@@ -121,7 +127,7 @@ def balanced_po(w, z, beta=0.1, alpha=0.3):
     return nls(min(beta * w.ratio, -alpha * beta * z.ratio))
 
 
-@pairwise
+@pairwise(turns_round="a regression on a target reward")
 def cal_dpo(w, z, beta=0.002):
     return nls(w.ratio - z.ratio) + 0.5 * ((w.ratio - 0.5 / beta) ** 2 + (z.ratio + 0.5 / beta) ** 2)
 
@@ -145,24 +151,24 @@ def chi_po(w, z, beta=0.1, r_max=10.0):
     return nls(max(-2 * r_max, min(2 * r_max, difference)))
 
 
-@pairwise
+@pairwise(turns_round="label smoothing puts the optimum at a finite margin")
 def exo_pair(w, z, beta=0.1, label_smoothing=1e-3):
     p_w = exp(beta * w.ratio) / (exp(beta * w.ratio) + exp(beta * z.ratio))
     return p_w * log(p_w / (1 - label_smoothing)) + (1 - p_w) * log((1 - p_w) / label_smoothing)
 
 
-@pairwise
-def nca_pair(w, z, beta=0.01):
+@pairwise(turns_round="distinguishes responses from samples of the reference, so rewards stay finite")
+def nca_pair(w, z, beta=0.1):
     return nls(beta * w.ratio) + 0.5 * nls(-beta * w.ratio) + 0.5 * nls(-beta * z.ratio)
 
 
 @pairwise
-def bco_pair(w, z, beta=0.01):
+def bco_pair(w, z, beta=0.1):
     return nls(beta * w.ratio) + nls(-beta * z.ratio)
 
 
-@pairwise
-def sppo_hard(w, z, beta=0.001):
+@pairwise(turns_round="a regression on a target reward")
+def sppo_hard(w, z, beta=0.1):
     return (w.ratio - (1 - 0.5) / beta) ** 2 + (z.ratio - (0 - 0.5) / beta) ** 2
 
 
@@ -171,13 +177,13 @@ def apo_zero(w, z, beta=0.1):
     return 1 - sigmoid(beta * w.ratio) + sigmoid(beta * z.ratio)
 
 
-@pairwise
+@pairwise(turns_round="lowers the chosen response, for data worse than the policy")
 def apo_down(w, z, beta=0.1):
     return sigmoid(beta * w.ratio) + 1 - sigmoid(beta * (w.ratio - z.ratio))
 
 
-@pairwise
-def discopop(w, z, beta=0.05, tau=0.05):
+@pairwise(turns_round="has a small hump right of a margin of 0")
+def discopop(w, z, beta=0.1, tau=0.05):
     u = beta * (w.ratio - z.ratio)
     gate = sigmoid(u / tau)
     return (1 - gate) * nls(u) + gate * exp(-u)
@@ -209,7 +215,7 @@ def _places(values):
 
 
 @batchwise
-def aot(pairs, beta=0.01, label_smoothing=0.0):
+def aot(pairs, beta=0.1, label_smoothing=0.0):
     policy = [w.logp - z.logp for w, z in pairs]
     reference = sorted(w.ref_logp - z.ref_logp for w, z in pairs)
     matched = [beta * (x - reference[place]) for x, place in zip(policy, _places(policy), strict=True)]
@@ -217,7 +223,7 @@ def aot(pairs, beta=0.01, label_smoothing=0.0):
 
 
 @batchwise
-def aot_unpaired(pairs, beta=0.01, label_smoothing=0.0):
+def aot_unpaired(pairs, beta=0.1, label_smoothing=0.0):
     chosen = [w.ratio for w, _ in pairs]
     rejected = sorted(z.ratio for _, z in pairs)
     matched = [beta * (x - rejected[place]) for x, place in zip(chosen, _places(chosen), strict=True)]
@@ -353,19 +359,19 @@ def lipo_lambda(responses, beta=0.05):
     return total
 
 
-@listwise
+@listwise(turns_round="matches a distribution that gives weight to the other responses")
 def info_nca(responses, beta=0.01, alpha=1.0):
     q, p = _softmax([y.score / alpha for y in responses]), _softmax([beta * y.ratio for y in responses])
     return -sum(a * log(b) for a, b in zip(q, p, strict=True))
 
 
-@listwise
+@listwise(turns_round="distinguishes responses from samples of the reference, so rewards stay finite")
 def nca(responses, beta=0.01, alpha=1.0):
     q = _softmax([y.score / alpha for y in responses])
     return sum(a * nls(beta * y.ratio) + nls(-beta * y.ratio) / len(q) for a, y in zip(q, responses, strict=True))
 
 
-@listwise
+@listwise(turns_round="matches a distribution that gives weight to the other responses")
 def exo(responses, beta=0.1, beta_r=0.1):
     p, q = _softmax([beta * y.ratio for y in responses]), _softmax([y.score / beta_r for y in responses])
     return sum(a * log(a / b) for a, b in zip(p, q, strict=True))

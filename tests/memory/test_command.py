@@ -9,9 +9,9 @@ import yaml
 from tests.helpers import ROOT
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.memory import estimate, read_recipe, report_on
-from trl_dpo_ext.memory.estimate import GIB
-from trl_dpo_ext.memory.recipe import with_args
-from trl_dpo_ext.memory.search import advise, largest
+from trl_dpo_ext.memory.largest_that_fits import Start, advise, largest
+from trl_dpo_ext.memory.peak_estimate import GIB
+from trl_dpo_ext.memory.recipe_setup import with_args
 
 
 @pytest.fixture
@@ -55,6 +55,7 @@ def test_the_picture(recipe, capsys):
     assert "█" in out
 
 
+@pytest.mark.slow
 def test_what_fits_a_card_and_what_to_change(recipe):
     path = recipe(gradient_checkpointing=True)
     setup, _ = read_recipe(path)
@@ -69,11 +70,11 @@ def test_what_fits_a_card_and_what_to_change(recipe):
         "per_device_train_batch_size: 1, gradient_accumulation_steps: 2"
     ]
     assert report.changes[0].peak == pytest.approx(least, rel=0.01)
-    assert "To change, cheapest first" in _text(report)
+    assert "Changes, cheapest first" in _text(report)
 
 
 def test_what_can_not_fit_is_said(recipe, monkeypatch):
-    monkeypatch.setattr("trl_dpo_ext.memory.advise", lambda setup, limit: ([], False))
+    monkeypatch.setattr("trl_dpo_ext.memory.advise", lambda setup, limit, peak: ([], False))
     report = report_on(recipe(), card_gib=0.1)
     assert set(report.largest.values()) == {0}
     assert "Even then" in _text(report)
@@ -82,7 +83,7 @@ def test_what_can_not_fit_is_said(recipe, monkeypatch):
 def test_changes_are_tried_cheapest_first_and_kept_where_they_help(recipe, monkeypatch):
     sizes = {True: 50, False: 90}
     monkeypatch.setattr(
-        "trl_dpo_ext.memory.search.estimate",
+        "trl_dpo_ext.memory.largest_that_fits.estimate",
         lambda setup: SimpleNamespace(total=sizes[setup.args.gradient_checkpointing] + (setup.peft is None) * 5),
     )
     setup, _ = read_recipe(recipe(optim="adamw_bnb_8bit"))
@@ -115,6 +116,13 @@ def _text(report):
         ({}, ["--prompt", "128"], ["128 tokens"]),
         ({}, ["--responses", "1"], ["K = 1"]),
         ({}, ["--set", "nonsense"], ["KEY=VALUE"]),
+        ({}, ["--set", "max_lenght=5"], ["'max_lenght'", "'max_length'"]),
+        ({}, ["--set", "colour=red"], ["'colour'"]),
+        ({"colour": "red", "shape": "round"}, [], ["'colour'", "'shape'"]),
+        ({}, ["--set", "evaluation_strategy=steps"], ["'evaluation_strategy'", "eval_strategy"]),
+        ({"import_module": "no.such.module"}, [], ["import_module"]),
+        ({"import_module": ["no.such.module"]}, [], ["'no.such.module'"]),
+        ({}, ["--set", "max_length=long"], ["max_length", "'long'"]),
     ],
 )
 def test_mistakes(recipe, capsys, changes, options, said):
@@ -128,6 +136,7 @@ def test_a_recipe_that_is_not_there(capsys):
     assert "'nowhere.yaml' does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_real_recipe_from_its_config_alone():
     setup, _ = read_recipe(str(ROOT / "recipes" / "gpt-j-6b-tldr" / "dpo_qlora.yaml"))
     peak = estimate(setup)
@@ -139,8 +148,49 @@ def test_a_real_recipe_from_its_config_alone():
     assert 5 * GIB < peak.total < 11.7 * GIB
 
 
-def test_the_search_finds_the_last_that_fits():
-    for limit in (10, 100, 12_345, 10**9):
-        assert largest(lambda n: n**2 + 3 * n, limit, 1000) == max(
-            (n for n in range(1, 1001) if n**2 + 3 * n <= limit), default=0
-        )
+@pytest.mark.parametrize("start", [None, 1, 2, 7, 400, 1000])
+def test_the_search_finds_the_last_that_fits(start):
+    sizes = (lambda n: n**2 + 3 * n, lambda n: 50 + 7 * n, lambda n: max(40 + n, 9 * n))
+    for size_of in sizes:
+        for limit in (3, 10, 100, 12_345, 10**9):
+            known = start and Start(start, size_of(start), size_of(start) / start)
+            expected = max((n for n in range(1, 1001) if size_of(n) <= limit), default=0)
+            assert largest(size_of, limit, 1000, known) == expected
+
+
+def test_the_search_starts_from_what_is_known():
+    tried = []
+    assert largest(lambda n: tried.append(n) or 50 + 10 * n, 175, 1000, Start(2, 70, 10)) == 12
+    assert tried == [12]
+
+
+def test_the_estimate_shows_before_the_search(recipe, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("trl_dpo_ext.memory.largest_batch", lambda *args: shown.append(capsys.readouterr().out) or 1)
+    assert main(["memory", recipe(), "--gpu", "24"]) == 0
+    assert "CUDA context" in shown[0]
+    after = capsys.readouterr().out
+    assert "On a 24 GB card" in after
+    assert "CUDA context" not in after
+
+
+def test_the_search_repeats_no_estimate(recipe, monkeypatch):
+    """A tiny model that fits everywhere: each search goes to its largest n, and none estimates the recipe again."""
+    taken = []
+
+    def noted(setup, **options):
+        taken.append((setup.shape, setup.args.gradient_checkpointing))
+        return estimate(setup, **options)
+
+    for module in ("memory", "memory.largest_that_fits"):
+        monkeypatch.setattr(f"trl_dpo_ext.{module}.estimate", noted)
+    setup, _ = read_recipe(recipe())
+    report = report_on(recipe(), card_gib=(estimate(setup).total * 1.2) / GIB / 0.98)
+    assert report.fits
+    assert len(set(taken)) == len(taken)
+    assert len(taken) <= 2 + 3 * 4
+
+
+def test_a_recipe_of_any_device(recipe):
+    setup, _ = read_recipe(recipe(use_cpu=True))
+    assert estimate(setup).total == estimate(read_recipe(recipe())[0]).total

@@ -10,40 +10,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.memory.measure import FAMILIES, NF4, Shape, setup
-from trl_dpo_ext.memory import SHAPES, UnknownModelError, estimate, load_model_config
-from trl_dpo_ext.memory.estimate import CONTEXT_PART
-from trl_dpo_ext.memory.recipe import with_args, with_length
+from trl_dpo_ext.memory import estimate
+from trl_dpo_ext.memory.peak_estimate import CONTEXT_PART
+from trl_dpo_ext.memory.recipe_setup import with_args, with_length
 from trl_dpo_ext.memory.stand_ins import Linear4bitStandIn
 from trl_dpo_ext.memory.step import run_step
 
-# From the models' cards or papers: all parameters, embeddings included.
-PARAMETERS = {
-    "gpt2-large": 774_030_080,
-    "gpt-j-6b": 6_050_882_784,
-    "pythia-2.8b": 2_775_208_960,
-    "pythia-6.9b": 6_857_302_016,
-    "llama-3.1-8b": 8_030_261_248,
-    "qwen2.5-0.5b": 494_032_768,
-    "qwen3-8b": 8_190_735_360,
-    "smollm2-135m": 134_515_008,
-}
 
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_shapes_have_the_published_number_of_parameters(name):
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_model_config(name))
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
-
-
-def test_models_by_name(tiny_model_dir):
-    assert load_model_config("Qwen/Qwen3-8B-Base").hidden_size == 4096
-    assert load_model_config("outputs/gpt-j-6b-tldr-sft_merged").model_type == "gptj"
-    assert load_model_config(tiny_model_dir).hidden_size == 32
-    with pytest.raises(UnknownModelError, match=r"'somebody/llama-3.2-8b'.*Did you mean 'llama-3.1-8b'"):
-        load_model_config("somebody/llama-3.2-8b")
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "device"), [("full", "cpu"), ("qlora", "cuda")])
 def test_layers_are_extrapolated_to_what_all_of_them_take(method, device, tmp_path):
     config = FAMILIES["llama"]()
@@ -136,6 +110,7 @@ def test_optimizer_states(optim, per_parameter, tmp_path):
     assert state == pytest.approx(count * per_parameter, abs=8 * small + 0.03 * count + 4096)
 
 
+@pytest.mark.slow
 def test_what_should_take_less_takes_less(tmp_path):
     run = on_a_gpu("llama", tmp_path, method="qlora", shape=Shape(2, 3, 96, 32))
     here = estimate(run)

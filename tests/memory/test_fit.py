@@ -9,7 +9,7 @@ from trl import ModelConfig
 
 from tests import helpers
 from trl_dpo_ext.memory import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
-from trl_dpo_ext.memory.search import Change
+from trl_dpo_ext.memory.largest_that_fits import Change
 from trl_dpo_ext.training import PreferenceConfig, PreferenceTrainer
 
 
@@ -44,7 +44,9 @@ def test_a_run_that_fits_says_nothing(tiny_model_dir, tmp_path, card, caplog):
 def test_a_run_that_can_not_fit_is_refused_with_the_numbers(tiny_model_dir, tmp_path, card, monkeypatch):
     run = check(tiny_model_dir, tmp_path)
     card(2**28)
-    monkeypatch.setattr("trl_dpo_ext.memory.fit.advise", lambda setup, limit: ([Change("KEY: 1", "much", 2**30)], True))
+    monkeypatch.setattr(
+        "trl_dpo_ext.memory.fit_check.advise", lambda setup, limit: ([Change("KEY: 1", "much", 2**30)], True)
+    )
     said = r"about 0\.5 GiB, and the card has 0\.2 GiB.*CUDA context 0\.5 GiB.*It fits with: KEY: 1 \(1\.0 GiB\)"
     with pytest.raises(DoesNotFitError, match=said):
         run()
@@ -52,7 +54,7 @@ def test_a_run_that_can_not_fit_is_refused_with_the_numbers(tiny_model_dir, tmp_
 
 def test_a_run_that_may_not_fit_is_warned_of(tiny_model_dir, tmp_path, card, caplog, monkeypatch):
     monkeypatch.setattr(
-        "trl_dpo_ext.memory.fit.advise", lambda setup, limit: ([Change("KEY: 1", "much", 2**30)], False)
+        "trl_dpo_ext.memory.fit_check.advise", lambda setup, limit: ([Change("KEY: 1", "much", 2**30)], False)
     )
     run = check(tiny_model_dir, tmp_path, per_device_train_batch_size=64)
     card(int(0.7 * 2**30))
@@ -72,7 +74,7 @@ def test_the_number_of_responses_is_that_of_the_data():
     ("target", "said"),
     [
         ("torch.Tensor.backward", "backward pass"),
-        ("trl_dpo_ext.training.engine.PreferenceTrainer._token_logps", "forward pass"),
+        ("trl_dpo_ext.training.engine.token_outputs", "forward pass"),
         ("torch.optim.AdamW.step", "optimizer step"),
     ],
 )

@@ -36,6 +36,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_estimates_meet_the_measured_peak(case, tmp_path):
     family, options = CASES[case]

@@ -1,4 +1,4 @@
-"""The accelerate configs as accelerate's launcher reads them: what reaches the processes that it starts.
+"""The accelerate configs as accelerate's launcher reads them: what its processes receive.
 
 tests/test_package.py checks that each file loads and names hardware only.
 """
@@ -17,7 +17,7 @@ FOLDER = ROOT / "recipes" / "accelerate"
 
 
 def launched(name: str, *options: str):
-    """The launcher's arguments, and the environment of its processes."""
+    """Return the launcher's arguments and the environment of its processes."""
     port = ("--main_process_port", str(free_port()))
     arguments = launch_command_parser().parse_args(
         ["--config_file", str(FOLDER / f"{name}.yaml"), *port, *options, "recipes/train.py"]
@@ -62,7 +62,7 @@ def test_fsdp(name, monkeypatch):
     assert plugin.state_dict_type == StateDictType.FULL_STATE_DICT
     assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
     assert not isinstance(plugin.cpu_offload, CPUOffloadPolicy)
-    # Accelerate doesn't send 4-bit weights from the first process to the others, so each loads them.
+    # Accelerate can't broadcast 4-bit weights, so each process loads them.
     assert plugin.cpu_ram_efficient_loading is (name == "fsdp2")
 
 
@@ -74,7 +74,7 @@ def test_deepspeed(stage):
     assert environment["ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"] == "none"
     for key in ("ACCELERATE_DEEPSPEED_ZERO3_INIT", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"):
         assert environment.get(key, "false").lower() == str(stage == 3).lower()
-    # The recipe's, as Trainer fills it in.
+    # Trainer fills in the recipe's value.
     assert environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto") == "auto"
     assert arguments.gradient_clipping is None
 

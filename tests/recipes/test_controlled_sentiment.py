@@ -13,6 +13,7 @@ import yaml
 
 from tests.helpers import ROOT, load_script, ranked_rows
 from trl_dpo_ext.evaluation import read_frontier
+from trl_dpo_ext.run import parse_recipe
 
 FOLDER = "recipes/controlled_sentiment"
 
@@ -24,11 +25,7 @@ def run() -> Any:
 
 @pytest.fixture(scope="module")
 def rloo() -> Any:
-    sys.path.insert(0, str(ROOT / "recipes"))  # as for the script that is started
-    try:
-        return load_script("recipes/rloo.py")
-    finally:
-        sys.path.pop(0)
+    return load_script("recipes/rloo.py")
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +52,13 @@ def test_the_grid_is_the_papers():
 
 
 def test_every_run_is_one_that_its_script_takes(run, rloo, tmp_path, monkeypatch):
-    train = load_script("recipes/train.py")
     monkeypatch.chdir(ROOT)
     folders = set()
     for name, (script, *given) in run.runs().items():
         folders.add(given[given.index("--output_dir") + 1])
         given += ["--output_dir", str(tmp_path / name)]  # the runs may be there
         if script == "recipes/train.py":
-            _, config, _, _ = train.parse(given)
+            _, config, _, _ = parse_recipe(given)
             assert config.loss_type[0].startswith(name.partition("-")[0]) or name.startswith("preferred_ft"), name
         else:
             assert script == "recipes/rloo.py"

@@ -13,6 +13,7 @@ from trl.scripts import sft
 
 from tests.helpers import ROOT, load_script, ranked_rows, save_tiny_model
 from trl_dpo_ext.data import list_converters
+from trl_dpo_ext.run import train_recipe
 
 OTHERS = ("accelerate", "controlled_sentiment")  # the latter has tests of its own
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.parent.name not in OTHERS)
@@ -28,11 +29,6 @@ def name_of(path: Path) -> str:
 
 def settings_of(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
-
-
-@pytest.fixture(scope="module")
-def train():
-    return load_script("recipes/train.py")
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +121,9 @@ def test_the_papers_settings(folder, beta):
     assert 64 <= batch < 64 + pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in OURS if path.parent.name != "quickstart"], ids=name_of)
-def test_two_steps(path, train, model, tmp_path, monkeypatch):
+def test_two_steps(path, model, tmp_path, monkeypatch):
     """As the recipe says, but a tiny model, few rows, `use_cpu`, plain AdamW for the paged one, which needs CUDA."""
     given = settings_of(path)
     rows = FILES / f"{given.get('dataset_converter') or PLAIN[given['dataset_name']]}.jsonl"
@@ -134,7 +131,7 @@ def test_two_steps(path, train, model, tmp_path, monkeypatch):
         rows = FILES / "hh_rlhf.jsonl"
     for split in ("train", given.get("dataset_test_split", "test")):
         (tmp_path / f"{split}.jsonl").write_bytes(rows.read_bytes())
-    monkeypatch.setattr(train, "plot_curves", lambda *args, **kwargs: None)  # half a second each
+    monkeypatch.setattr("trl_dpo_ext.run.run_outputs.plot_curves", lambda *args, **kwargs: None)  # half a second each
     changes = {
         "model_name_or_path": model,
         "dataset_name": tmp_path,
@@ -152,7 +149,9 @@ def test_two_steps(path, train, model, tmp_path, monkeypatch):
         changes["ref_cache_dir"] = tmp_path / "cache"
     if "reward" in given:
         changes |= {"reward": "vader", "eval_prompts": 2, "eval_max_new_tokens": 2}
-    train.main(["--config", str(path), *(part for key, value in changes.items() for part in (f"--{key}", str(value)))])
+    train_recipe(
+        ["--config", str(path), *(part for key, value in changes.items() for part in (f"--{key}", str(value)))]
+    )
     log = json.loads((tmp_path / "out" / "result.json").read_text())["metrics"]
     assert log["grad_norm"] > 0
     assert (tmp_path / "out" / ("adapter_model.safetensors" if given.get("use_peft") else "model.safetensors")).exists()

@@ -1,6 +1,7 @@
-"""recipes/train.py: from a recipe to a saved adapter; every mistake in a recipe stops before a model is loaded."""
+"""A run: from a recipe to a saved adapter; every mistake in a recipe stops before a model is loaded."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,15 +9,17 @@ import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
 
-from tests.helpers import ROOT, free_port, load_script, ranked_rows, run_python
+from tests.helpers import ROOT, free_port, ranked_rows, run_python
+from trl_dpo_ext.cli import main
+from trl_dpo_ext.cli.train import train
+from trl_dpo_ext.memory import DoesNotFitError
+from trl_dpo_ext.parsing import ParseError
+from trl_dpo_ext.record import launch_command
+from trl_dpo_ext.run import USER_ERRORS, adapter_config, parse_recipe, train_recipe
+from trl_dpo_ext.training import ConfigError, PreferenceTrainer, TrainingError
 
 SCRIPT = ROOT / "recipes" / "train.py"
 RECIPES = sorted((ROOT / "recipes").glob("quickstart/*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return load_script("recipes/train.py")
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +60,8 @@ def recipe(tmp_path, tiny_model_dir, data_dir):
     return write
 
 
-def test_a_run_leaves_what_the_docs_promise(train, recipe, tmp_path, capsys):
-    train.main(recipe(reward="vader", eval_prompts=4, eval_max_new_tokens=4, prefix_sharing=True))
+def test_a_run_leaves_what_the_docs_promise(recipe, tmp_path, capsys):
+    train_recipe(recipe(reward="vader", eval_prompts=4, eval_max_new_tokens=4, prefix_sharing=True))
     out = tmp_path / "out"
     for name in ("adapter_model.safetensors", "tokenizer.json", "recipe.yaml", "curves.png"):
         assert (out / name).stat().st_size > 0
@@ -71,9 +74,9 @@ def test_a_run_leaves_what_the_docs_promise(train, recipe, tmp_path, capsys):
     AutoPeftModelForCausalLM.from_pretrained(out)
 
     with pytest.raises(FileExistsError, match="holds a finished run"):
-        train.main(recipe())
+        train_recipe(recipe())
     # The saved recipe is the run: parsed again it gives the same settings.
-    *_, again = train.parse(["--config", str(out / "recipe.yaml"), "--overwrite_output_dir", "true"])
+    *_, again = parse_recipe(["--config", str(out / "recipe.yaml"), "--overwrite_output_dir", "true"])
     assert {**result["recipe"], "overwrite_output_dir": True} == again
 
 
@@ -81,12 +84,12 @@ def vowels(prompts, completions):
     return [float(sum(text.count(vowel) for vowel in "aeiou")) for text in completions]
 
 
-def test_reward_win_rate_and_kl_are_wherever_one_looks_for_them(train, recipe, tmp_path, capsys, monkeypatch):
+def test_reward_win_rate_and_kl_are_wherever_one_looks_for_them(recipe, tmp_path, capsys, monkeypatch):
     from matplotlib.axes import Axes
 
     bars, draw = [], Axes.errorbar
     monkeypatch.setattr(Axes, "errorbar", lambda self, *a, **k: bars.append((a, k["yerr"])) or draw(self, *a, **k))
-    train.main(recipe(reward=f"{__name__}:vowels", eval_prompts=6, eval_max_new_tokens=8, learning_rate=0.05))
+    train_recipe(recipe(reward=f"{__name__}:vowels", eval_prompts=6, eval_max_new_tokens=8, learning_rate=0.05))
 
     evaluation = json.loads((tmp_path / "out" / "result.json").read_text())["evaluation"]
     before, after, wins = evaluation["before"]["reward"], evaluation["after"]["reward"], evaluation["win_rate"]["rate"]
@@ -110,8 +113,8 @@ def test_reward_win_rate_and_kl_are_wherever_one_looks_for_them(train, recipe, t
     np.testing.assert_allclose(drawn, expected)
 
 
-def test_a_frontier_ends_at_the_final_evaluation(train, recipe, tmp_path):
-    train.main(recipe(reward="vader", eval_prompts=4, eval_max_new_tokens=4, frontier_steps=1, learning_rate=0.01))
+def test_a_frontier_ends_at_the_final_evaluation(recipe, tmp_path):
+    train_recipe(recipe(reward="vader", eval_prompts=4, eval_max_new_tokens=4, frontier_steps=1, learning_rate=0.01))
     points = json.loads((tmp_path / "out" / "frontier.json").read_text())["points"]
     evaluation = json.loads((tmp_path / "out" / "result.json").read_text())["evaluation"]
     assert [point["step"] for point in points] == [0, 1, 2]
@@ -121,14 +124,82 @@ def test_a_frontier_ends_at_the_final_evaluation(train, recipe, tmp_path):
     assert points[0]["kl"]["summed"] == 0 < points[-1]["kl"]["summed"]
 
 
-def test_a_frontier_needs_a_reference(train, recipe, monkeypatch):
-    monkeypatch.setattr(train.PreferenceTrainer, "train", lambda *a, **k: pytest.fail("trained"))
-    with pytest.raises(train.USER_ERRORS, match=r"frontier_steps=1 .* keeps none in memory"):
-        train.main(recipe(reward="vader", frontier_steps=1, loss_type="simpo", use_peft=False))
+def test_a_frontier_needs_a_reference(recipe, monkeypatch):
+    monkeypatch.setattr(PreferenceTrainer, "train", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(USER_ERRORS, match=r"frontier_steps=1 .* keeps none in memory"):
+        train_recipe(recipe(reward="vader", frontier_steps=1, loss_type="simpo", use_peft=False))
 
 
+def test_without_matplotlib_a_run_lacks_its_picture_and_nothing_else(recipe, tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    train_recipe(recipe(reward="vader", eval_prompts=2, eval_max_new_tokens=2))
+    out = tmp_path / "out"
+    assert not (out / "curves.png").exists()
+    for name in ("adapter_model.safetensors", "tokenizer.json", "recipe.yaml", "result.json", "README.md"):
+        assert (out / name).stat().st_size > 0
+    said = [record.getMessage() for record in caplog.records if "curves.png" in record.getMessage()]
+    assert said == ["No curves.png: Plots need matplotlib: pip install 'trl-dpo-ext[demo]'."]
+    assert "recipe.yaml, result.json." in capsys.readouterr().out
+
+
+def test_the_record_is_written_before_the_picture(recipe, tmp_path, monkeypatch):
+    """Whatever ends the process while it draws, the run is recorded."""
+    monkeypatch.setattr("trl_dpo_ext.run.run_outputs.plot_curves", lambda *a, **k: sys.exit(7))
+    with pytest.raises(SystemExit):
+        train_recipe(recipe())
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["metrics"]["train_loss"] > 0
+
+
+def test_the_picture_is_on_the_card(recipe, tmp_path):
+    train_recipe(recipe())
+    assert "(curves.png)" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_command_trains_and_options_win(recipe, tmp_path, capsys):
+    assert main(["train", *recipe(max_steps=3), "--max_steps", "1", "--lora_target_modules", "q_proj", "v_proj"]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["recipe"]["max_steps"], result["recipe"]["lora_target_modules"]) == (1, ["q_proj", "v_proj"])
+    assert "Saved to" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", ["/opt/venv/bin/trl-dpo-ext", "/opt/lib/trl_dpo_ext/__main__.py"])
+def test_the_record_has_the_command_that_started_the_run(script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script, "train", "--config", "a b.yaml"])
+    assert launch_command() == "trl-dpo-ext train --config 'a b.yaml'"
+
+
+def test_the_command_and_the_script_end_alike(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(PreferenceTrainer, "train", lambda *a, **k: pytest.fail("trained"))
+    said = []
+    for run in (lambda args: main(["train", *args]), train):
+        assert run(recipe(btea=2.0)) == 2
+        said.append(capsys.readouterr().err)
+    assert said == ["error: Unknown key 'btea' in the config file. Did you mean 'beta'?\n"] * 2
+
+
+def test_errors_of_training_keep_what_they_need(recipe, monkeypatch, capsys):
+    """The package's own are sentences with code 1; those of other code keep their traceback."""
+
+    def fail_with(error):
+        def train_(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(PreferenceTrainer, "train", train_)
+
+    fail_with(TrainingError("The loss is NaN."))
+    assert main(["train", *recipe()]) == 1
+    assert "error: The loss is NaN.\n" in capsys.readouterr().err
+    fail_with(ValueError("shapes of somebody's loss"))
+    with pytest.raises(ValueError, match="somebody's loss"):
+        main(["train", *recipe()])
+    fail_with(KeyboardInterrupt())
+    assert main(["train", *recipe()]) == 130
+    assert "error: interrupted.\n" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_quickstart_recipe_parses_and_trains(train, path, tiny_model_dir, data_dir, tmp_path):
+def test_every_quickstart_recipe_parses_and_trains(path, tiny_model_dir, data_dir, tmp_path):
     overrides = {
         "model_name_or_path": tiny_model_dir,
         "dataset_name": data_dir,
@@ -138,10 +209,11 @@ def test_every_quickstart_recipe_parses_and_trains(train, path, tiny_model_dir, 
         "eval_max_new_tokens": 2,
         "use_cpu": True,
     }
-    train.main(["--config", str(path), *(part for k, v in overrides.items() for part in (f"--{k}", str(v)))])
+    train_recipe(["--config", str(path), *(part for k, v in overrides.items() for part in (f"--{k}", str(v)))])
     assert (tmp_path / "out" / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_third_party_loss_trains_without_touching_the_package(recipe, tmp_path):
     (tmp_path / "my_losses.py").write_text(
         "import torch.nn.functional as F\n"
@@ -183,48 +255,49 @@ def test_a_third_party_loss_trains_without_touching_the_package(recipe, tmp_path
         ({"loss_type": ["dpo", "sft"], "loss_weights": [1.0]}, ["loss_weights"]),
     ],
 )
-def test_mistakes_stop_before_a_model_is_loaded(train, recipe, monkeypatch, changes, said):
+def test_mistakes_stop_before_a_model_is_loaded(recipe, monkeypatch, changes, said):
     monkeypatch.setattr("trl.trainer.dpo_trainer.create_model_from_path", lambda *a, **k: pytest.fail("model loaded"))
-    with pytest.raises(train.USER_ERRORS) as caught:
-        train.main(recipe(**changes))
+    with pytest.raises(USER_ERRORS) as caught:
+        train_recipe(recipe(**changes))
     assert all(part in str(caught.value) for part in said), str(caught.value)
 
 
-def test_a_cache_folder_that_cannot_be_written(train, recipe, tmp_path):
+def test_a_cache_folder_that_cannot_be_written(recipe, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(train.USER_ERRORS, match=r"reference cache can't be written.*ref_cache_dir"):
-        train.main(recipe(precompute_ref_log_probs=True, ref_cache_dir=str(tmp_path / "file")))
+    with pytest.raises(USER_ERRORS, match=r"reference cache can't be written.*ref_cache_dir"):
+        train_recipe(recipe(precompute_ref_log_probs=True, ref_cache_dir=str(tmp_path / "file")))
 
 
-def test_what_can_not_fit_the_card_stops_before_a_model_is_loaded(train, recipe, monkeypatch):
+def test_what_can_not_fit_the_card_stops_before_a_model_is_loaded(recipe, monkeypatch):
     def refuse(config, model_args, *, responses):
         assert (config.per_device_train_batch_size, model_args.use_peft, responses) == (2, True, 5)
-        raise train.DoesNotFitError("about 5.0 GiB")
+        raise DoesNotFitError("about 5.0 GiB")
 
-    monkeypatch.setattr(train, "check_fits", refuse)
+    monkeypatch.setattr("trl_dpo_ext.run.training_run.check_fits", refuse)
     monkeypatch.setattr("trl.trainer.dpo_trainer.create_model_from_path", lambda *a, **k: pytest.fail("model loaded"))
-    with pytest.raises(train.USER_ERRORS, match=r"about 5\.0 GiB"):
-        train.main(recipe())
+    with pytest.raises(USER_ERRORS, match=r"about 5\.0 GiB"):
+        train_recipe(recipe())
 
 
-def test_running_out_of_gpu_memory_is_explained(train, recipe, monkeypatch):
+def test_running_out_of_gpu_memory_is_explained(recipe, monkeypatch):
     def compute_loss(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 12 GiB")
 
     monkeypatch.setattr("trl_dpo_ext.training.PreferenceTrainer.compute_loss", compute_loss)
-    with pytest.raises(train.USER_ERRORS, match=r"forward pass.*gradient_checkpointing.*allocate 2\.00 GiB") as caught:
-        train.main(recipe())
+    with pytest.raises(USER_ERRORS, match=r"forward pass.*gradient_checkpointing.*allocate 2\.00 GiB") as caught:
+        train_recipe(recipe())
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
-def test_one_lora_target_is_a_name(train, recipe):
+def test_one_lora_target_is_a_name(recipe):
     expected = {("q_proj",): {"q_proj"}, ("q_proj", "v_proj"): {"q_proj", "v_proj"}, ("all-linear",): "all-linear"}
     for given, wanted in expected.items():
-        model_args = train.parse(recipe(lora_target_modules=list(given)))[2]
-        assert train.adapter_config(model_args).target_modules == wanted
-    assert train.adapter_config(train.parse(recipe(use_peft=False))[2]) is None
+        model_args = parse_recipe(recipe(lora_target_modules=list(given)))[2]
+        assert adapter_config(model_args).target_modules == wanted
+    assert adapter_config(parse_recipe(recipe(use_peft=False))[2]) is None
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_on_the_terminal(recipe):
     with pytest.raises(AssertionError) as caught:
         run_python(str(SCRIPT), *recipe(btea=2.0))
@@ -232,6 +305,7 @@ def test_a_mistake_is_one_line_on_the_terminal(recipe):
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_two_cpu_processes_need_nothing_but_their_config(recipe, tmp_path, monkeypatch):
     """Accelerate's launcher doesn't tell its workers `use_cpu`; without a GPU, train.py knows."""
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
@@ -246,38 +320,38 @@ def test_two_cpu_processes_need_nothing_but_their_config(recipe, tmp_path, monke
     AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
-def test_processes_that_do_not_see_each_other(train, recipe, monkeypatch):
+def test_processes_that_do_not_see_each_other(recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
-    with pytest.raises(train.ParseError, match="2 processes were launched, but each one sees 1"):
-        train.main(recipe(use_cpu=None))
+    with pytest.raises(ParseError, match="2 processes were launched, but each one sees 1"):
+        train_recipe(recipe(use_cpu=None))
 
 
 @pytest.mark.parametrize("plugin", ["FSDP", "ZeRO-3"])
-def test_sampling_from_sharded_weights_is_refused(plugin, train, recipe, monkeypatch):
-    monkeypatch.setattr(train, "sharding", lambda config: plugin)
-    with pytest.raises(train.ConfigError, match=f"reward samples from the model, which {plugin}"):
-        train.main(recipe(reward="vader"))
+def test_sampling_from_sharded_weights_is_refused(plugin, recipe, monkeypatch):
+    monkeypatch.setattr("trl_dpo_ext.run.training_run.sharding", lambda config: plugin)
+    with pytest.raises(ConfigError, match=f"reward samples from the model, which {plugin}"):
+        train_recipe(recipe(reward="vader"))
 
 
-def test_a_converter_brings_a_public_schema_in(train, recipe, tmp_path):
+def test_a_converter_brings_a_public_schema_in(recipe, tmp_path):
     rows = ROOT / "tests" / "data" / "converters" / "nectar.jsonl"
     for streaming in (False, True):
         settings = {"dataset_name": str(rows), "dataset_converter": "nectar", "dataset_streaming": streaming}
-        train.main(recipe(**settings, overwrite_output_dir=True))
+        train_recipe(recipe(**settings, overwrite_output_dir=True))
         result = json.loads((tmp_path / "out" / "result.json").read_text())
         assert result["metrics"]["rewards/kendall_tau"] is not None
         assert result["recipe"]["dataset_converter"] == "nectar"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_test_split_is_converted_too(streaming, train, recipe, tmp_path):
+def test_the_test_split_is_converted_too(streaming, recipe, tmp_path):
     rows = (ROOT / "tests" / "data" / "converters" / "hh_rlhf.jsonl").read_bytes()
     for split in ("train", "test"):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / f"{split}.jsonl").write_bytes(rows)
     settings = {"dataset_name": str(tmp_path / "data"), "dataset_converter": "hh_rlhf_text", "eval_strategy": "steps"}
     settings["dataset_streaming"] = streaming
-    train.main(recipe(**settings, eval_steps=1, reward="vader", eval_prompts=2, eval_max_new_tokens=2))
+    train_recipe(recipe(**settings, eval_steps=1, reward="vader", eval_prompts=2, eval_max_new_tokens=2))
     evaluation = json.loads((tmp_path / "out" / "result.json").read_text())["evaluation"]
     assert evaluation["after"]["prompts"] == 2

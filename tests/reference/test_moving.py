@@ -133,6 +133,7 @@ def test_alpha_1_is_the_policy_exactly(kind, tiny_model_dir, tmp_path):
         assert torch.equal(weights.reference[1][name], weights.policy[0][name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "new adapter"])
 def test_a_resumed_run_goes_on_from_the_moved_reference(kind, tiny_model_dir, tmp_path):
     """TRL starts again from the first reference, and nothing shows it."""

@@ -84,6 +84,7 @@ CASES: dict[str, Case] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_goes_on_against_its_own_reference_only(case, tiny_model_dir, tmp_path, caplog):
     kind, start, wrong, settings, expected = CASES[case]

@@ -1,43 +1,55 @@
-"""Every TRL name used here outside TRL's documented API, in one place; tests/test_trl_contract.py checks each."""
+"""Undocumented TRL names. tests/test_trl_contract.py says what breaks without each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from types import SimpleNamespace
 from typing import Any
 
-import trl.trainer.utils as _utils
+from transformers import AutoProcessor, ProcessorMixin
+from trl import DPOConfig
 from trl.kernels import chunked_logprob as _head
-from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head, use_adapter
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
+from trl.trainer import utils as _utils
+from trl.trainer.utils import (
+    FusedCausalLMOutput,
+    add_fused_lm_head,
+    create_model_from_path,
+    disable_dropout_in_model,
+    get_config_model_id,
+    use_adapter,
+)
 
 __all__ = [
+    "FusedCausalLMOutput",
     "add_fused_lm_head",
-    "disable_gradient_checkpointing",
     "head_as_on_a_gpu",
+    "load_processing_class",
+    "load_reference",
     "plain_dpo_config",
+    "prepare_reference",
+    "text_tokenizer",
     "use_adapter",
 ]
 
-# Fields that DPOTrainer.__init__ checks against its own list of losses. Ours are checked by PreferenceConfig.
+# Fields that DPOTrainer.__init__ checks against its own list of losses, with TRL's defaults. PreferenceConfig has
+# already checked the user's values.
 _LOSS_FIELDS: dict[str, Any] = {
-    "loss_type": ["sigmoid"],
-    "loss_weights": None,
-    "beta": 0.1,
-    "label_smoothing": 0.0,
-    "f_divergence_type": "reverse_kl",
-    "enable_jit_checkpoint": False,  # the trainer does it itself, see StopOnSigterm
-}
+    field.name: field.default if field.default_factory is MISSING else field.default_factory()
+    for field in fields(DPOConfig)
+    if field.name in ("loss_type", "loss_weights", "beta", "label_smoothing", "f_divergence_type")
+} | {"enable_jit_checkpoint": False}  # PreferenceTrainer handles SIGTERM itself, see StopOnSigterm
 
 
 @contextmanager
 def plain_dpo_config(args: Any, **changes: Any) -> Iterator[None]:
-    """While open, `args` asks for plain DPO, so that `DPOTrainer.__init__` finds nothing of ours to refuse.
+    """Make `args` look like plain DPO inside the block, so that `DPOTrainer.__init__` accepts it.
 
     Args:
         args: the config.
-        **changes: other fields, and the values they have meanwhile.
+        **changes: further fields with their temporary values.
     """
     meanwhile = {**_LOSS_FIELDS, **changes}
     saved = {name: getattr(args, name) for name in meanwhile}
@@ -50,8 +62,62 @@ def plain_dpo_config(args: Any, **changes: Any) -> Iterator[None]:
             setattr(args, name, value)
 
 
+def load_processing_class(model: Any, args: Any) -> Any:
+    """Load a model's tokenizer or processor from the model's source, as `DPOTrainer` does.
+
+    Args:
+        model: Hub id, folder or module.
+        args: the config.
+    """
+    path = model if isinstance(model, str) else get_config_model_id(model.config)
+    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+    return AutoProcessor.from_pretrained(path, revision=revision, trust_remote_code=args.trust_remote_code)
+
+
+def text_tokenizer(processing_class: Any) -> Any:
+    """Return a tokenizer unchanged, or the tokenizer of a multimodal processor."""
+    return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+
+
+def load_reference(policy: Any, args: Any, quantization_config: Any, path: str | None = None) -> Any:
+    """Load a second model from the policy's source, with its dtype and attention, as `DPOTrainer` does.
+
+    Args:
+        policy: the model to train.
+        args: the config; its `model_init_kwargs` are used.
+        quantization_config: the trainer's argument, or None.
+        path: another folder or Hub id; None means the policy's.
+    """
+    options = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        options["device_map"] = None
+    options.setdefault("trust_remote_code", args.trust_remote_code)
+    options.setdefault("dtype", policy.dtype)
+    options.setdefault("attn_implementation", policy.config._attn_implementation)
+    return create_model_from_path(path or get_config_model_id(policy.config), **options)
+
+
+def prepare_reference(model: Any, trainer: Any) -> Any:
+    """Add the fused head to a second model and wrap it (DDP, FSDP, DeepSpeed), as `DPOTrainer` does.
+
+    Args:
+        model: an unsharded model on any device.
+        trainer: the trainer of the policy.
+    """
+    if trainer.args.disable_dropout:
+        disable_dropout_in_model(model)
+    add_fused_lm_head(model)
+    if trainer.is_deepspeed_enabled:
+        return prepare_deepspeed(model, trainer.accelerator)
+    if trainer.is_fsdp_enabled:
+        return prepare_fsdp(model, trainer.accelerator)
+    return trainer.accelerator.prepare_model(model, evaluation_mode=True)
+
+
 class _NoKernel:
-    """A Triton kernel that computes nothing: `kernel[grid](...)`."""
+    """Stand-in for a Triton kernel, called as `kernel[grid](...)`; it computes nothing."""
 
     def __getitem__(self, grid: Any) -> Any:
         return lambda *args, **kwargs: None
@@ -59,10 +125,10 @@ class _NoKernel:
 
 @contextmanager
 def head_as_on_a_gpu() -> Iterator[None]:
-    """While open, the fused head allocates on any tensors what it does on a GPU; its kernels compute nothing.
+    """Make the fused head allocate what it allocates on a GPU, on tensors of any device; its kernels compute nothing.
 
-    On a GPU, Triton kernels fold each tile of logits in place and the products accumulate without temporaries; on a
-    CPU, torch operations make several float32 copies of a tile.
+    On a GPU, Triton kernels reduce each tile of logits in place, and products accumulate without temporaries. On a CPU,
+    torch operations make several float32 copies of each tile.
     """
     stand_ins: dict[Any, dict[str, Any]] = {
         _utils: {"_use_triton": lambda device: True},

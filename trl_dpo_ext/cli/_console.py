@@ -1,12 +1,21 @@
-"""Where commands print."""
+"""What commands share: where they are added, and where they print."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class Commands(Protocol):
+    """What `ArgumentParser.add_subparsers` returns; argparse has no public name for it."""
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        """Add a command and return its parser."""
+        ...
 
 
 def console() -> Console:

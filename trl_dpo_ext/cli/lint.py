@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._console import console
+from ._console import Commands, console
 
 if TYPE_CHECKING:
     from ..data.lint import Report
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser(
         "lint",
@@ -53,17 +53,13 @@ def _positive(text: str) -> int:
 
 
 def _lint(arguments: argparse.Namespace) -> int:
-    try:
-        _check_arguments(arguments)
-        report = _report(arguments)
-        if arguments.json == "-":
-            print(json.dumps(_as_dict(report, arguments), indent=2, ensure_ascii=False))
-        else:
-            _show(report)
-        _write(report, arguments)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    _check_arguments(arguments)
+    report = _report(arguments)
+    if arguments.json == "-":
+        print(json.dumps(_as_dict(report, arguments), indent=2, ensure_ascii=False))
+    else:
+        _show(report)
+    _write(report, arguments)
     return int(arguments.fail_on != "never" and bool(report.at_least(arguments.fail_on)))
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._console import console
+from ._console import Commands, console
 
 if TYPE_CHECKING:
     from ..losses import LossSpec
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("losses", help="list the preference losses, or show one")
     command.add_argument("name", nargs="?", help="show this loss: equation, hyperparameters, requirements, relations")
@@ -26,14 +27,21 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--reads", choices=["scores", "ties", "token_logps", "batch"], help="only losses that read this"
     )
-    command.add_argument("--markdown", action="store_true", help="print the docs page on the built-in losses")
+    command.add_argument(
+        "--markdown", action="store_true", help="print docs/losses.md, the page on the built-in losses"
+    )
+    command.add_argument(
+        "--write-docs",
+        action="store_true",
+        help="regenerate docs/losses.md and the other generated text on losses; run it in the root of a checkout",
+    )
     command.set_defaults(run=_losses)
 
 
 def _losses(arguments: argparse.Namespace) -> int:
     from ..losses import get_loss, list_losses
-    from ..losses.catalog import built_in, markdown_page
-    from ..registry import RegistryError, UnknownNameError, did_you_mean
+    from ..losses.loss_docs import built_in, markdown_page, write_docs
+    from ..registry import UnknownNameError, did_you_mean
 
     if arguments.name is not None:
         try:
@@ -41,13 +49,16 @@ def _losses(arguments: argparse.Namespace) -> int:
         except UnknownNameError:
             known = [name for spec in list_losses() for name in (spec.name, *spec.aliases)]
             hint = did_you_mean(arguments.name, known)
-            print(f"Unknown loss {arguments.name!r}.{hint} `trl-dpo-ext losses` lists all.", file=sys.stderr)
-            return 2
-        except RegistryError as error:
-            print(error, file=sys.stderr)
-            return 2
+            message = f"Unknown loss {arguments.name!r}.{hint} `trl-dpo-ext losses` lists all."
+            raise UnknownNameError(message) from None
         return 0
-    if arguments.markdown:
+    if arguments.write_docs:
+        if not Path("docs/losses.md").exists():
+            print("There is no docs/losses.md here. Run this in the root of a checkout.", file=sys.stderr)
+            return 2
+        changed = write_docs(Path())
+        print(f"Updated: {', '.join(map(str, changed))}." if changed else "Everything is up to date.")
+    elif arguments.markdown:
         print(markdown_page(built_in()), end="")
     else:
         _list([spec for spec in list_losses() if _wanted(spec, arguments)])
@@ -55,7 +66,7 @@ def _losses(arguments: argparse.Namespace) -> int:
 
 
 def _wanted(spec: LossSpec, arguments: argparse.Namespace) -> bool:
-    from ..losses.catalog import reads
+    from ..losses.loss_docs import reads
 
     return not (
         (arguments.reference_free and not spec.reference_free)
@@ -71,7 +82,7 @@ def _list(specs: list[LossSpec]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..losses.catalog import COLUMNS, row
+    from ..losses.loss_docs import COLUMNS, row
 
     table = Table(*COLUMNS, box=None, pad_edge=False, header_style="bold")
     for spec in specs:
@@ -85,7 +96,7 @@ def _show(spec: LossSpec) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..losses.catalog import hyperparameters, requirements
+    from ..losses.loss_docs import hyperparameters, requirements
 
     out = console()
 

@@ -1,28 +1,30 @@
-"""`trl-dpo-ext memory`: peak memory of a recipe, part by part, and what fits a card."""
+"""`trl-dpo-ext memory`: estimates the peak memory of a recipe, part by part, and what fits a card."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 
-from ._console import console
+from ._console import Commands, console
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("memory", help="estimate the peak memory of a recipe before it runs")
     command.add_argument("recipe", help="a recipe's YAML file")
-    command.add_argument("--gpu", type=_size, metavar="GB", help="size of the card; says what fits and what to change")
-    command.add_argument("--model", help="a model instead of the recipe's: folder, Hub id or a known shape")
+    command.add_argument("--gpu", type=_size, metavar="GB", help="size of the card; shows what fits and what to change")
+    command.add_argument(
+        "--model", help="model to use instead of the recipe's: a folder, Hub id or short name such as qwen3-8b"
+    )
     command.add_argument("--responses", type=int, default=2, metavar="K", help="responses per prompt (default 2)")
     command.add_argument("--prompt", type=int, metavar="TOKENS", help="prompt length (default: half of max_length)")
     command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting instead of the recipe's; repeatable"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the recipe; repeatable"
     )
     command.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
     command.set_defaults(run=_memory)
@@ -31,13 +33,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _size(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not the size of a card")
+        raise argparse.ArgumentTypeError(f"{text} is no card size; give GB, such as 24")
     return value
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the warnings of models and libraries, which are about a real run, out of the report."""
+    """Hide the warnings of models and libraries: they concern a real run."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -56,34 +58,34 @@ def _memory(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     import yaml
 
-    from ..losses import HyperparameterError
-    from ..memory import UnknownModelError, report_on
+    from ..memory import Report, report_on
     from ..parsing import ParseError
-    from ..registry import RegistryError
-    from ..training import ConfigError
 
     changes = {}
     for setting in arguments.set:
         key, equals, value = setting.partition("=")
         if not equals:
-            print(f"--set {setting}: give KEY=VALUE.", file=sys.stderr)
-            return 2
+            raise ParseError(f"--set {setting}: write it as KEY=VALUE.")
         changes[key] = yaml.safe_load(value)
     if arguments.model is not None:
         changes["model_name_or_path"] = arguments.model
-    try:
-        report = report_on(
-            arguments.recipe,
-            changes,
-            card_gib=arguments.gpu,
-            responses=arguments.responses,
-            prompt_tokens=arguments.prompt,
-        )
-    except (ParseError, ConfigError, UnknownModelError, RegistryError, HyperparameterError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    gc.freeze()  # what the imports made stays; without it the garbage collector walks it again and again
+    screen = console()
+
+    def show_estimate(report: Report) -> None:
+        if not arguments.json:
+            screen.print(report.estimate_text())
+
+    report = report_on(
+        arguments.recipe,
+        changes,
+        card_gib=arguments.gpu,
+        responses=arguments.responses,
+        prompt_tokens=arguments.prompt,
+        first=show_estimate,
+    )
     if arguments.json:
         print(json.dumps(report.as_dict(), indent=2))
-    else:
-        console().print(report)
+    elif arguments.gpu is not None:
+        screen.print(report.card_text())
     return 0

@@ -1,4 +1,4 @@
-"""Intervals and paired tests, float64."""
+"""Confidence intervals and paired tests, in float64."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Interval:
     """A mean and its confidence interval.
 
     Attributes:
-        mean: of the values.
+        mean: mean of the values.
         low: lower end of the interval.
-        high: upper end.
-        level: share of such intervals that hold the true mean, 0.95 for a 95 % interval.
+        high: upper end of the interval.
+        level: share of such intervals that contain the true mean, 0.95 for a 95 % interval.
     """
 
     mean: float
@@ -36,12 +36,12 @@ def bootstrap_mean(values: Sequence[float], *, level: float = 0.95, resamples: i
 
     Args:
         values: [N], N >= 2.
-        level: of confidence, between 0 and 1.
-        resamples: bootstrap samples drawn.
-        seed: same seed, same interval.
+        level: confidence level, between 0 and 1.
+        resamples: number of bootstrap resamples.
+        seed: the same seed gives the same interval.
 
     Raises:
-        ValueError: fewer than two values, one that isn't finite, or a level or number of resamples out of range.
+        ValueError: there are fewer than two values, one is not finite, or `level` or `resamples` is out of range.
 
     Example:
         >>> bootstrap_mean([1.0, 1.0, 1.0])
@@ -49,20 +49,20 @@ def bootstrap_mean(values: Sequence[float], *, level: float = 0.95, resamples: i
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < 2:
-        raise ValueError(f"An interval needs at least two values, one a sample; got an array of shape {array.shape}.")
+        raise ValueError(f"An interval needs at least two values; got an array of shape {array.shape}.")
     return bootstrap_means(array[:, None], level=level, resamples=resamples, seed=seed)[0]
 
 
 def bootstrap_means(
     values: np.ndarray, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> list[Interval]:
-    """Return the mean of each column with its percentile bootstrap interval; whole rows are resampled.
+    """Return the mean of each column with its percentile bootstrap interval. Whole rows are resampled.
 
     Args:
         values: [N, M], N >= 2 independent rows.
-        level: of confidence, between 0 and 1.
-        resamples: bootstrap samples drawn, the same for every column.
-        seed: same seed, same intervals.
+        level: confidence level, between 0 and 1.
+        resamples: number of bootstrap resamples, the same for every column.
+        seed: the same seed gives the same intervals.
 
     Returns:
         [M] intervals.
@@ -72,7 +72,7 @@ def bootstrap_means(
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or len(array) < 2:
-        raise ValueError(f"Intervals need at least two rows, one a prompt; got an array of shape {array.shape}.")
+        raise ValueError(f"Intervals need at least two rows, one per prompt; got an array of shape {array.shape}.")
     if not np.isfinite(array).all():
         row, column = np.argwhere(~np.isfinite(array))[0]
         where = f"[{row}, {column}]" if array.shape[1] > 1 else f"[{row}]"
@@ -80,7 +80,7 @@ def bootstrap_means(
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level={level!r}, resamples={resamples!r}: expected 0 < level < 1 and resamples >= 1.")
     generator = np.random.default_rng(seed)
-    # One resample at a time, so that memory doesn't grow with their number.
+    # One resample at a time, so that memory doesn't grow with `resamples`.
     means = [array[generator.integers(len(array), size=len(array))].mean(axis=0) for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [
@@ -92,45 +92,46 @@ def bootstrap_means(
 def bootstrap_difference(
     before: Sequence[float], after: Sequence[float], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Return the mean of after - before with its interval; value i of both belongs to the same prompt.
+    """Return the mean of after - before with its interval. Value i of both belongs to the same prompt.
 
-    Pairs are resampled, so what the two have in common (hard prompts, shared random numbers) doesn't widen the
-    interval.
+    Pairs are resampled, so what both have in common (hard prompts, shared random numbers) doesn't widen the interval.
 
     Args:
         before: [N], N >= 2.
         after: [N].
-        level: of confidence, between 0 and 1.
-        resamples: bootstrap samples drawn.
-        seed: same seed, same interval.
+        level: confidence level, between 0 and 1.
+        resamples: number of bootstrap resamples.
+        seed: the same seed gives the same interval.
 
     Raises:
-        ValueError: as `bootstrap_mean`, or different numbers of values.
+        ValueError: as `bootstrap_mean`, or the numbers of values differ.
 
     Example:
         >>> bootstrap_difference([1.0, 5.0], [2.0, 6.0])
         Interval(mean=1.0, low=1.0, high=1.0, level=0.95)
     """
     if len(before) != len(after):
-        raise ValueError(f"{len(before)} values before but {len(after)} after: a paired difference needs as many.")
+        raise ValueError(
+            f"{len(before)} values before but {len(after)} after: a paired difference needs equal numbers."
+        )
     difference = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     return bootstrap_mean(difference.tolist(), level=level, resamples=resamples, seed=seed)
 
 
 def wilson(successes: float, trials: int, *, level: float = 0.95) -> Interval:
-    """Return a rate with its Wilson score interval; its `mean` is successes / trials.
+    """Return a rate with its Wilson score interval. Its `mean` is successes / trials.
 
-    The interval stays within [0, 1] and holds its level for few trials and for rates near 0 and 1, where the plain
-    normal interval doesn't. Count a tie as half a success: such outcomes vary less than successes and failures of
-    the same rate, so the interval is then wider than it had to be, never narrower.
+    The interval stays within [0, 1] and keeps its level for few trials and for rates near 0 and 1, unlike the normal
+    interval. Count a tie as half a success. Such outcomes vary less than successes and failures of the same rate, so
+    the interval is then conservative.
 
     Args:
         successes: at most `trials`; may end in .5.
-        trials: independent ones, at least one.
-        level: of confidence, between 0 and 1.
+        trials: number of independent trials, at least one.
+        level: confidence level, between 0 and 1.
 
     Raises:
-        ValueError: no trials, successes out of range, or a level out of range.
+        ValueError: there are no trials, or `successes` or `level` is out of range.
 
     Example:
         >>> interval = wilson(7, 10)
@@ -148,7 +149,7 @@ def wilson(successes: float, trials: int, *, level: float = 0.95) -> Interval:
     rate = successes / trials
     center = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
     half = math.sqrt(z2 * (rate * (1 - rate) + z2 / (4 * trials)) / trials) / (1 + z2 / trials)
-    # Rounding would put an end of 0 or of 1 a hair beside it.
+    # Rounding would move an end of 0 or 1 slightly.
     low = 0.0 if successes == 0 else center - half
     high = 1.0 if successes == trials else center + half
     return Interval(rate, low, high, level)
@@ -156,13 +157,13 @@ def wilson(successes: float, trials: int, *, level: float = 0.95) -> Interval:
 
 @dataclass(frozen=True)
 class SignTest:
-    """Of two models on the same prompts, whether one does better.
+    """Whether one of two models does better on the same prompts.
 
     Attributes:
-        first: prompts on which the first did better.
-        second: prompts on which the second did better.
-        ties: the other prompts; they say nothing.
-        p_value: two-sided and exact: the probability of a split at least as uneven if neither were better.
+        first: number of prompts on which the first did better.
+        second: number of prompts on which the second did better.
+        ties: number of other prompts; the test ignores them.
+        p_value: exact and two-sided: the probability of a split at least as uneven if neither were better.
     """
 
     first: int
@@ -176,14 +177,14 @@ class SignTest:
 
 
 def sign_test(first: Sequence[float], second: Sequence[float]) -> SignTest:
-    """Compare two models prompt by prompt. For outcomes that are 0 or 1 this is McNemar's exact test.
+    """Compare two models prompt by prompt. For outcomes of 0 or 1 this is McNemar's exact test.
 
     Args:
-        first: [N] the first model's values; value i of both belongs to the same prompt.
-        second: [N] the second model's.
+        first: [N] the first model's values. Value i of both belongs to the same prompt.
+        second: [N] the second model's values.
 
     Raises:
-        ValueError: different numbers of values, or one that isn't finite.
+        ValueError: the numbers of values differ, or one is not finite.
 
     Example:
         >>> sign_test([1, 1, 1, 1, 1, 0, 0.5], [0, 0, 0, 0, 0, 0, 0.5])
@@ -193,7 +194,7 @@ def sign_test(first: Sequence[float], second: Sequence[float]) -> SignTest:
         McNemar 1947, Psychometrika 12, with the binomial distribution instead of its approximation.
     """
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} values and {len(second)}: a paired test needs as many of both.")
+        raise ValueError(f"{len(first)} values and {len(second)} values: a paired test needs the same number.")
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     if not np.isfinite(difference).all():
         raise ValueError(f"Pair {int(np.flatnonzero(~np.isfinite(difference))[0])} is not finite.")

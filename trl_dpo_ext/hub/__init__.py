@@ -1,12 +1,13 @@
-"""From a run's folder to the Hub and back: push it, with a card that says what was trained.
+"""Pushes a run's folder to the Hub with a model card, and loads, merges and shares what runs leave.
 
-`hub.merge` and `hub.reference_cache` are imported by themselves: they load torch, which a push needs none of.
+`hub.merge`, `hub.adapter_loading` and `hub.share_reference_cache` load torch, which a push doesn't need, so import them
+directly.
 """
 
-from .card import make_card, write_card
-from .files import hub_id
+from .model_card import make_card, write_card
 from .push import PushError, push_run
-from .run import Run, RunError, TrainedBase, read_run
+from .pushed_files import hub_id
+from .run_folder import Run, RunError, TrainedBase, read_run
 from .training_record import training_record
 
 __all__ = [

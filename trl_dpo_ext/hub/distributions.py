@@ -1,4 +1,4 @@
-"""Next-token distributions of two models on the same prompts: how far apart they are."""
+"""Compares the next-token distributions of two models on the same prompts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _BATCH = 16
 
 
 def next_token_logits(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_tokens: int = 32) -> list[Tensor]:
-    """Return the logits after every token of each prompt, computed in float32 whatever the weights are stored in.
+    """Return the logits after every token of each prompt, computed in float32 whatever the dtype of the weights.
 
     Args:
-        model: a causal language model, in whatever mode; it is left in evaluation mode.
+        model: a causal language model; it is left in evaluation mode.
         tokenizer: its tokenizer.
-        prompts: N texts, none of which tokenizes to nothing.
-        max_tokens: a longer prompt is cut to its first `max_tokens` tokens.
+        prompts: N texts, each of at least one token.
+        max_tokens: longer prompts are cut to their first `max_tokens` tokens.
 
     Returns:
         N tensors [tokens of the prompt, vocabulary], float32, on the CPU.
@@ -32,7 +32,7 @@ def next_token_logits(model: Any, tokenizer: Any, prompts: Sequence[str], *, max
             list(prompts[start : start + _BATCH]),
             return_tensors="pt",
             padding=True,
-            padding_side="right",  # behind the tokens that count, none of which sees it
+            padding_side="right",  # no token attends to the padding after it
             truncation=True,
             max_length=max_tokens,
         )
@@ -45,7 +45,7 @@ def next_token_logits(model: Any, tokenizer: Any, prompts: Sequence[str], *, max
 
 @contextlib.contextmanager
 def _computing_in_float32(model: nn.Module) -> Iterator[None]:
-    # Each module's weights are float32 while it runs and as stored otherwise: never more than one layer twice.
+    # A module's weights are float32 only while it runs, so never more than one layer is held twice.
     def wrap(module: nn.Module) -> None:
         own = [p for p in module.parameters(recurse=False) if p.dtype in (torch.float16, torch.bfloat16)]
         stored: list[Tensor] = []
@@ -77,8 +77,8 @@ def compare_distributions(trained: Sequence[Tensor], other: Sequence[Tensor]) ->
     """Compare two models' next-token distributions, position by position.
 
     Args:
-        trained: logits of the model that was trained, as from `next_token_logits`.
-        other: those of the other model, on the same tokens.
+        trained: logits of the model that was trained, from `next_token_logits`.
+        other: logits of the other model on the same tokens.
 
     Returns:
         `positions`; `kl_mean`, `kl_max`: KL(trained || other), nats, over positions; `logit_difference_max`: largest

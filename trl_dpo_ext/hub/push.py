@@ -1,4 +1,4 @@
-"""Push a run's folder to the Hub: one commit, of what others need; the folder itself stays as it is."""
+"""Pushes a run's folder to the Hub in one commit, and changes nothing in the folder."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..record import scrub
-from .card import make_card
-from .files import base_model_id, files_to_push
-from .run import read_run
+from .model_card import make_card
+from .pushed_files import base_model_id, files_to_push
+from .run_folder import read_run
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# huggingface_hub repeats some of its requests by itself; these are tries of the whole, which cost little: what the Hub
-# has already is not sent again.
+# huggingface_hub retries some requests itself. These are tries of the whole push, which cost little: the Hub gets each
+# file only once.
 _TRIES = 5
 
 
 class PushError(RuntimeError):
-    """A push that did not finish. The message says why, and the command that finishes it."""
+    """A push that didn't finish. The message says why, and the command that finishes it."""
 
 
 def push_run(
@@ -44,26 +44,25 @@ def push_run(
 ) -> str:
     """Push the adapter or model of a run's folder, with its tokenizer, record and card, in one commit.
 
-    Everything is checked before the Hub is asked anything, and nothing in the folder is changed. Call it in the main
-    process only.
+    All checks come before the first request to the Hub. Call this in the main process only.
 
     Args:
-        folder: of a finished run, or of a merged model.
-        repo: "owner/name", or a name in your own namespace; created if it isn't there.
-        private: make it private. An existing public repository is refused then.
-        revision: branch to commit to, created if it isn't there; by default `main`.
-        base_model: Hub id of the base model; needed where the run was trained from a local path.
-        base_revision: of the base model.
-        token: access token; by default the one that `hf auth login` or HF_TOKEN gave.
-        message: of the commit.
-        result: what result.json says, where the folder has none: that of a checkpoint.
+        folder: folder of a finished run, or of a merged model.
+        repo: "owner/name", or a name in your own namespace; created if missing.
+        private: make the repository private; an existing public one is then refused.
+        revision: branch to commit to, created if missing; by default `main`.
+        base_model: Hub id of the base model; needed if the run was trained from a local path.
+        base_revision: revision of the base model.
+        token: access token; by default that of `hf auth login` or HF_TOKEN.
+        message: commit message.
+        result: content of result.json for a folder without one, such as a checkpoint.
 
     Returns:
         The address of the commit.
 
     Raises:
         RunError: the folder can't be pushed as it is; the message says what to do.
-        PushError: the Hub refused, or could not be reached; the message has the command that finishes it.
+        PushError: the Hub refused or can't be reached; the message has the command that finishes the push.
     """
     run = read_run(folder)
     if result is not None and not run.result:
@@ -77,7 +76,9 @@ def push_run(
     def push() -> str:
         full = api.create_repo(repo, private=private, exist_ok=True).repo_id
         if private and not api.repo_info(full).private:
-            raise PushError(f"{full} is public already, and private was asked for.")
+            raise PushError(
+                f"{full} is public, and --private was given. Use another repository, or leave out --private."
+            )
         if revision is not None:
             api.create_branch(full, branch=revision, exist_ok=True)
         operations = [CommitOperationAdd(path, content) for path, content in files.items()]
@@ -94,31 +95,31 @@ def push_run(
         ):
             command += [option, value] if value is not None else []
         raise PushError(
-            f"The push to {repo} did not finish: {_reason(error, repo, token)}\n{folder} is whole and unchanged. "
-            f"This finishes the push:\n  {shlex.join(command)}"
+            f"The push to {repo} did not finish: {_reason(error, repo, token)}\n{folder} is complete and unchanged. "
+            f"Finish the push with:\n  {shlex.join(command)}"
         ) from None  # the client's own error quotes requests
 
 
 def _again(action: Callable[[], T], token: str | None) -> T:
-    """Run `action`, and again after a while where the Hub is busy, fails, or the connection is cut."""
+    """Run `action`; retry after a while if the Hub is busy, fails, or the connection breaks."""
     for attempt in range(1, _TRIES):
         try:
             return action()
         except Exception as error:
             if (wait := _wait(error, attempt)) is None:
                 raise
-            said = scrub(_short(error), token)
-            logger.warning(f"Push, try {attempt} of {_TRIES}: {said} Trying again in {wait:g} s.")
+            reason = scrub(_short(error), token)
+            logger.warning(f"Push, try {attempt} of {_TRIES}: {reason} Trying again in {wait:g} s.")
             time.sleep(wait)
     return action()
 
 
 def _wait(error: BaseException, attempt: int) -> float | None:
-    """Return seconds to wait before the next try, or None where another try would not help."""
+    """Return the seconds to wait before the next try, or None if another try wouldn't help."""
     error = _cause(error)
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        if status not in (408, 412, 429) and status < 500:  # 412: somebody else has committed meanwhile
+        if status not in (408, 412, 429) and status < 500:  # 412: someone else committed meanwhile
             return None
         asked = error.response.headers.get("Retry-After", "")
         return float(asked) if asked.isdigit() else float(2**attempt)
@@ -126,12 +127,12 @@ def _wait(error: BaseException, attempt: int) -> float | None:
 
 
 def _network_error() -> type[Exception]:
-    # What HfHubHTTPError is of its client library (httpx, or its successor): the base of cut connections too.
+    # HfHubHTTPError derives from its client library's error (httpx or its successor), the base of broken connections.
     return next(base for base in HfHubHTTPError.__mro__ if base.__module__.startswith("httpx"))
 
 
 def _cause(error: BaseException) -> BaseException:
-    # huggingface_hub wraps what goes wrong with one of several uploads in a RuntimeError.
+    # huggingface_hub wraps the error of one of several uploads in a RuntimeError.
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -148,12 +149,12 @@ def _reason(error: BaseException, repo: str, token: str | None) -> str:
     cause: Any = _cause(error)
     status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
     if status == 401:
-        with_token = "the access token isn't valid" if token else "no access token was given"
-        return f"{with_token} (401). Log in with `hf auth login`, or set HF_TOKEN."
+        problem = "the access token isn't valid" if token else "no access token was given"
+        return f"{problem} (401). Log in with `hf auth login`, or set HF_TOKEN."
     if status == 403:
-        return f"this access token may not write to {repo} (403). Take one with write permission for that namespace."
+        return f"this access token may not write to {repo} (403). Use one with write permission for that namespace."
     if status == 404:
-        return f"{repo} is not there, or this access token may not see it (404)."
+        return f"{repo} doesn't exist, or this access token may not see it (404)."
     if status is None and not isinstance(cause, PushError):
         return scrub(f"{type(cause).__name__}: {cause}.", token)
     return scrub(str(cause).strip(), token)

@@ -1,4 +1,4 @@
-"""What a trainer knows about its run and the card shows: losses, data, base model, how it was launched."""
+"""The part of result.json that comes from the trainer: losses, data, base model, launch command."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def training_record(trainer: Any) -> dict[str, Any]:
     """Return the part of result.json that only the trainer knows, ready for JSON.
 
     Args:
-        trainer: a `PreferenceTrainer`, after training; that of the main process.
+        trainer: a `PreferenceTrainer` of the main process, after training.
 
     Returns:
         `format`, `launch`, `peak_memory_gib`; `losses`: name, weight, hyperparameters, equation, paper and reference
-        of each; `data`: rows of training and evaluation, and how many the linter's findings concern; `parameters`: all
-        and trainable; `base`: how the base model was loaded, see `hub.run.TrainedBase`.
+        of each; `data`: rows of training and evaluation, and the number of rows per finding of the linter;
+        `parameters`: all and trainable; `base`: how the base model was loaded, see `hub.run_folder.TrainedBase`.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     quantization = getattr(model.config, "quantization_config", None)
@@ -46,7 +46,7 @@ def training_record(trainer: Any) -> dict[str, Any]:
         },
         "parameters": {
             "trainable": sum(n for n, trainable, _ in counts if trainable),
-            # Of a 4-bit weight, the tensor holds two values a byte; its state knows the shape.
+            # A 4-bit tensor packs two values per byte; its quantization state knows the true shape.
             "all": sum(n if state is None else math.prod(state.shape) for n, _, state in counts),
         },
         "base": {

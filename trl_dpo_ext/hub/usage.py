@@ -1,16 +1,15 @@
-"""What people do with a trained model: the code that loads it, and what a merge has made of it, in sentences."""
+"""Text of the card: the code that loads a model, notes on it, and the result of a merge in sentences."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .run import Run, RunError
-
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what its --max-lora-rank takes
+from .._compat.vllm import LORA_RANKS, lora_rank
+from .run_folder import Run, RunError
 
 
 def loading(run: Run, base: str, base_revision: str | None, repo: str) -> list[tuple[str, str]]:
-    """Return headings, each with the code that loads the model that way."""
+    """Return pairs of a heading and the code that loads the model that way."""
     if not run.adapter:
         return [
             (
@@ -35,11 +34,11 @@ def loading(run: Run, base: str, base_revision: str | None, repo: str) -> list[t
     found = [
         ("With PEFT:", code(f'model = AutoPeftModelForCausalLM.from_pretrained("{repo}"{option})')),
         (
-            "Merged, as one plain model (`trl-dpo-ext` measures how near that is to the model that was trained):",
+            "Merged, as one plain model (`trl-dpo-ext` measures how close it is to the model that was trained):",
             f"trl-dpo-ext merge FOLDER_OF_THIS_REPOSITORY merged --base-model {base}",
         ),
         (
-            "To train on from it in TRL:",
+            "To continue training in TRL:",
             code(
                 f'model = AutoPeftModelForCausalLM.from_pretrained("{repo}", is_trainable=True{option})\n'
                 "trainer = DPOTrainer(model=model, ...)  # or trl_dpo_ext.PreferenceTrainer",
@@ -48,7 +47,7 @@ def loading(run: Run, base: str, base_revision: str | None, repo: str) -> list[t
         ),
     ]
     if not _merge_first(run):
-        rank = next((rank for rank in _VLLM_RANKS if rank >= run.adapter.get("r", 8)), _VLLM_RANKS[-1])
+        rank = lora_rank(run.adapter.get("r", 8)) or LORA_RANKS[-1]
         quantization = " --quantization bitsandbytes" if quantized else ""
         revision = f" --revision {base_revision}" if base_revision else ""
         found.append(
@@ -62,15 +61,15 @@ def loading(run: Run, base: str, base_revision: str | None, repo: str) -> list[t
 
 
 def notes(run: Run) -> list[str]:
-    """Return what somebody who loads it has to know."""
+    """Return what anyone who loads the model must know."""
     found = []
     if run.adapter and _quantization(run):
         found.append(
-            "The base model was quantized in training, and the adapter has learned on top of its rounding errors: on "
-            "an un-quantized base it is another model."
+            "Training quantized the base model, and the adapter learned to work with its rounding errors: on an "
+            "unquantized base it is another model."
         )
     if run.adapter and (reason := _merge_first(run)):
-        found.append(f"vLLM's LoRA loading doesn't take {reason}: merge the adapter first.")
+        found.append(f"vLLM can't load LoRA adapters with {reason}: merge the adapter first.")
     return found
 
 
@@ -92,7 +91,7 @@ def _merge_first(run: Run) -> str | None:
 
 
 def describe_merge(report: dict[str, Any]) -> str:
-    """Return what a merge did to the model, in sentences."""
+    """Return the result of a merge in sentences."""
     found = report["difference"]
     lines = [
         f"Compared with the model that was trained, over {found['positions']} next tokens of {report['prompts']} "
@@ -102,7 +101,7 @@ def describe_merge(report: dict[str, Any]) -> str:
     if report["into"] == "original" and report["quantization"] is not None:
         lines.insert(
             0,
-            "Merged into un-quantized weights: this is not the model that was trained. The rounding errors of the "
-            "quantized base, on top of which the adapter has learned, are gone.",
+            "Merged into unquantized weights: this is not the model that was trained. The adapter learned to work with "
+            "the rounding errors of the quantized base, and they are gone.",
         )
     return "\n".join(lines)

@@ -1,19 +1,21 @@
-"""The preference losses: pure functions on log-probs, one file per family, found through a registry."""
+"""The preference losses: pure functions on log-probs, found by name through a registry.
 
-# Imported to register their losses, which are reached through the registry.
-from . import (  # noqa: F401
-    batch,
-    displacement,
-    dpo,
-    links,
-    listwise,
-    minor_dpo,
-    reference_free,
-    reference_free_listwise,
-    soft_labels,
-    ties,
-    unpaired,
-)
-from .spec import Hyperparameter, HyperparameterError, LossSpec, get_loss, list_losses, register_loss
+`families/` holds the losses, one file per family. The files beside this one hold what the families share.
+"""
 
-__all__ = ["Hyperparameter", "HyperparameterError", "LossSpec", "get_loss", "list_losses", "register_loss"]
+from . import families as families  # importing it registers the built-in losses
+from .hyperparameters import Hyperparameter, HyperparameterError
+from .loss_registry import LOSSES, get_loss, list_losses, register_loss
+from .loss_spec import LossSpec
+from .trl_fields import TRL_LOSS_FIELDS
+
+__all__ = [
+    "LOSSES",
+    "TRL_LOSS_FIELDS",
+    "Hyperparameter",
+    "HyperparameterError",
+    "LossSpec",
+    "get_loss",
+    "list_losses",
+    "register_loss",
+]

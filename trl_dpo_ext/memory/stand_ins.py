@@ -1,4 +1,4 @@
-"""What can't be built or run without storage: 4-bit layers, GPU attention kernels. Stand-ins that allocate the same."""
+"""Stand-ins for what fake tensors can't run: 4-bit layers and GPU kernels. They allocate the same bytes."""
 
 from __future__ import annotations
 
@@ -13,34 +13,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import HfQuantizer
-from transformers.quantizers.quantizers_utils import should_convert_module
 
+from .._compat.torch import flash_attention, memory_efficient_attention
+from .._compat.transformers import Conv1D, modules_kept_unquantized, should_convert_module
 from .._compat.trl import head_as_on_a_gpu
 
-_BLOCK, _NESTED_BLOCK = 64, 256  # elements that share a constant; constants that share one
-
+_BLOCK, _NESTED_BLOCK = 64, 256  # weights that share a scale; scales that share a scale of their own
 
 UNMASKED = "trl_dpo_ext_unmasked"
-"""SDPA without a mask: it keeps the same tensors as FlashAttention and FlexAttention."""
+"""SDPA without a mask. It keeps the same tensors as FlashAttention and FlexAttention."""
 
 AttentionInterface.register(UNMASKED, sdpa_attention_forward)
 AttentionMaskInterface.register(UNMASKED, lambda *args, **kwargs: None)
 
 
 class Linear4bitStandIn(bnb.nn.Linear4bit):
-    """A `Linear4bit` with the bytes of a quantized one, whose products allocate what bitsandbytes' do.
+    """A `Linear4bit` with the bytes of a quantized layer, whose products allocate what bitsandbytes' products do.
 
-    bitsandbytes' parameter can't be built from a fake tensor. Its layer is dequantized to the dtype of the input for
-    the product, and once more, in the dtype it had before, for the gradient; nothing of it is kept in between. For
-    products of few rows there are GPU kernels that don't dequantize; they are not counted on.
+    bitsandbytes can't build its parameter from a fake tensor. Its layer dequantizes the weight to the input's dtype for
+    the product, and once more to the original dtype for the gradient; it keeps nothing in between. bitsandbytes has GPU
+    kernels that don't dequantize for products of few rows; the estimate doesn't rely on them.
 
     Args:
-        rows, columns: of the weight, out and in.
+        rows, columns: size of the weight, out and in.
         bias: the layer's bias.
-        dtype: of the weights before they were quantized.
-        quantization: the configuration.
+        dtype: the weight's dtype before quantization.
+        quantization: the quantization config.
     """
 
     bias: Any
@@ -74,11 +72,11 @@ class Linear4bitStandIn(bnb.nn.Linear4bit):
         """Return the weight, [out, in]."""
         scales = torch.empty(self.absmax.shape) + self.offset if self.nested else self.absmax
         weight = torch.empty(self.out_features, self.in_features, dtype=dtype)
-        del scales  # float32, alive until the weight is there
+        del scales  # float32, alive until the weight exists
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply, as bitsandbytes' layer does."""
+        """Multiply as bitsandbytes' layer does."""
         given = x.dtype
         if self.compute_dtype is not None:
             x = x.to(self.compute_dtype)
@@ -103,9 +101,8 @@ class _Product(torch.autograd.Function):
 
 
 def quantize(model: PreTrainedModel, quantization: BitsAndBytesConfig) -> None:
-    """Put stand-ins where loading with `quantization` would put 4-bit layers."""
-    in_float32: Any = model._keep_in_fp32_modules
-    kept = HfQuantizer.get_modules_to_not_convert(model, quantization.llm_int8_skip_modules, in_float32)
+    """Replace each layer that loading with `quantization` would quantize by its stand-in."""
+    kept = modules_kept_unquantized(model, quantization.llm_int8_skip_modules)
     for name, module in list(model.named_modules()):
         if not (isinstance(module, Conv1D) or type(module) is nn.Linear) or not should_convert_module(name, kept):
             continue
@@ -117,7 +114,7 @@ def quantize(model: PreTrainedModel, quantization: BitsAndBytesConfig) -> None:
 
 
 def _in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An operation of decoders that autocast runs in float32 on a GPU, but not on a CPU."""
+    """Wrap an operation that autocast runs in float32 on a GPU but not on a CPU."""
 
     def call(*args: Any, **kwargs: Any) -> Tensor:
         if torch.is_autocast_enabled("cpu"):
@@ -137,30 +134,26 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention by the GPU's kernels: FlashAttention without a mask, else the memory-efficient one.
+    """Run attention as a GPU does: FlashAttention without a mask, the memory-efficient kernel with one.
 
-    The latter reads an additive mask in the dtype of the queries, made anew in every layer, with rows that are padded
-    to a multiple of 16 (`preprocess_mask` and `pad_bias` of torch's attention.cpp).
+    The memory-efficient kernel reads an additive mask in the queries' dtype. torch makes that mask in every layer, with
+    rows padded to a multiple of 16 (`preprocess_mask` and `pad_bias` of torch's attention.cpp).
     """
-    kernels = torch.ops.aten
+    options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
     if attn_mask is None:
-        return kernels._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[
-            0
-        ]
+        return flash_attention(query, key, value, **options)
     if attn_mask.dtype == torch.bool:
         attn_mask = torch.where(attn_mask, 0.0, torch.full((), -math.inf, dtype=query.dtype))
     length = attn_mask.shape[-1]
     if length % 16:
         attn_mask = F.pad(attn_mask, (0, 16 - length % 16))[..., :length]
     bias = attn_mask.expand(query.shape[0], query.shape[1], query.shape[2], length)
-    return kernels._scaled_dot_product_efficient_attention(
-        query, key, value, bias, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale
-    )[0]
+    return memory_efficient_attention(query, key, value, bias, compute_log_sumexp=torch.is_grad_enabled(), **options)
 
 
 @contextmanager
 def kernels_of(device: str) -> Iterator[None]:
-    """While open, operations on fake tensors allocate what they do on this kind of device, "cpu" or "cuda"."""
+    """While open, operations on fake tensors allocate what they allocate on this device type, "cpu" or "cuda"."""
     if device == "cpu":
         yield
         return

@@ -1,31 +1,34 @@
-"""One real training step on tensors without storage, with every allocation booked."""
+"""One training step on fake tensors, with every allocation booked."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, Trainer
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .._compat.trl import add_fused_lm_head
+from .._compat.bitsandbytes import allocate_optimizer_state
+from .._compat.torch import FakeTensorMode, own_buffers, own_parameters
+from .._compat.transformers import GradientCheckpointingLayer, enable_checkpointing, set_attention
+from .._compat.trl import add_fused_lm_head, use_adapter
 from ..data.collator import PreferenceCollator
 from ..modeling.compact_head import add_compact_head
 from ..modeling.dropout import disable_functional_dropout
+from ..modeling.forward import TokenOutputs, evaluation_mode, prepare_inputs, token_outputs
 from ..modeling.layout import PromptGroup
 from ..modeling.masks import MODEL_INPUTS
 from ..modeling.row_plan import RowLayout, layout_without_check
-from ..training import PreferenceConfig, PreferenceTrainer
-from .ledger import Ledger, Parts
+from ..training import PreferenceConfig
+from ..training.batch import ranked_responses, step_loss
+from .allocation_ledger import Ledger, Parts
+from .known_values import KnownValues
 from .stand_ins import UNMASKED, Linear4bitStandIn, kernels_of, quantize
-from .values import KnownValues
 
 WEIGHTS = "weights"
 WEIGHTS_4BIT = "4-bit weights"
@@ -43,20 +46,20 @@ BACKWARD = "backward pass"
 UPDATE = "optimizer step"
 
 HEAD_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
-"""What DPOTrainer asks the fused head for."""
+"""The outputs that DPOTrainer asks the fused head for."""
 
 _ALLOCATOR_BLOCK = {"cuda": 512, "cpu": 1}  # bytes
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What one micro-batch holds; every prompt and response has the same length.
+    """The shape of one micro-batch, in which all prompts have one length and all responses another.
 
     Attributes:
-        prompts: prompts of a micro-batch, `per_device_train_batch_size`.
-        responses: K, per prompt.
-        prompt_tokens: of each prompt.
-        response_tokens: of each response; with the prompt, `max_length`.
+        prompts: prompts per micro-batch, `per_device_train_batch_size`.
+        responses: K, the responses per prompt.
+        prompt_tokens: tokens of each prompt.
+        response_tokens: tokens of each response; with the prompt they make `max_length`.
     """
 
     prompts: int = 1
@@ -65,9 +68,10 @@ class Shape:
     response_tokens: int = 512
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the tokenized rows, as the trainer's collator takes them; the last response is one token shorter.
+        """Return the tokenized rows that the trainer's collator takes.
 
-        Without any padding, padded rows would need no mask, which never happens with real data.
+        The last response is one token shorter than the others: without any padding, padded rows would need no mask,
+        and real data always has padding.
         """
         ids = list(range(self.responses))
         lengths = [self.response_tokens] * (self.responses - 1) + [max(self.response_tokens - 1, 1)]
@@ -82,17 +86,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class Setup:
-    """All that decides how much memory a step takes.
+    """Everything that decides how much memory a step takes.
 
     Attributes:
         config: the model's config.
         args: the training configuration.
         shape: the micro-batch.
-        dtype: of the weights that aren't quantized.
-        quantization: how they are quantized, or None.
-        peft: the adapters, or None for full fine-tuning.
-        attention: `attn_implementation`, None = the model's default.
-        device: "cuda", or "cpu" to compare with what can be measured anywhere.
+        dtype: dtype of the weights that aren't quantized.
+        quantization: the quantization config, or None.
+        peft: the adapter's config, or None for full fine-tuning.
+        attention: `attn_implementation`; None is the model's default.
+        device: "cuda", or "cpu" to compare with a measurement on a CPU.
     """
 
     config: PreTrainedConfig
@@ -106,15 +110,15 @@ class Setup:
 
 
 def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
-    """Build the model and run an optimizer step, all on fake tensors.
+    """Build the model and run one optimizer step, both on fake tensors.
 
     Args:
-        setup: what to run.
-        layers: decoder layers to build; None = all.
+        setup: the run.
+        layers: decoder layers to build; None is all.
 
     Returns:
-        For each phase of the step, the bytes by part at its largest moment. The phases of the backward pass are
-        those of the head, the last layer, the layers between, and the first.
+        For each phase of the step, the bytes by part at its largest moment. The backward pass has four phases: the
+        head, the last layer, the layers between, and the first layer.
     """
     model, reference = _build_on_meta(setup, layers)
     stored = _zeros if setup.args.precompute_ref_log_probs else None
@@ -124,7 +128,7 @@ def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
     values = KnownValues(fake)
     with kernels_of(setup.device), fake, values, ledger:
         _prepare(model, reference, setup, ledger)
-        trainer = _StepOnly(model, reference, setup, ledger)
+        step = _StepOnly(model, reference, setup, ledger)
         optimizer = _Optimizer(setup.args, model, ledger)
         _watch_layers(model, ledger)
         for number in range(2 if setup.args.gradient_accumulation_steps > 1 else 1):
@@ -134,7 +138,7 @@ def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
                     ledger.book(tensor, BATCH)
             ledger.phase = "forward" if number == 0 else "forward with gradients"
             with ledger.booking(HEAD):
-                loss = trainer.compute_loss(model, inputs, num_items_in_batch=torch.tensor(setup.shape.prompts))
+                loss = step.loss(inputs)
             del inputs
             ledger.phase = "backward: head"
             with ledger.booking(BACKWARD):
@@ -150,34 +154,42 @@ def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
     return peaks
 
 
-class _StepOnly(PreferenceTrainer):
-    """The trainer's own step, without all that a run needs around it."""
+class _StepOnly:
+    """The trainer's own step, from a batch to its loss, with every part booked."""
 
     def __init__(self, model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
-        self.model = model
-        self._reference: Any = SimpleNamespace(model=reference, adapter=None)
-        self.args = setup.args
-        self.objective = setup.args.objective()
-        self.use_weighting = setup.args.use_weighting
+        self._model, self._reference = model, reference
+        self._objective = setup.args.objective()
+        self._use_weighting = setup.args.use_weighting
+        self._adapted = setup.peft is not None
         text = model.config.get_text_config()
         coefficient = setup.args.router_aux_loss_coef
-        self.router_aux_loss_coef = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
-        self.aux_loss_enabled = hasattr(text, "output_router_logits") and self.router_aux_loss_coef != 0.0
-        self.current_gradient_accumulation_steps = setup.args.gradient_accumulation_steps
-        self.accelerator: Any = SimpleNamespace(
-            num_processes=1, unwrap_model=lambda model: model, reduce=lambda tensor, reduction: tensor
-        )
-        self.state: Any = SimpleNamespace(global_step=0)
-        self.guard: Any = SimpleNamespace(check_loss=lambda *args: None)
+        self._router_coef = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
+        self._router = hasattr(text, "output_router_logits") and self._router_coef != 0.0
+        self._parts = setup.args.gradient_accumulation_steps
         self._ledger = ledger
         self._unmasked = _unmasked(setup)
         self._precision = torch.bfloat16 if setup.args.bf16 else torch.float16 if setup.args.fp16 else None
 
-    def _model_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a micro-batch."""
+        inputs = self._inputs(batch)
+        policy = self._forward(self._model, inputs | ({"output_router_logits": True} if self._router else {}), batch)
+        reference = batch.get("ref_token_logps")
+        if reference is None and self._objective.reads_reference:
+            reference = self._reference_pass(inputs, batch)
+        responses = ranked_responses(
+            policy, reference, batch, needs=self._objective.needs, use_weighting=self._use_weighting
+        )
+        per_prompt, _ = self._objective(responses, training=True)
+        loss = step_loss(per_prompt, torch.tensor(len(responses)), self._parts)
+        return loss + self._router_coef * policy.model_outputs.aux_loss if self._router else loss
+
+    def _inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         with self._ledger.booking(MASK):
             if self._unmasked is None:
-                return super()._model_inputs(inputs)
-            rows, length = inputs["input_ids"].shape
+                return prepare_inputs(self._model, self._model.config, batch)
+            rows, length = batch["input_ids"].shape
             self._block_mask = None
             if self._unmasked == "flex_attention":
                 # A BlockMask is built from the whole mask; it keeps counts and indices, of full blocks and of others,
@@ -185,26 +197,29 @@ class _StepOnly(PreferenceTrainer):
                 whole, blocks = torch.empty(rows, 1, length, length, dtype=torch.bool), -(-length // 128)
                 self._block_mask = torch.empty(rows, 4, blocks, blocks + 1, dtype=torch.int32)
                 del whole
-            return {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+            return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
-    def _forward(self, model: Any, arguments: dict[str, Any], **options: Any) -> Any:  # type: ignore[override]
+    def _forward(self, model: Any, inputs: dict[str, Any], batch: dict[str, Tensor]) -> TokenOutputs:
         # accelerate wraps the model's forward, and nothing else of the step, in autocast.
         with torch.autocast("cpu", dtype=self._precision, enabled=self._precision is not None):
-            if torch.is_grad_enabled():
-                return super()._forward(model, arguments, **options)
-            before, self._ledger.phase = self._ledger.phase, "reference pass"
-            with self._ledger.booking(REFERENCE_PASS):
-                outputs = super()._forward(model, arguments, **options)
-            self._ledger.phase = before
-            return outputs
+            return token_outputs(model, inputs, batch)
 
-    def _record(self, *args: Any, **kwargs: Any) -> Any:
-        """Metrics are a few numbers, and fake tensors have none."""
-        return 0.0, 0.0
+    def _reference_pass(self, inputs: dict[str, Any], batch: dict[str, Tensor]) -> Tensor:
+        before, self._ledger.phase = self._ledger.phase, "reference pass"
+        reference = self._model if self._reference is None else self._reference
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(evaluation_mode(reference))
+            if self._reference is None and self._adapted:
+                stack.enter_context(use_adapter(self._model, None))
+            stack.enter_context(self._ledger.booking(REFERENCE_PASS))
+            logps = self._forward(reference, inputs, batch).logps
+        self._ledger.phase = before
+        return logps
 
 
 class _Optimizer:
-    """The optimizer of a run, its state in place, as it is from the second step on."""
+    """The optimizer of a run with its state allocated, as from the second step on."""
 
     def __init__(self, args: PreferenceConfig, model: nn.Module, ledger: Ledger) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -213,11 +228,7 @@ class _Optimizer:
         self._bitsandbytes = cls.__module__.startswith("bitsandbytes")
         with ledger.booking(OPTIMIZER):
             if self._bitsandbytes:
-                # Managed memory of paged states is counted like any other: it stays on the card while there is room.
-                self._optimizer.get_state_buffer = lambda p, dtype=torch.float32: torch.zeros_like(p, dtype=dtype)
-                for g, group in enumerate(self._optimizer.param_groups):
-                    for i, p in enumerate(group["params"]):
-                        self._optimizer.init_state(group, p, g, i)
+                allocate_optimizer_state(self._optimizer)
             else:
                 for p in self.parameters:
                     p.grad = torch.zeros_like(p)
@@ -231,12 +242,12 @@ class _Optimizer:
             p.register_post_accumulate_grad_hook(lambda p: ledger.book(p.grad, GRADIENTS))
 
     def step(self) -> None:
-        if not self._bitsandbytes:  # whose kernels work in place
+        if not self._bitsandbytes:  # its kernels work in place
             self._optimizer.step()
 
 
 def _prepare(model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
-    """Give both models fake weights, and do with them what `DPOTrainer` and `Trainer` do."""
+    """Give both models fake weights, then prepare them as `DPOTrainer` and `Trainer` do."""
     args = setup.args
     _materialize(model, ledger, None)
     if reference is not None:
@@ -257,13 +268,13 @@ def _prepare(model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
     if args.gradient_checkpointing:
         if setup.peft is not None:
             model.enable_input_require_grads()
-        # Random states are a few bytes, and a fake device has none.
+        # Random number states are a few bytes, and a fake device has none.
         given: Any = args.gradient_checkpointing_kwargs or {}
-        model.gradient_checkpointing_enable({"use_reentrant": False, **given, "preserve_rng_state": False})
+        enable_checkpointing(model, {"use_reentrant": False, **given, "preserve_rng_state": False})
 
 
 def _build_on_meta(setup: Setup, layers: int | None) -> tuple[Any, Any]:
-    """Return both models on the meta device, where PEFT can change the dtype of parameters; of fake ones it can't."""
+    """Return both models on the meta device, where PEFT can change dtypes; it can't change those of fake tensors."""
     with torch.device("meta"):
         model = load_on_meta(setup, layers)
         if setup.quantization is not None:
@@ -281,7 +292,7 @@ def _build_on_meta(setup: Setup, layers: int | None) -> tuple[Any, Any]:
 
 
 def _materialize(model: nn.Module, ledger: Ledger, part: str | None) -> None:
-    """Replace meta tensors by fake ones; weights that are shared stay shared."""
+    """Replace meta tensors by fake tensors; shared weights stay shared."""
     made: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor, kind: str) -> Tensor:
@@ -294,21 +305,21 @@ def _materialize(model: nn.Module, ledger: Ledger, part: str | None) -> None:
     parameters: dict[int, nn.Parameter] = {}
     for module in model.modules():
         quantized = isinstance(module, Linear4bitStandIn)
-        for name, parameter in module._parameters.items():
+        for name, parameter in own_parameters(module).items():
             if parameter is not None:
                 kind = ADAPTERS if adapted and parameter.requires_grad else WEIGHTS
                 new = fake(parameter, WEIGHTS_4BIT if quantized and name == "weight" else kind)
-                # Parameters that are shared are the same object, by which optimizers tell them apart.
-                module._parameters[name] = parameters.setdefault(
+                # Shared parameters must stay one object: optimizers tell parameters apart by identity.
+                own_parameters(module)[name] = parameters.setdefault(
                     id(parameter), nn.Parameter(new, parameter.requires_grad)
                 )
-        for name, buffer in module._buffers.items():
+        for name, buffer in own_buffers(module).items():
             if buffer is not None:
-                module._buffers[name] = fake(buffer, CONSTANTS if quantized else WEIGHTS)
+                own_buffers(module)[name] = fake(buffer, CONSTANTS if quantized else WEIGHTS)
 
 
 def load_on_meta(setup: Setup, layers: int | None) -> Any:
-    """Return the model before quantization and adapters, with fewer layers than it has; to be called on meta."""
+    """Return the model without quantization and adapters, with `layers` decoder layers. Call it on the meta device."""
     config = copy.deepcopy(setup.config)
     text = config.get_text_config()
     if layers is not None:
@@ -321,7 +332,7 @@ def load_on_meta(setup: Setup, layers: int | None) -> Any:
 
 
 def _unmasked(setup: Setup) -> str | None:
-    """Return an attention that reads no mask tensor. It is run as SDPA without one: the same tensors are kept."""
+    """Return the attention implementation if it reads no mask tensor. SDPA without a mask stands in for it."""
     attention = setup.attention or ""
     return attention if "flash" in attention or attention == "flex_attention" else None
 
@@ -329,7 +340,7 @@ def _unmasked(setup: Setup) -> str | None:
 def _layout(setup: Setup, model: nn.Module) -> RowLayout:
     config: Any = copy.deepcopy(model.config)
     if setup.attention is not None:
-        config.get_text_config()._attn_implementation = setup.attention
+        set_attention(config, setup.attention)
     return layout_without_check(config, prefix_sharing=setup.args.prefix_sharing, packing=setup.args.packing)
 
 
@@ -338,12 +349,12 @@ def _zeros(group: PromptGroup) -> list[np.ndarray]:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks of a model, in order."""
+    """Return the decoder layers of a model, in order."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _watch_layers(model: nn.Module, ledger: Ledger) -> None:
-    """Book what the layers make as activations, and note when the backward pass reaches the last and first of them."""
+    """Book what the layers allocate as activations, and switch the phase as the backward pass reaches them."""
     layers = decoder_layers(model)
     names = {0: "backward: first layer", len(layers) - 1: "backward: last layer"}
 

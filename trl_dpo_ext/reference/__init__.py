@@ -1,6 +1,7 @@
-"""The model that log-ratios are measured against: which weights it is, and what is kept of it."""
+"""The model that log-ratios are measured against: its identity and its stored log-probs."""
 
-from .cache import CacheError
-from .identity import FingerprintError, ReferenceIdentity, ReferenceMismatchError, fingerprint
+from .reference_cache import CacheError
+from .reference_identity import ReferenceIdentity, ReferenceMismatchError
+from .weights_fingerprint import FingerprintError, fingerprint
 
 __all__ = ["CacheError", "FingerprintError", "ReferenceIdentity", "ReferenceMismatchError", "fingerprint"]

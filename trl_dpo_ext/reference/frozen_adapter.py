@@ -1,4 +1,4 @@
-"""The reference as an adapter of the policy: a frozen copy beside the trained one, which TR-DPO moves."""
+"""The reference as a second adapter of the policy: a frozen copy of the trained one, which TR-DPO moves."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FROZEN = "ref"
 
 
 def changes_nothing(model: Any) -> bool:
-    """Whether a new LoRA adapter leaves the model as it is, so that the model without it is where training starts.
+    """Whether a new LoRA adapter leaves the model unchanged, so that training starts from the model without it.
 
-    Most begin with a zero factor. PiSSA, OLoRA, CorDA, LoftQ and the like don't, and take from the base weights what
-    they put into the adapter: then the base with adapters off is no model that anybody trained.
+    Most adapters start with a zero factor. PiSSA, OLoRA, CorDA, LoftQ and the like don't: they move a part of the base
+    weights into the adapter, so the base with adapters off is a model that nobody trained.
     """
     for module in model.modules():
         for zero in ("lora_B", "lora_embedding_A"):
@@ -31,10 +31,10 @@ def changes_nothing(model: Any) -> bool:
 
 
 def freeze_copy(model: Any) -> None:
-    """Add the adapter `ref` to a PEFT model: a frozen copy of `default` as it stands, in the same dtypes."""
+    """Add the adapter `ref` to a PEFT model: a frozen copy of `default` with its current weights and dtypes."""
     config = copy.deepcopy(model.peft_config[TRAINED])
     if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = True  # its weights are replaced; other kinds take a part of the base weights again
+        config.init_lora_weights = True  # other kinds would change the base weights again
     model.add_adapter(FROZEN, config)
     for _, trained, frozen in _pairs(model):
         frozen.data = trained.data.clone()
@@ -45,8 +45,8 @@ def freeze_copy(model: Any) -> None:
 def mix(model: Any, alpha: float) -> None:
     """Move the copy towards the trained adapter: theta_ref <- alpha theta + (1 - alpha) theta_ref.
 
-    As in TR-DPO (arXiv 2404.09656), which mixes the trainable parameters. With LoRA these are the factors A and B: for
-    alpha < 1 the reference is not the mix of the weights B A, which would have twice the rank. alpha = 1 is exact.
+    TR-DPO (arXiv 2404.09656) mixes the trainable parameters. With LoRA these are the factors A and B, so for alpha < 1
+    the reference isn't the mix of the products B A, which would have twice the rank. alpha = 1 is exact.
     """
     for _, trained, frozen in _pairs(model):
         if trained.is_floating_point():
@@ -54,22 +54,22 @@ def mix(model: Any, alpha: float) -> None:
 
 
 class MoveAdapter(TrainerCallback):
-    """TR-DPO with adapters: every `ref_model_sync_steps` optimizer steps, `mix` with `ref_model_mixup_alpha`."""
+    """TR-DPO with adapters: calls `mix` every `ref_model_sync_steps` optimizer steps."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Move the reference where it is time to."""
+        """Move the reference every `ref_model_sync_steps` steps."""
         if state.global_step % args.ref_model_sync_steps == 0:
             mix(model, args.ref_model_mixup_alpha)
 
 
 def state(model: Any) -> dict[str, Tensor]:
-    """Return the tensors of the copy, by name; they share memory with the model."""
+    """Return the copy's tensors by name. They share memory with the model."""
     return {name: frozen.detach() for name, _, frozen in _pairs(model)}
 
 
 @contextmanager
 def saves_no_copy(model: Any) -> Iterator[None]:
-    """While open, `model.save_pretrained` writes the user's adapters, not the copy as well."""
+    """While open, `model.save_pretrained` leaves out the copy and writes the user's adapters only."""
     mine = [name for name in model.peft_config if name != FROZEN]
     model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=mine)
     try:
@@ -81,7 +81,7 @@ def saves_no_copy(model: Any) -> Iterator[None]:
 def _pairs(model: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
-        # Also where the adapter's name ends it, as in `lora_embedding_A.default`.
+        # The adapter's name may also come last, as in `lora_embedding_A.default`.
         twin = ".".join(FROZEN if part == TRAINED else part for part in name.split("."))
         if twin != name and twin in tensors:
             yield twin, tensor, tensors[twin]

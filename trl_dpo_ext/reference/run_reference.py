@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,22 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SyncRefModelCallback
 
+from .._compat.transformers import loaded_from
+from .._compat.trl import use_adapter
+from ..modeling.forward import evaluation_mode
+from ..record import atomic_file
 from . import frozen_adapter as adapter
-from .identity import FILE, FingerprintError, ReferenceIdentity, ReferenceMismatchError, fingerprint
+from .beside_adapter import WeightsBesideAdapter, trained_beside
+from .reference_identity import FILE, ReferenceIdentity, ReferenceMismatchError
+from .weights_fingerprint import FingerprintError, fingerprint
 
 logger = logging.getLogger(__name__)
 
 MOVED_FILE = "reference.safetensors"
 
 
-_NO_SECOND_MODEL: Any = object()
+NO_SECOND_MODEL: Any = object()
+"""What `DPOTrainer` is given as `ref_model`: where it is given None, it loads a model or copies the adapter."""
 
 
 def frozen_copy(model: nn.Module) -> Any:
@@ -38,74 +45,113 @@ def frozen_copy(model: nn.Module) -> Any:
 
 
 class Reference:
-    """Which model the log-ratios of a run are measured against.
+    """The model that a run's log-ratios are measured against.
 
     Args:
         policy: the model to train, or its path.
-        second: a model that the user gave as the reference, or None.
-        read: whether any loss reads it.
+        second: a model that the user gave as the reference, its path, or None.
+        needed: whether any loss reads it.
         new_adapter: whether the policy gets one.
-        kept: False where its log-probs are computed before training, so that full fine-tuning needs no copy.
-        moves: whether training moves it (TR-DPO).
+        keep_model: False where its log-probs are stored before training, so that full fine-tuning needs no copy.
+        synced: whether training moves it (TR-DPO).
 
     Attributes:
-        for_trl: what `DPOTrainer` is to be given as `ref_model`.
-        model: a second model, or None: the reference is the policy with other adapters, its log-probs are cached, or
-            nothing reads it.
+        model: a second model, or None: the reference is the policy with other adapters, its log-probs are stored, or
+            no loss reads it.
         adapter: the policy's adapter that is the reference; None for adapters off.
-        identity: None until `DPOTrainer` has made the models.
+        identity: None until `settle`.
     """
 
-    def __init__(self, policy: Any, second: Any, *, read: bool, new_adapter: bool, kept: bool, moves: bool) -> None:
-        self.read, self.moves = read, moves
+    def __init__(
+        self, policy: Any, second: Any, *, needed: bool, new_adapter: bool, keep_model: bool, synced: bool
+    ) -> None:
+        self.needed, self.synced = needed, synced
         self.given = second is not None
         self.starting_adapter = isinstance(policy, nn.Module) and is_peft_model(policy)
-        self.for_trl = second
-        if not read or (second is None and (new_adapter or self.starting_adapter)):
-            # DPOTrainer loads a model, or copies the adapter, wherever it is given None.
-            self.for_trl = _NO_SECOND_MODEL
-        elif second is None and kept and isinstance(policy, nn.Module):
-            self.for_trl = frozen_copy(policy)  # DPOTrainer would load the path that the policy came from
-        self.model: Any = None
+        self._second: Any = second if needed else None
+        self._loads = needed and second is None and keep_model and not (new_adapter or self.starting_adapter)
+        if self._loads and isinstance(policy, nn.Module):
+            # The path that the policy came from may hold other weights by now.
+            self._second, self._loads = frozen_copy(policy), False
+        self.model: Any = None  # until `settle`: DPOTrainer prepares whatever it finds as `ref_model`
         self.adapter: str | None = None
         self.identity: ReferenceIdentity | None = None
         self._accelerator: Any = None
+        self._beside: WeightsBesideAdapter | None = None
 
-    def take(self, second: Any, policy: Any, accelerator: Accelerator) -> None:
-        """Keep the second model that `DPOTrainer` sets as `ref_model`: loaded or given, prepared, or dropped.
+    def settle(
+        self,
+        policy: Any,
+        accelerator: Accelerator,
+        load: Callable[[str | None], Any],
+        prepare: Callable[[Any], Any],
+    ) -> None:
+        """Decide which weights the reference is, take their fingerprint, and log it.
 
-        The first time is the moment to look at weights: they have their final types, and nothing is patched, sharded
-        or trained. What the reference is gets settled then; see `settle`.
-        """
-        self.model = None if second is _NO_SECOND_MODEL else second
-        if self.identity is None:
-            self.settle(policy, accelerator)
-
-    def settle(self, policy: Any, accelerator: Accelerator) -> None:
-        """Decide which weights the reference is, take their fingerprint, and say so in the log.
+        Call this once, when the policy is loaded: its weights have their final dtypes, and none is sharded or trained.
 
         Args:
-            policy: as training starts from it; not sharded yet. It gets the adapter `ref` where that is the reference.
+            policy: as training starts from it. It gets the adapter `ref` where that is the reference.
             accelerator: of the run; every process must call this.
+            load: loads a second model from a path; None is the policy's.
+            prepare: makes a second model ready for the run's engine.
 
         Raises:
             ReferenceMismatchError: the processes hold different weights.
+            NotImplementedError: weights beside the adapter are trained, and they are sharded.
         """
         self._accelerator = accelerator
+        self.model = load(self._second) if self._loads or isinstance(self._second, str) else self._second
+        self._second = None
         self.identity = self._decide(policy)
         if accelerator.is_main_process:
             logger.info(f"Reference: {self.identity}.")
+        if self.model is not None:
+            self.model = prepare(self.model)
+
+    @contextlib.contextmanager
+    def active(self, policy: Any) -> Iterator[Any]:
+        """Yield the reference in evaluation mode: the second model, or the policy with the adapters of the reference.
+
+        Args:
+            policy: unwrapped.
+        """
+        with contextlib.ExitStack() as stack:
+            model = policy if self.model is None else self.model
+            stack.enter_context(evaluation_mode(model))
+            if self.model is None and is_peft_model(policy):
+                stack.enter_context(use_adapter(policy, self.adapter))
+                if self._beside is not None:
+                    stack.enter_context(self._beside.as_they_were())
+            yield model
+
+    def check_trainable(self, policy: Any) -> None:
+        """Refuse trainable weights beside the adapter that no copy is kept of; see `WeightsBesideAdapter`.
+
+        Raises:
+            ReferenceMismatchError: names them.
+        """
+        if not self.needed or self.model is not None or not is_peft_model(policy):
+            return
+        kept = set() if self._beside is None else self._beside.names
+        if moved := sorted(set(trained_beside(policy)) - kept):
+            raise ReferenceMismatchError(
+                f"Weights beside the adapter are trainable: {', '.join(moved[:3])}{', ...' if len(moved) > 3 else ''}. "
+                "They would move the reference, which is the same model without the adapter, and an adapter's "
+                "checkpoint doesn't hold them. Freeze them, or name their modules in modules_to_save of the adapter."
+            )
 
     def _decide(self, policy: Any) -> ReferenceIdentity:
-        name = repr(getattr((self.model or policy).config, "_name_or_path", "") or "in memory")
+        name = repr(loaded_from((self.model or policy).config) or "in memory")
         adapters = None
-        if not self.read:
+        if not self.needed:
             return ReferenceIdentity("none", "none, since no loss reads one", None)
         if self.model is not None or not is_peft_model(policy):
             kind, what = "second_model", f"the model {name} given as ref_model" if self.given else f"the model {name}"
         else:
             copied = self.starting_adapter or not adapter.changes_nothing(policy)
-            if copied or self.moves:
+            self._keep_weights_beside(policy)
+            if copied or self.synced:
                 adapter.freeze_copy(policy)
                 self.adapter = adapter.FROZEN
             # A moving copy of an adapter that changes nothing yet is the base model.
@@ -114,10 +160,22 @@ class Reference:
             what = f"the starting adapter on {name}" if copied else f"the base model {name} with adapters off"
         if not self.given:
             what += ", as it was when training started"
-        if self.moves:
+        if self.synced:
             what += ", then moved towards the policy"
         weights = self.model if self.model is not None else policy
         return ReferenceIdentity(kind, what, _agreed_fingerprint(weights, adapters, self._accelerator))
+
+    def _keep_weights_beside(self, policy: Any) -> None:
+        beside = WeightsBesideAdapter(policy)
+        if beside.names:
+            if self.synced or self._sharded:
+                setting = "sync_ref_model=True" if self.synced else "weights sharded over processes"
+                raise NotImplementedError(
+                    f"The adapter's bias={policy.peft_config[adapter.TRAINED].bias!r} trains biases of the base model, "
+                    f"which does not work with {setting}. Set bias='none'."
+                )
+            self._beside = beside
+        self.check_trainable(policy)
 
     @property
     def _sharded(self) -> bool:
@@ -146,16 +204,15 @@ class Reference:
         """Write into a checkpoint which reference it belongs to, and how far that has moved."""
         assert self.identity is not None
         self.identity.save(folder)
-        if self.moves and not self._sharded:
+        if self.synced and not self._sharded:
             path = Path(folder) / MOVED_FILE
-            temporary = path.with_name(path.name + ".tmp")
-            if self.adapter is None:
-                safetensors.torch.save_model(self._unwrapped(), str(temporary))
-            else:
-                safetensors.torch.save_file(
-                    {name: tensor.contiguous() for name, tensor in adapter.state(policy).items()}, temporary
-                )
-            temporary.replace(path)
+            with atomic_file(path) as temporary:
+                if self.adapter is None:
+                    safetensors.torch.save_model(self._unwrapped(), str(temporary))
+                else:
+                    safetensors.torch.save_file(
+                        {name: tensor.contiguous() for name, tensor in adapter.state(policy).items()}, temporary
+                    )
 
     def left_out(self, policy: Any) -> contextlib.AbstractContextManager[None]:
         """While open, saving the policy leaves out an adapter that was added as the reference."""
@@ -172,13 +229,13 @@ class Reference:
         path = Path(folder) / MOVED_FILE
         if self.identity.kind == "none" or not (Path(folder) / FILE).exists():
             return
-        if path.exists() != self.moves:
+        if path.exists() != self.synced:
             how = "moved with the policy" if path.exists() else "stood still, or where it had moved to wasn't saved"
             raise ReferenceMismatchError(
-                f"The reference of {folder} {how}; now sync_ref_model={self.moves}. Set it as it was, or start a new "
+                f"The reference of {folder} {how}; now sync_ref_model={self.synced}. Set it as it was, or start a new "
                 "run from that model."
             )
-        if self.moves:
+        if self.synced:
             try:
                 with safe_open(path, "pt"):
                     pass
@@ -188,7 +245,7 @@ class Reference:
     def load(self, folder: str | Path, policy: Any) -> None:
         """Move the reference to where it was when the checkpoint was written."""
         path = Path(folder) / MOVED_FILE
-        if not self.moves or not path.exists():
+        if not self.synced or not path.exists():
             return
         if self.adapter is None:
             safetensors.torch.load_model(self._unwrapped(), path)

@@ -1,4 +1,4 @@
-"""The checks: each takes a loss and raises an `AssertionError` that names it."""
+"""The checks. Each takes a loss and raises an `AssertionError` that names it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from ..losses import HyperparameterError, LossSpec, get_loss, list_losses
 from ..types import MissingInputError, MissingReferenceError, RankedResponses
-from .data import Data, example, inputs
+from .loss_data import LossInput, loss_input, random_rankings
 
 
-def _call(spec: LossSpec, data: Data) -> Tensor:
+def _call(spec: LossSpec, data: LossInput) -> Tensor:
     return spec.fn(data, **spec.check({}))
 
 
-def _trainable(data: Data) -> dict[str, Tensor]:
-    """The inputs that the policy's gradient flows into."""
+def _trainable(data: LossInput) -> dict[str, Tensor]:
+    """Return the inputs that receive the policy's gradient."""
     names = (
         ("logps", "token_logps")
         if isinstance(data, RankedResponses)
@@ -31,8 +31,8 @@ def _trainable(data: Data) -> dict[str, Tensor]:
     return {name: value for name in names if (value := getattr(data, name)) is not None}
 
 
-def _with_gradient(spec: LossSpec, data: Data) -> tuple[Tensor, dict[str, Tensor]]:
-    """Value, and gradient of its sum; zeros for an input that isn't read."""
+def _with_gradient(spec: LossSpec, data: LossInput) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the value and the gradient of its sum; zeros for an input that isn't read."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in _trainable(data).items()}
     value = _call(spec, data.replace(**leaves))
     gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
@@ -45,21 +45,21 @@ def _same(spec: LossSpec, got: Tensor, expected: Tensor, what: str) -> None:
     )
 
 
-def _take(data: Data, index: Tensor) -> Data:
+def _take(data: LossInput, index: Tensor) -> LossInput:
     """Select pairs or prompts."""
     fields = {n: v for n, v in vars(data).items() if isinstance(v, Tensor) and v.dim() > 0}
     return data.replace(**{name: value[index] for name, value in fields.items()})
 
 
 def check_form(spec: LossSpec) -> None:
-    """One finite value per pair (or prompt) in the inputs' dtype, and a gradient for the policy."""
+    """The loss returns one finite value per pair (or prompt) in the input's dtype, and the policy gets a gradient."""
     for dtype in (torch.float32, torch.float64):
-        data = inputs(spec, example(dtype=dtype))
+        data = loss_input(spec, random_rankings(dtype=dtype))
         value, gradients = _with_gradient(spec, data)
         kind = "prompt" if spec.listwise else "pair"
         assert value.shape == (len(data),), (
-            f"{spec.name}: returns shape {tuple(value.shape)} for {len(data)} {kind}s; return one value per {kind} and "
-            "leave the mean to the trainer."
+            f"{spec.name}: returns shape {tuple(value.shape)} for {len(data)} {kind}s. Return one value per {kind}; "
+            "the trainer takes the mean."
         )
         assert value.dtype == dtype, f"{spec.name}: returns {value.dtype} for {dtype} log-probs."
         assert value.isfinite().all(), f"{spec.name}: not finite on ordinary data: {value.tolist()}."
@@ -75,7 +75,7 @@ def check_form(spec: LossSpec) -> None:
 def check_gradient(spec: LossSpec) -> None:
     """The gradient is the derivative of the value, by finite differences in float64."""
     # Two responses a prompt: where a response stands in several pairs, values are equal, and sorting has a kink there.
-    data = inputs(spec, example(seed=1, prompts=4, responses=2 if spec.couples_batch else 3))
+    data = loss_input(spec, random_rankings(seed=1, prompts=4, responses=2 if spec.couples_batch else 3))
     names = list(_trainable(data))
 
     def value(*tensors: Tensor) -> Tensor:
@@ -90,11 +90,11 @@ def check_gradient(spec: LossSpec) -> None:
 
 def check_direction(spec: LossSpec) -> None:
     """Raising the log-prob of the best response never raises the loss."""
-    # Up to margins where every loss that turns round anywhere has done so.
+    # Wide enough margins that a loss that turns round anywhere does so here.
     for seed in range(12):
-        responses = example(seed, prompts=20)
+        responses = random_rankings(seed, prompts=20)
         wide = {name: 2**seed * getattr(responses, name) for name in ("logps", "ref_logps", "token_logps")}
-        data = inputs(spec, responses.replace(**wide))
+        data = loss_input(spec, responses.replace(**wide))
         _, gradients = _with_gradient(spec, data)
         if isinstance(data, RankedResponses):
             best = data.ranks == 0
@@ -107,19 +107,19 @@ def check_direction(spec: LossSpec) -> None:
                 slope = slope + gradients["chosen_token_logps"].sum(dim=1)
         assert (slope <= 1e-12).all(), (
             f"{spec.name}: raising the log-prob of the better response raises the loss (slope {slope.max():.3g}). Is a "
-            "sign wrong? If the paper means it so, call check_loss(..., monotone=False)."
+            "sign wrong? If the paper intends this, call check_loss(..., monotone=False)."
         )
 
 
 def check_order(spec: LossSpec) -> None:
-    """The order in which prompts, pairs and responses stand has no influence."""
-    responses = example(seed=2, prompts=4)
-    data = inputs(spec, responses)
+    """The order of prompts, pairs and responses has no influence."""
+    responses = random_rankings(seed=2, prompts=4)
+    data = loss_input(spec, responses)
     value = _call(spec, data)
     index = torch.arange(len(data)).flip(0)
     turned = _call(spec, _take(data, index))
     if spec.couples_batch:
-        # What pairs share may be dealt out among equals in any way; only the sum is fixed.
+        # A coupled loss may distribute shared terms among equal pairs in any way; only the sum is fixed.
         _same(spec, turned.sum(), value.sum(), "the order within the batch matters.")
     else:
         _same(spec, turned, value[index], "the order within the batch matters.")
@@ -127,26 +127,26 @@ def check_order(spec: LossSpec) -> None:
         columns = torch.tensor([2, 0, 3, 1])
         fields = {n: v for n, v in vars(responses).items() if isinstance(v, Tensor) and v.dim() > 1}
         exchanged = responses.replace(**{name: tensor[:, columns] for name, tensor in fields.items()})
-        _same(spec, _call(spec, inputs(spec, exchanged)), value, "the order of a prompt's responses matters.")
+        _same(spec, _call(spec, loss_input(spec, exchanged)), value, "the order of a prompt's responses matters.")
 
 
 def check_shift(spec: LossSpec) -> None:
-    """A loss on differences of log-ratios doesn't change when all log-ratios of a prompt grow by the same amount."""
+    """Adding a constant to all log-ratios of a prompt doesn't change a loss that declares f_divergence."""
     if not spec.f_divergence or spec.length_normalized or spec.reference_free:
         return
-    responses = example(seed=3)
+    responses = random_rankings(seed=3)
     shift = torch.tensor([[0.5], [-3.0], [7.0]], dtype=torch.float64)
-    value = _call(spec, inputs(spec, responses))
-    shifted = _call(spec, inputs(spec, responses.replace(logps=responses.logps + shift)))
+    value = _call(spec, loss_input(spec, responses))
+    shifted = _call(spec, loss_input(spec, responses.replace(logps=responses.logps + shift)))
     _same(spec, shifted, value, "declares f_divergence, but isn't a function of differences of log-ratios.")
 
 
 def check_sizes(spec: LossSpec) -> None:
-    """From 2 to 6 responses, ragged: each prompt has the loss it has alone, with only its own responses."""
-    responses = example(seed=4, prompts=6, responses=6, ragged=True)
+    """In a ragged batch of 2 to 6 responses, each prompt has the loss that it has alone."""
+    responses = random_rankings(seed=4, prompts=6, responses=6, ragged=True)
     kept = torch.tensor([2, 3, 4, 5, 6, 2])
     responses = responses.replace(mask=torch.arange(6).expand(6, 6) < kept.unsqueeze(1))
-    data = inputs(spec, responses)
+    data = loss_input(spec, responses)
     value, gradients = _with_gradient(spec, data)
     assert value.isfinite().all(), f"{spec.name}: not finite with ragged K: {value.tolist()}."
     if spec.couples_batch:
@@ -156,7 +156,7 @@ def check_sizes(spec: LossSpec) -> None:
         fields = {n: v for n, v in vars(responses).items() if isinstance(v, Tensor)}
         alone = responses.replace(**{name: tensor[index, :count] for name, tensor in fields.items()})
         means = {"batch_mean": data.batch_mean, "running_mean": data.running_mean}
-        got, got_gradients = _with_gradient(spec, inputs(spec, alone).replace(**means))
+        got, got_gradients = _with_gradient(spec, loss_input(spec, alone).replace(**means))
         rows = index if isinstance(data, RankedResponses) else torch.where(data.required("prompts") == row)[0]
         what = f"a prompt with {count} of 6 responses differs from the same prompt alone"
         _same(spec, got, value[rows], f"{what}.")
@@ -167,8 +167,8 @@ def check_sizes(spec: LossSpec) -> None:
 
 
 def check_mask(spec: LossSpec) -> None:
-    """What stands where the mask is False has no influence on value or gradient; a fully masked prompt costs 0."""
-    clean = example(seed=5, prompts=4, ragged=True)
+    """Entries where the mask is False don't influence value or gradient; a fully masked prompt has loss 0."""
+    clean = random_rankings(seed=5, prompts=4, ragged=True)
     clean = clean.replace(mask=clean.mask & torch.tensor([[True], [True], [True], [False]]))
     expected, expected_gradients = _masked(spec, clean)
     for garbage in (math.nan, math.inf, -1e30):
@@ -186,14 +186,16 @@ def check_mask(spec: LossSpec) -> None:
         for name, gradient in gradients.items():
             _same(spec, gradient, expected_gradients[name], f"{garbage} in a masked response reaches a gradient.")
     if spec.listwise:
-        assert expected[3] == 0, f"{spec.name}: a fully masked prompt costs {expected[3].item()}, expected 0."
+        assert expected[3] == 0, f"{spec.name}: a fully masked prompt has loss {expected[3].item()}, expected 0."
     for name, gradient in expected_gradients.items():
         hidden = gradient[~_fit(clean.mask, gradient)]
         assert hidden.count_nonzero() == 0, f"{spec.name}: masked responses get a gradient in {name}."
     nothing = clean.replace(mask=torch.zeros_like(clean.mask))
     value, gradients = _masked(spec, nothing)
-    assert value.count_nonzero() == 0, f"{spec.name}: a batch with no response at all costs {value.tolist()}."
-    assert all(g.count_nonzero() == 0 for g in gradients.values()), f"{spec.name}: no response, but a gradient."
+    assert value.count_nonzero() == 0, f"{spec.name}: a batch without responses has loss {value.tolist()}, expected 0."
+    assert all(g.count_nonzero() == 0 for g in gradients.values()), (
+        f"{spec.name}: a batch without any response gives a gradient."
+    )
 
 
 def _fit(mask: Tensor, tensor: Tensor) -> Tensor:
@@ -201,10 +203,10 @@ def _fit(mask: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _masked(spec: LossSpec, responses: RankedResponses) -> tuple[Tensor, dict[str, Tensor]]:
-    """Value and gradient with respect to the rankings, also for a pairwise loss."""
+    """Return value and gradient with respect to the rankings, for a pairwise loss too."""
     names = [n for n in ("logps", "token_logps") if n == "logps" or "token_logps" in spec.needs]
     leaves = {name: getattr(responses, name).detach().clone().requires_grad_() for name in names}
-    data = inputs(spec, responses.replace(**leaves))
+    data = loss_input(spec, responses.replace(**leaves))
     if spec.statistic is not None:  # the mean over no pair at all is not a number
         data = data.replace(batch_mean=torch.tensor(0.3).double(), running_mean=torch.tensor(0.2).double())
     value = _call(spec, data)
@@ -229,7 +231,7 @@ def check_extremes(spec: LossSpec) -> None:
                 token_logps=(rows[:, :2] / length).unsqueeze(2).expand(-1, -1, length),
                 ref_token_logps=(rows[:, 2:] / length).unsqueeze(2).expand(-1, -1, length),
             )
-            value, gradients = _with_gradient(spec, inputs(spec, responses))
+            value, gradients = _with_gradient(spec, loss_input(spec, responses))
             for what, tensor in {"value": value, **{f"gradient of {n}": g for n, g in gradients.items()}}.items():
                 broken = (~tensor.isfinite()).reshape(len(rows), -1).any(dim=1)
                 assert not broken.any(), (
@@ -239,9 +241,9 @@ def check_extremes(spec: LossSpec) -> None:
 
 
 def check_reference(spec: LossSpec) -> None:
-    """A reference-free loss doesn't look at the reference; any other says so when it is missing."""
-    responses = example(seed=6)
-    data = inputs(spec, responses)
+    """A reference-free loss ignores the reference; any other raises an error without it."""
+    responses = random_rankings(seed=6)
+    data = loss_input(spec, responses)
     names = ("ref_logps",) if spec.listwise else ("ref_chosen_logps", "ref_rejected_logps")
     if spec.reference_free:
         nan = torch.full_like(responses.logps if spec.listwise else data.chosen_logps, math.nan)  # type: ignore[union-attr]
@@ -250,14 +252,12 @@ def check_reference(spec: LossSpec) -> None:
         return
     with suppress(MissingReferenceError):
         _call(spec, data.replace(**dict.fromkeys(names)))
-        raise AssertionError(
-            f"{spec.name}: gives a value without reference log-probs; register it with reference_free=True."
-        )
+        raise AssertionError(f"{spec.name}: doesn't read the reference. Register it with reference_free=True.")
 
 
 def check_needs(spec: LossSpec) -> None:
-    """Each declared need is read, and a missing one raises `MissingInputError`."""
-    data = inputs(spec, example(seed=7))
+    """Each declared need is read, and raises `MissingInputError` when it is missing."""
+    data = loss_input(spec, random_rankings(seed=7))
     prefixes = ("",) if spec.listwise else ("chosen_", "rejected_")
     fields = {
         "scores": [f"{p}scores" for p in prefixes],
@@ -270,7 +270,7 @@ def check_needs(spec: LossSpec) -> None:
     for need, names in missing.items():
         with suppress(MissingInputError):
             _call(spec, data.replace(**dict.fromkeys(names)))
-            raise AssertionError(f"{spec.name}: declares {need!r}, but gives a value without it; drop the declaration.")
+            raise AssertionError(f"{spec.name}: declares {need!r}, but doesn't read it. Drop the declaration.")
 
 
 def check_bounds(spec: LossSpec) -> None:
@@ -291,13 +291,13 @@ def check_bounds(spec: LossSpec) -> None:
 
 
 def check_example(spec: LossSpec) -> None:
-    """The examples in the docstring, if there are any, give what they say."""
+    """The examples in the docstring, if any, give the stated results."""
     module = inspect.getmodule(spec.fn)
     report: list[str] = []
     runner = doctest.DocTestRunner(verbose=False)
     for test in doctest.DocTestFinder(recurse=False).find(spec.fn, spec.name, globs=dict(vars(module or object))):
         runner.run(test, out=report.append)
-    assert not runner.failures, f"{spec.name}: its example is wrong.\n{''.join(report)}"
+    assert not runner.failures, f"{spec.name}: the example in its docstring is wrong.\n{''.join(report)}"
 
 
 CHECKS: tuple[Callable[[LossSpec], None], ...] = (
@@ -320,13 +320,13 @@ def check_loss(loss: str | Callable[..., Tensor], *, monotone: bool = True) -> N
 
     Args:
         loss: its registered name, or the registered function.
-        monotone: whether raising the log-prob of the better response must never raise the loss. Set it to False for a
-            loss that means to turn round (a regression on a target, smoothed labels).
+        monotone: require that raising the log-prob of the better response never raises the loss. Set it to False for
+            a loss that turns round on purpose (a regression on a target, smoothed labels).
 
     Raises:
         AssertionError: a check failed; the message names the loss and says what is wrong.
         UnknownNameError: no such loss.
-        ValueError: a function that isn't registered.
+        ValueError: the function isn't registered.
 
     >>> check_loss("dpo")
     """
@@ -335,7 +335,7 @@ def check_loss(loss: str | Callable[..., Tensor], *, monotone: bool = True) -> N
     else:
         found = [s for s in list_losses() if s.fn is loss]
         if not found:
-            raise ValueError(f"{loss!r} is not registered; put @register_loss(...) on it first.")
+            raise ValueError(f"{loss!r} is not registered. Put @register_loss(...) on it first.")
         spec = found[0]
     for check in CHECKS:
         check(spec)

@@ -4,57 +4,72 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_peft_model, send_to_device
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 
-from .._compat.trl import disable_gradient_checkpointing, plain_dpo_config, use_adapter
+from .._compat.trl import (
+    load_processing_class,
+    load_reference,
+    plain_dpo_config,
+    prepare_reference,
+    text_tokenizer,
+)
+from .._compat.trl_trainer import HookedTrainer
 from ..data.collator import PreferenceCollator
 from ..data.format import format_dataset
 from ..data.tokenize import TOKEN_COLUMNS, tokenize_dataset
 from ..modeling.dropout import disable_functional_dropout
-from ..modeling.layout import gather_token_logps, padded_layout
-from ..modeling.masks import model_inputs
+from ..modeling.forward import prepare_inputs, token_logps, token_outputs
+from ..modeling.layout import PromptGroup, padded_layout
 from ..reference import ReferenceIdentity
-from ..reference.run_reference import Reference
-from ..types import MissingReferenceError, RankedResponses
+from ..reference.fill_reference_cache import compute_dtype
+from ..reference.run_reference import NO_SECOND_MODEL, Reference
+from ..types import MissingReferenceError
+from .batch import ranked_responses, step_loss, token_count
+from .choose_layout import ChooseLayoutWhenWrapped, choose_layout
 from .config import PreferenceConfig
 from .metrics import RANKING_ONLY, batch_metrics
 from .objective import Objective
-from .preflight import run_checks as checks
-from .publish import PushesToHub, checkpoint_from_hub
-from .row_layout import PlanRowsWhenWrapped, set_row_layout
+from .preflight import run_checks
+from .publish import checkpoint_from_hub, push_checkpoint, push_output, write_record
 from .safety.checkpoint import atomic_checkpoint, find_checkpoint
 from .safety.guard import TrainingGuard
 from .safety.run_state import RunState, StopOnSigterm
-from .stored_reference import StoredReference, computes_online
+from .stored_reference import StoredReference, computes_online, open_cache
+
+# DPOTrainer calls these methods. PreferenceTrainer computes losses differently and never does.
+_NEVER_CALLED = ("_compute_loss", "compute_ref_log_probs", "_precompute_ref_logps")
 
 
-class PreferenceTrainer(PushesToHub, DPOTrainer):
+class PreferenceTrainer(HookedTrainer):
     """Train on pairs or rankings with any mix of registered losses.
 
-    Everything `trl.DPOTrainer` takes works here: PEFT, quantized bases, accelerate, the Hub, callbacks. Datasets may
-    have K >= 2 responses per prompt, ragged, with ties (see `trl_dpo_ext.data.format`). No reference model is loaded
-    and no reference forward runs where no loss reads the reference.
+    Everything that works with `trl.DPOTrainer` works here: PEFT, quantized models, accelerate, the Hub, callbacks. Each
+    prompt may have any number K >= 2 of responses, with ties (see `trl_dpo_ext.data.format`). If no loss reads the
+    reference, no reference model is loaded and no reference forward runs.
 
     Args:
-        model: Hub id, folder, `PreTrainedModel` or `PeftModel`. The reference of full fine-tuning is the model as it
-            stands in memory.
-        ref_model: a reference to use instead.
-        args: the configuration; checked before anything is loaded.
+        model: Hub id, folder, `PreTrainedModel` or `PeftModel`. In full fine-tuning, its weights in memory are also the
+            reference.
+        ref_model: a different reference.
+        args: the configuration.
         train_dataset, eval_dataset: rows in any accepted form; checked before the model is loaded.
-        **kwargs: as for `trl.DPOTrainer` (`processing_class`, `peft_config`, `quantization_config`, `callbacks`, ...).
+        **kwargs: arguments of `trl.DPOTrainer` (`processing_class`, `peft_config`, `quantization_config`, ...).
 
     Raises:
-        TypeError: `args` isn't a `PreferenceConfig`.
-        ConfigError, DataError: settings that can't work together, unusable rows.
+        TypeError: `args` isn't a `PreferenceConfig`, or a dataset isn't one of the `datasets` library.
+        ValueError: `train_dataset` is missing.
+        ConfigError, DataError: settings can't work together, or rows are unusable.
 
     Example:
         ```python
@@ -67,15 +82,24 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
         ```
     """
 
-    _tag_names = ["trl", "dpo", "trl-dpo-ext"]  # noqa: RUF012, as in TRL
+    columns = TOKEN_COLUMNS
     objective: Objective
     args: PreferenceConfig
     model: Any
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _NEVER_CALLED:
+            if getattr(cls, name) is not getattr(DPOTrainer, name):
+                raise TypeError(
+                    f"{cls.__name__} overrides {name}, but PreferenceTrainer never calls it. Override compute_loss, or "
+                    "register a loss with trl_dpo_ext.register_loss."
+                )
+
     def __init__(
         self,
         model: Any,
-        ref_model: PreTrainedModel | None = None,
+        ref_model: PreTrainedModel | str | None = None,
         args: PreferenceConfig | None = None,
         *,
         train_dataset: Dataset | IterableDataset | None = None,
@@ -86,105 +110,151 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
             args = PreferenceConfig("trl-dpo-ext-output")
         if not isinstance(args, PreferenceConfig):
             raise TypeError(
-                f"args is a {type(args).__name__}; pass a PreferenceConfig, which takes every field of DPOConfig."
+                f"args is a {type(args).__name__}. Pass a PreferenceConfig; it accepts every field of DPOConfig."
             )
+        if train_dataset is None:
+            raise ValueError("train_dataset is missing. Pass a datasets.Dataset or IterableDataset.")
         self.objective = args.objective()
-        checks.check_arguments(model, ref_model, args, kwargs, self.objective)
-        train_dataset = self._format(train_dataset, args, "train")
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {key: self._format(value, args, key) for key, value in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = self._format(eval_dataset, args, "eval")
-
-        precompute = args.precompute_ref_log_probs and not computes_online(train_dataset, eval_dataset)
+        run_checks.check_arguments(model, ref_model, args, kwargs, self.objective)
+        # Rows are checked before the tokenizer is loaded, and tokenized before the model is.
+        train_dataset = self._check_rows(train_dataset, args, "train")
+        eval_dataset = _map_by_name(eval_dataset, lambda name, dataset: self._check_rows(dataset, args, name))
+        kwargs["processing_class"] = kwargs.get("processing_class") or load_processing_class(model, args)
+        tokenizer = text_tokenizer(kwargs["processing_class"])
+        train = self._tokenize_dataset(train_dataset, tokenizer, args, "train")
+        evaluation = _map_by_name(
+            eval_dataset, lambda name, dataset: self._tokenize_dataset(dataset, tokenizer, args, name)
+        )
+        stores = args.precompute_ref_log_probs and not computes_online(train, *_by_name(evaluation).values())
         self._reference = Reference(
             model,
             ref_model,
-            read=self.objective.reads_reference,
+            needed=self.objective.reads_reference,
             new_adapter=kwargs.get("peft_config") is not None,
-            kept=not precompute,
-            moves=args.sync_ref_model,
+            keep_model=not stores,
+            synced=args.sync_ref_model,
         )
-        self._formatted = True
-        self._rows_planned = False
-        with plain_dpo_config(args, precompute_ref_log_probs=precompute, sync_ref_model=False):
+        with plain_dpo_config(args, precompute_ref_log_probs=False, sync_ref_model=False):
             super().__init__(
                 model=model,
-                ref_model=self._reference.for_trl,
+                ref_model=NO_SECOND_MODEL,
                 args=args,
                 data_collator=PreferenceCollator(padded_layout),
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
+                train_dataset=train,
+                eval_dataset=evaluation,
                 **kwargs,
             )
-        self._formatted = False
+        self._restore_public_attributes()
+        self.recorded = False
         self.guard, self.run_state, self.sigterm = TrainingGuard(self), RunState(self), StopOnSigterm(self)
         for callback in (self.guard, self.run_state, self.sigterm):
             self.add_callback(callback)
         if self.is_world_process_zero():
-            self.data_findings = checks.log_data_findings(self, train_dataset, eval_dataset)
+            self.data_findings = run_checks.log_data_findings(self, train_dataset, eval_dataset)
         if args.disable_dropout:
             disable_functional_dropout(self.model)
+        self._reference.settle(
+            self.model,
+            self.accelerator,
+            load=lambda path: load_reference(self.model, args, kwargs.get("quantization_config"), path),
+            prepare=lambda second: prepare_reference(second, self),
+        )
         if args.sync_ref_model:
             self.add_callback(self._reference.callback())
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            self.add_callback(PlanRowsWhenWrapped(self))  # sharded weights can't run before `train` wraps the model
+            self.add_callback(ChooseLayoutWhenWrapped(self))
         else:
-            self._plan_rows(self.model)
+            self.data_collator = PreferenceCollator(choose_layout(self, self.model))
+        self._stored = self._fill_reference_cache() if stores else None
 
-    def _plan_rows(self, model: nn.Module, full_precision: bool = True) -> None:
-        if not self._rows_planned:
-            self._rows_planned = True
-            set_row_layout(self, model, full_precision)
+    def _restore_public_attributes(self) -> None:
+        """Set the public attributes that DPOTrainer's constructor read from the plain DPO config."""
+        args = self.args
+        self.loss_types, self.loss_weights = args.loss_type, [term.weight for term in self.objective.terms]
+        self.f_divergence_type = args.f_divergence_type
+        self.precompute_ref_logps = args.precompute_ref_log_probs
+        for field in ("beta", "label_smoothing"):
+            values = [
+                t.hyperparameters[t.spec.trl_fields[field]] for t in self.objective.terms if field in t.spec.trl_fields
+            ]
+            setattr(self, field, values[0] if values else None)
 
     # Reference
 
     @property
     def ref_model(self) -> Any:
-        """The reference model, or None: adapters off, cached log-probs, or no loss reads a reference."""
+        """The second model, or None if the reference is the policy's base, is stored, or isn't needed."""
         return self._reference.model
 
     @ref_model.setter
     def ref_model(self, value: Any) -> None:
-        self._reference.take(value, self.model, self.accelerator)
+        # DPOTrainer's constructor assigns its ref_model argument.
+        if value is not NO_SECOND_MODEL:
+            raise AttributeError(
+                "ref_model can't be changed after the trainer is created. Pass ref_model to the constructor."
+            )
 
     @property
     def reference_identity(self) -> ReferenceIdentity:
-        """Which weights the reference is; with `sync_ref_model`, those it starts from."""
+        """Identifies the reference weights. With `sync_ref_model`, these are the initial weights."""
         assert self._reference.identity is not None
         return self._reference.identity
 
     @property
     def has_reference(self) -> bool:
-        """Whether the reference can be run at any time: a second model is in memory, or adapters can be taken off."""
+        """Whether the reference can always run: as a second model, or as the policy without its trained adapter."""
         return self.ref_model is not None or is_peft_model(self.model)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[Any]:
-        """Yield the model as the reference: second model, adapters off, or starting adapter; without gradients.
+        """Yield the reference, in evaluation mode and without gradients.
+
+        It is the second model, or the policy with its adapter off or replaced by the initial adapter.
 
         Raises:
-            MissingReferenceError: full fine-tuning has begun and no reference was kept.
+            MissingReferenceError: full fine-tuning has started and no reference was kept.
         """
         if not self.has_reference and self.state.global_step > 0:
             raise MissingReferenceError(
-                "No reference was kept in memory: no loss reads it, or its log-probs are cached."
+                "No reference is in memory: no loss reads it, or its log-probs are stored (precompute_ref_log_probs)."
             )
         with (
             torch.no_grad(),
-            disable_gradient_checkpointing(self.model, cast(Any, self.args.gradient_checkpointing_kwargs)),
-            contextlib.ExitStack() as stack,
+            self._reference.active(self.model) as model,
         ):
-            if self.ref_model is None and is_peft_model(self.model):
-                stack.enter_context(use_adapter(self.accelerator.unwrap_model(self.model), self._reference.adapter))
-            yield self.ref_model if self.ref_model is not None else self.model
+            yield model
+
+    def _fill_reference_cache(self) -> StoredReference:
+        """Fill the cache with the reference log-probs of all datasets, and connect the collator to it."""
+        with self.reference() as reference, self.accelerator.autocast():
+            dtype = compute_dtype(reference)
+        cache = open_cache(self.reference_identity, self.args.ref_cache_dir, dtype)
+        stored = StoredReference(
+            cache, dtype, self._compute_reference, self.accelerator, progress=not self.args.disable_tqdm
+        )
+        batch_size = self.args.precompute_ref_batch_size
+        stored.fill(self.train_dataset, "train", batch_size or self.args.per_device_train_batch_size)
+        for name, dataset in _by_name(self.eval_dataset).items():
+            stored.fill(dataset, name, batch_size or self.args.per_device_eval_batch_size)
+        self.data_collator = PreferenceCollator(cast(PreferenceCollator, self.data_collator).layout, cache.lookup)
+        return stored
+
+    def _compute_reference(self, groups: Sequence[PromptGroup]) -> list[list[np.ndarray]]:
+        """Run the reference on groups. Return K float32 arrays of token log-probs for each."""
+        rows = [{**vars(group), "ranks": [0] * len(group.completion_ids)} for group in groups]
+        collate = PreferenceCollator(cast(PreferenceCollator, self.data_collator).layout)
+        batch = send_to_device(collate(rows), self.accelerator.device)
+        with self.reference() as reference, self.accelerator.autocast():
+            values = token_logps(reference, self.model.config, batch)
+        by_group = zip(values.cpu().numpy(), groups, strict=True)
+        return [[row[k, : len(ids)] for k, ids in enumerate(group.completion_ids)] for row, group in by_group]
 
     # Data
 
-    def _format(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:
+    def _check_rows(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:
         if dataset is None:
             return None
-        checks.check_dataset_type(dataset, name)
+        run_checks.check_dataset_type(dataset, name)
         if not _is_tokenized(dataset):
             dataset = format_dataset(
                 dataset,
@@ -193,60 +263,68 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
                 reads_ties="ties" in self.objective.needs,
                 num_proc=args.dataset_num_proc,
             )
-        checks.check_needs(dataset, self.objective, name)
+        run_checks.check_needs(dataset, self.objective, name)
         return dataset
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        if not self._formatted:  # a dataset given to evaluate() later
-            dataset = self._format(dataset, args, dataset_name)
-        if _is_tokenized(dataset):
+    def _tokenize_dataset(self, dataset: Any, tokenizer: Any, args: PreferenceConfig, name: str) -> Any:
+        if dataset is None or _is_tokenized(dataset):
             return dataset
-        with args.main_process_first(desc=f"preparing the {dataset_name} dataset"):
+        with args.main_process_first(desc=f"preparing the {name} dataset"):
             return tokenize_dataset(
                 dataset,
-                self._tokenizer,  # that of a processor, where the model is multimodal and the data is text
-                name=dataset_name,
+                tokenizer,
+                name=name,
                 max_length=args.max_length,
                 reads_ties="ties" in self.objective.needs,
                 invalid_rows=args.invalid_rows,
                 num_proc=args.dataset_num_proc,
             )
 
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns: Any = [*TOKEN_COLUMNS]
-
-    @functools.cached_property
-    def _stored_reference(self) -> StoredReference:
-        return StoredReference(self)
-
-    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        if not computes_online(dataset):
-            stored = self._stored_reference
-            self._plan_rows(self.model)
-            stored.fill(dataset, name, batch_size)
-        return dataset
+    def prepare_dataset(self, dataset: Any, name: str) -> Any:
+        """Check and tokenize a dataset in any accepted form; see `trl_dpo_ext.data.format`."""
+        if _is_tokenized(dataset):
+            return dataset
+        tokenizer = text_tokenizer(self.processing_class)
+        return self._tokenize_dataset(self._check_rows(dataset, self.args, name), tokenizer, self.args, name)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluate. A dataset given here, all of whose reference log-probs are stored, needs no reference in memory."""
-        late = self.precompute_ref_logps and not self.has_reference and self.state.global_step > 0
-        if late and eval_dataset is not None and not isinstance(eval_dataset, str):
-            prepare = functools.partial(self._prepare_dataset, processing_class=self.processing_class, args=self.args)
-            splits = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-            prepared = {name: prepare(dataset, dataset_name=name) for name, dataset in splits.items()}
-            if self._stored_reference.holds(*prepared.values()):
-                eval_dataset = prepared if isinstance(eval_dataset, dict) else prepared["eval"]
-                self.precompute_ref_logps = False  # nothing is left to compute, which is all that TRL would refuse
-        try:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        finally:
-            self.precompute_ref_logps |= late
+        """Evaluate on the trainer's evaluation dataset, or on another dataset in any accepted form.
+
+        Another dataset needs no reference in memory if all its reference log-probs are stored.
+
+        Raises:
+            MissingReferenceError: the dataset's reference log-probs aren't stored, and no reference is in memory.
+        """
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return self.evaluate_tokenized(eval_dataset, ignore_keys, metric_key_prefix)
+        prepared = {name: self.prepare_dataset(dataset, name) for name, dataset in _by_name(eval_dataset).items()}
+        if self._stored is not None:
+            self._ensure_stored(prepared)
+        metrics: dict[str, float] = {}
+        for name, dataset in prepared.items():
+            prefix = f"{metric_key_prefix}_{name}" if isinstance(eval_dataset, dict) else metric_key_prefix
+            metrics |= self.evaluate_tokenized(dataset, ignore_keys, prefix)
+        return metrics
+
+    def _ensure_stored(self, datasets: Mapping[str, Any]) -> None:
+        assert self._stored is not None
+        if self.has_reference or self.state.global_step == 0:
+            for name, dataset in datasets.items():
+                size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
+                self._stored.fill(dataset, name, size)
+        elif not self._stored.holds(*datasets.values()):
+            raise MissingReferenceError(
+                "evaluate: the reference log-probs of this dataset aren't stored, and full fine-tuning with "
+                "precompute_ref_log_probs=True keeps no reference in memory after the first step. Pass the dataset to "
+                "the constructor as eval_dataset, pass ref_model, or set precompute_ref_log_probs=False."
+            )
 
     # Loss
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Collect the micro-batches of a step, and count their prompts over all processes."""
+        """Return the micro-batches of a step, and the number of their prompts over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.guard.begin_step(batches)
         prompts = torch.tensor(sum(len(batch["ranks"]) for batch in batches), device=device)
@@ -255,145 +333,169 @@ class PreferenceTrainer(PushesToHub, DPOTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss of a micro-batch, scaled so that the whole step averages over its prompts."""
+        """Return the loss of a micro-batch, scaled so that the step's loss is the mean over all its prompts."""
         training = self.model.training
-        arguments = self._model_inputs(inputs)
-        router: dict[str, Any] = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = self._forward(model, arguments, **router)
-        responses = self._responses(outputs, arguments, inputs)
+        arguments = prepare_inputs(self.model, self.model.config, inputs)
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        policy = token_outputs(model, {**arguments, **router}, inputs)
+        ref_token_logps = inputs.get("ref_token_logps")
+        if ref_token_logps is None and self.objective.reads_reference:
+            ref_token_logps = self._run_reference(arguments, inputs)
+        responses = ranked_responses(
+            policy, ref_token_logps, inputs, needs=self.objective.needs, use_weighting=self.use_weighting
+        )
         per_prompt, loss_metrics = self.objective(responses, training=training, global_mean=self._global_mean)
-        loss = per_prompt.mean()
-        if num_items_in_batch is not None:
-            # Trainer divides by the number of micro-batches, DDP by the number of processes; here all prompts of the
-            # step weigh the same, also where the last micro-batch is smaller.
-            parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
-            loss = per_prompt.sum() * parts / num_items_in_batch
+        loss = step_loss(per_prompt, num_items_in_batch, self._micro_batches)
+        totals = batch_metrics(self.objective, responses, policy, loss_metrics)
         if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        with torch.no_grad():
-            broken, size = self._record("train" if training else "eval", loss, outputs, inputs, responses, loss_metrics)
+            aux_loss = policy.model_outputs.aux_loss
+            loss = loss + self.router_aux_loss_coef * aux_loss
+            totals["aux_loss"] = (aux_loss.detach(), torch.tensor(1))
+        nonfinite, magnitude = self._record_metrics("train" if training else "eval", loss.detach(), totals, inputs)
         if training:
-            self.guard.check_loss(per_prompt, inputs, broken, size)
-        return (loss, outputs) if return_outputs else loss
+            self.guard.check_loss(per_prompt, inputs, nonfinite, magnitude)
+        return (loss, policy.model_outputs) if return_outputs else loss
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
-        """Evaluate a batch: loss and metrics only, since rows of rankings have no logits to hand on."""
+        """Evaluate a batch. Only the loss and metrics are computed; rankings have no logits to return."""
         return super().prediction_step(model, inputs, True, ignore_keys)
 
-    def _model_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        # Built once a batch, for policy and reference: the attention mask of shared rows is quadratic.
-        return model_inputs(self.model.config, inputs, self.model.get_input_embeddings().weight.dtype)
+    @property
+    def _micro_batches(self) -> int:
+        """Number of micro-batches in an optimizer step, over all processes."""
+        steps: int = getattr(self, "current_gradient_accumulation_steps", 1)  # only set during training
+        return steps * self.accelerator.num_processes
 
-    @staticmethod
-    def _forward(model: Any, arguments: dict[str, Any], **options: Any) -> Any:
-        return model(**arguments, **options, use_cache=False, fused_lm_head=True)
-
-    @staticmethod
-    def _by_response(values: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        lengths = inputs["lengths"]
-        return gather_token_logps(values, inputs["index"], (*lengths.shape, int(lengths.max())))
-
-    def _token_logps(self, outputs: Any, inputs: dict[str, Tensor]) -> Tensor:
-        return self._by_response(outputs.log_probs, inputs)
-
-    def _responses(self, outputs: Any, arguments: dict[str, Any], inputs: dict[str, Tensor]) -> RankedResponses:
-        token_logps = self._token_logps(outputs, inputs)
-        ref_token_logps = None
-        if self.objective.reads_reference:
-            ref_token_logps = inputs.get("ref_token_logps")
-            if ref_token_logps is None:
-                with self.reference() as reference:
-                    ref_token_logps = self._token_logps(self._forward(reference, arguments), inputs)
-        weights = None
-        if self.use_weighting:
-            with torch.no_grad():  # WPO, arXiv 2406.11827, Eq. 2
-                aligned = token_logps - self._by_response(outputs.log_sum_sq_probs, inputs)
-                weights = torch.exp(aligned.sum(dim=2) / inputs["lengths"].clamp(min=1))
-        keep_tokens = "token_logps" in self.objective.needs
-        return RankedResponses(
-            logps=token_logps.sum(dim=2),
-            ref_logps=None if ref_token_logps is None else ref_token_logps.sum(dim=2),
-            lengths=inputs["lengths"],
-            ranks=inputs["ranks"],
-            mask=inputs["mask"],
-            scores=inputs.get("scores"),
-            weights=weights,
-            token_logps=token_logps if keep_tokens else None,
-            ref_token_logps=ref_token_logps if keep_tokens else None,
-        )
+    def _run_reference(self, arguments: dict[str, Any], batch: dict[str, Tensor]) -> Tensor:
+        with self.reference() as reference:
+            return token_outputs(reference, arguments, batch).logps
 
     def _global_mean(self, values: Tensor) -> Tensor:
         totals = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
         total, count = self.accelerator.reduce(totals, reduction="sum")
         return total / count.clamp(min=1)
 
-    def _record(
-        self,
-        mode: str,
-        loss: Tensor,
-        outputs: Any,
-        inputs: dict[str, Tensor],
-        responses: RankedResponses,
-        loss_metrics: dict[str, Tensor],
+    def _record_metrics(
+        self, mode: str, loss: Tensor, totals: Mapping[str, tuple[Tensor, Tensor]], batch: dict[str, Tensor]
     ) -> tuple[float, float]:
-        """Keep a batch's metrics; return on how many processes its loss isn't finite, and the sum of its size."""
-        tokenwise = [self._by_response(v, inputs) for v in (outputs.entropy, outputs.mean_logits, outputs.is_top1)]
-        totals = batch_metrics(self.objective, responses, tokenwise, loss_metrics)
-        if self.aux_loss_enabled:
-            totals["aux_loss"] = (outputs.aux_loss, torch.tensor(1))
-        tokens = inputs["attention_mask" if "attention_mask" in inputs else "token_mask"].sum()
-
-        device = responses.logps.device
+        """Queue a batch's metrics. Return the number of processes with a non-finite loss, and the sum of |loss|."""
         numbers = [part for total in totals.values() for part in total]
-        more_than_pairs = torch.tensor(responses.logps.shape[1] > 2)
-        numbers += [more_than_pairs, tokens, ~torch.isfinite(loss), loss.abs(), torch.tensor(self.sigterm.asked)]
-        flat = torch.stack([number.to(device).double() for number in numbers])
-        # One sum over all processes for everything.
-        *sums, wide, tokens_seen, broken, size, asked = self.accelerator.reduce(flat, reduction="sum").tolist()
-        metrics = self._metrics[mode]
-        for name, numerator, denominator in zip(totals, sums[::2], sums[1::2], strict=True):
-            if wide or not name.endswith(RANKING_ONLY):
-                metrics[name].append(numerator / denominator if denominator else 0.0)
-        if mode == "train":
-            self._total_train_tokens += int(tokens_seen) // self._tp_size
-        metrics["num_tokens"] = [self._total_train_tokens]
-        self.sigterm.agreed |= asked > 0
-        return broken, size
+        more_than_pairs = torch.tensor(batch["ranks"].shape[1] > 2)
+        numbers += [more_than_pairs, token_count(batch), ~torch.isfinite(loss), loss.abs()]
+        numbers.append(torch.tensor(self.sigterm.received))
+        flat = torch.stack([number.detach().to(loss.device).double() for number in numbers])
+        # A single reduction over all processes.
+        *sums, rankings, tokens, nonfinite, magnitude, sigterms = self.accelerator.reduce(
+            flat, reduction="sum"
+        ).tolist()
+        metrics = {
+            name: numerator / denominator if denominator else 0.0
+            for name, numerator, denominator in zip(totals, sums[::2], sums[1::2], strict=True)
+            if rankings or not name.endswith(RANKING_ONLY)
+        }
+        self.queue_metrics(mode, metrics, int(tokens))
+        self.sigterm.any_received |= sigterms > 0
+        return nonfinite, magnitude
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        return self.guard.check_gradients(model, super()._get_grad_norm(model, grad_norm))
+    def check_gradients(self, model: nn.Module, norm: Any) -> Any:
+        """Let the guard inspect the gradients before the update."""
+        return self.guard.check_gradients(model, norm)
 
-    # Checkpoints
+    # Checkpoints and records
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, from the start or from a checkpoint; see `find_checkpoint` for what can be given.
+        """Train from scratch or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: see `find_checkpoint`.
+            *args, **kwargs: as for `transformers.Trainer.train`.
 
         Raises:
-            DiskSpaceError, CheckpointError, ReferenceMismatchError: before anything is trained.
-            TrainingError: no weight moves, or NaN or infinity appear.
-            SystemExit: a checkpoint was written because of SIGTERM.
+            DiskSpaceError, CheckpointError, ReferenceMismatchError: the run can't start.
+            TrainingError: no weight changes, or NaN or infinity appears.
+            SystemExit: SIGTERM arrived; a checkpoint was written.
         """
-        checks.check_disk(self.model, self.args)
+        run_checks.check_disk(self.model, self.args)
+        self._reference.check_trainable(self.model)
         if resume_from_checkpoint is None and self.args.resume_from_hub is not None:
             resume_from_checkpoint = checkpoint_from_hub(self.args.resume_from_hub, self.args)
         self.run_state.checkpoint = checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint is not None:
             self._reference.check_checkpoint(checkpoint)
+            self._reference.load(checkpoint, self.model)
         with self.sigterm.listening():
             return super().train(checkpoint, *args, **kwargs)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with atomic_checkpoint(self, trial) as folder:
-            super()._save_checkpoint(model, trial)
+    @contextlib.contextmanager
+    def checkpoint_writer(self, folder: Path) -> Iterator[None]:
+        """Write a checkpoint atomically; see `atomic_checkpoint`."""
+        push = functools.partial(push_checkpoint, self)
+        with atomic_checkpoint(folder, self.args, self.state, self.accelerator, push):
+            yield
             self.run_state.save(folder)
+            if self.args.should_save:
+                self._reference.save(folder, self.model)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        with self._reference.left_out(self.accelerator.unwrap_model(self.model)):
-            super()._save(output_dir, state_dict)
+    def weights_writer(self) -> contextlib.AbstractContextManager[None]:
+        """Exclude the adapter that was added as the reference."""
+        return self._reference.left_out(self.model)
+
+    def save_record(self, **extra: Any) -> None:
+        """Write result.json, reference.json and the model card to the output folder, on the main process.
+
+        Args:
+            **extra: additional keys of result.json: `recipe`, `evaluation`, `seconds`, ...
+        """
+        self.recorded = True
+        if self.is_world_process_zero():
+            write_record(self, extra)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the run's record and model card. The arguments of TRL's card are ignored."""
+        self.save_record()
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model, and push it with its record and card; see `trl_dpo_ext.hub.push_run`.
+
+        Call it on all processes, because saving may gather the model; the main process pushes. It always blocks until
+        the push is done; `blocking` is ignored.
+
+        Returns:
+            The URL of the commit, on the main process.
+
+        Raises:
+            RunError, PushError: the folder can't be pushed, or the push didn't finish. The folder is intact.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_without_push()
+        if not self.recorded:
+            self.save_record()
+        if not self.is_world_process_zero():
+            return None
+        return push_output(self, commit_message, token=token, revision=revision, private=private)
 
 
 def _is_tokenized(dataset: Any) -> bool:
     columns: Any = dataset.column_names or next(iter(dataset), {})
     return {"prompt_ids", "completion_ids", "ranks"} <= set(columns)
+
+
+def _by_name(dataset: Any) -> dict[str, Any]:
+    """Return evaluation datasets by name. A single dataset is named "eval"."""
+    return dataset if isinstance(dataset, dict) else {} if dataset is None else {"eval": dataset}
+
+
+def _map_by_name(dataset: Any, change: Callable[[str, Any], Any]) -> Any:
+    if isinstance(dataset, dict):
+        return {name: change(name, part) for name, part in dataset.items()}
+    return None if dataset is None else change("eval", dataset)

@@ -1,15 +1,17 @@
-"""What `PreferenceTrainer` does with the Hub: the card, the push at the end, and pushes while training."""
+"""Write a run's record and model card, and push the run and its checkpoints to the Hub."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from transformers.trainer_utils import HubStrategy
 
+from .._compat.transformers import loaded_from
 from ..hub import RunError, hub_id, push_run, read_run, training_record, write_card
 from ..record import hardware, versions, write_json
 from .config import PreferenceConfig
@@ -18,124 +20,100 @@ from .safety.checkpoint import MARKER
 
 logger = logging.getLogger(__name__)
 
-_LAST_CHECKPOINT = "last-checkpoint"  # transformers' name for it in a repository
+_LAST_CHECKPOINT = "last-checkpoint"  # transformers' name for it in the repository
 
 
-class PushesToHub:
-    """The part of `PreferenceTrainer` that overrides what transformers and TRL do with the Hub."""
+def write_record(trainer: Any, extra: Mapping[str, Any]) -> None:
+    """Write result.json and reference.json to a run's output folder, and a model card if a model is saved there.
 
-    args: PreferenceConfig
-    _further: dict[str, Any] | None = None
+    Call it on the main process only.
 
-    def save_record(self: Any, **further: Any) -> None:
-        """Write result.json, reference.json and the card into the output folder; the main process only.
+    Args:
+        trainer: a `PreferenceTrainer`.
+        extra: additional keys of result.json.
+    """
+    output = Path(trainer.args.output_dir)
+    trainer.reference_identity.save(output)
+    write_json(output / "result.json", {**run_result(trainer), **extra})
+    if any((output / name).exists() for name in ("adapter_config.json", "config.json")):
+        write_card(output)
 
-        Args:
-            **further: more keys of result.json: `recipe`, `evaluation`, `seconds`, ...
-        """
-        if not self.is_world_process_zero():
-            return
-        self._further = further
-        output = Path(self.args.output_dir)
-        self.reference_identity.save(output)
-        write_json(output / "result.json", self._result())
-        if any((output / name).exists() for name in ("adapter_config.json", "config.json")):
-            write_card(output)
 
-    def _result(self: Any) -> dict[str, Any]:
-        logged = [entry for entry in reversed(self.state.log_history) if "loss" in entry]
-        return {
-            "metrics": logged[0] if logged else {},
-            **training_record(self),
-            "versions": versions(),
-            "hardware": hardware(),
-            **(self._further or {}),
-        }
+def run_result(trainer: Any) -> dict[str, Any]:
+    """Return the content of result.json: the last metrics, losses, data, versions and hardware."""
+    logged = [entry for entry in reversed(trainer.state.log_history) if "loss" in entry]
+    return {
+        "metrics": logged[0] if logged else {},
+        **training_record(trainer),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
 
-    def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
-        """Write the card of a recorded run again; arguments of TRL's card have no place in it."""
-        if self.is_world_process_zero() and self._further is not None:
-            write_card(self.args.output_dir)
 
-    def push_to_hub(
-        self: Any,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Save the model, and push it with its record and card; see `trl_dpo_ext.hub.push_run`.
+def push_output(trainer: Any, message: str | None, **options: Any) -> str:
+    """Push a run's output folder, and return the URL of the commit. Call it on the main process only.
 
-        Call it on all processes: the model may have to be gathered, the main one pushes. It returns when the push is
-        done, whatever `blocking` says.
+    Args:
+        trainer: a `PreferenceTrainer` whose model and record are saved.
+        message: the commit message.
+        **options: options of `push_run`; None means the value in the configuration.
+    """
+    return _push(trainer, trainer.args.output_dir, message=message, **options)
 
-        Returns:
-            The address of the commit, on the main process.
 
-        Raises:
-            RunError, PushError: the folder can't be pushed, or the push did not finish; the folder is whole.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        if self._further is None:
-            self.save_record()
-        return self._push(self.args.output_dir, message=commit_message, token=token, revision=revision, private=private)
+def push_checkpoint(trainer: Any, folder: Path) -> None:
+    """Push a checkpoint according to `hub_strategy`. A failed push is logged and training continues."""
+    args = trainer.args
+    if not trainer.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+        return
+    message = f"Training in progress, step {trainer.state.global_step}"
+    try:
+        _push(trainer, folder, message=message, result=run_result(trainer))
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = args.hub_strategy == HubStrategy.CHECKPOINT
+            name = _LAST_CHECKPOINT if last else folder.name
+            files = _checkpoint_files(folder, args.hub_base_model)
+            HfApi(token=args.hub_token).create_commit(
+                trainer.hub_model_id,
+                [CommitOperationAdd(f"{name}/{path}", content) for path, content in files.items()],
+                commit_message=f"{message}, checkpoint",
+                revision=args.hub_revision,
+            )
+    except Exception as error:
+        logger.warning(
+            f"The checkpoint of step {trainer.state.global_step} was not pushed; training continues. {error}"
+        )
 
-    def _push_from_checkpoint(self: Any, checkpoint_folder: str) -> None:
-        # A push that fails must not end the training: the one at the end brings everything.
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        message = f"Training in progress, step {self.state.global_step}"
-        try:
-            self._push(checkpoint_folder, message=message, result=self._result())
-            if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-                last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-                name = _LAST_CHECKPOINT if last else Path(checkpoint_folder).name
-                files = _checkpoint_files(Path(checkpoint_folder), self.args.hub_base_model)
-                HfApi(token=self.args.hub_token).create_commit(
-                    self.hub_model_id,
-                    [CommitOperationAdd(f"{name}/{path}", content) for path, content in files.items()],
-                    commit_message=f"{message}, checkpoint",
-                    revision=self.args.hub_revision,
-                )
-        except Exception as error:
-            logger.warning(f"Step {self.state.global_step} was not pushed, training goes on. {error}")
 
-    def _push(self: Any, folder: str, **options: Any) -> str:
-        args = self.args
-        given = {name: value for name, value in options.items() if value is not None}
-        defaults = {"token": args.hub_token, "revision": args.hub_revision, "private": args.hub_private_repo}
-        repo = getattr(self, "hub_model_id", None) or args.hub_model_id or Path(args.output_dir).absolute().name
-        base = {"base_model": args.hub_base_model, "base_revision": args.hub_base_revision}
-        return push_run(folder, repo, **{**defaults, **base, **given})
+def _push(trainer: Any, folder: str | Path, **options: Any) -> str:
+    args = trainer.args
+    given = {name: value for name, value in options.items() if value is not None}
+    defaults = {"token": args.hub_token, "revision": args.hub_revision, "private": args.hub_private_repo}
+    repo = getattr(trainer, "hub_model_id", None) or args.hub_model_id or Path(args.output_dir).absolute().name
+    base = {"base_model": args.hub_base_model, "base_revision": args.hub_base_revision}
+    return push_run(folder, repo, **{**defaults, **base, **given})
 
 
 def check_push(model: Any, args: PreferenceConfig) -> None:
-    """Refuse to start a run that is to be pushed, and whose base model has no name on the Hub.
+    """Check that the base model of a run that will be pushed has a Hub id.
 
     Raises:
-        ConfigError: trained from a path, without `hub_base_model`.
+        ConfigError: the model is a local path and `hub_base_model` is unset, or `hub_base_model` isn't a Hub id.
     """
-    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    name = model if isinstance(model, str) else loaded_from(getattr(model, "config", None))
     if args.hub_base_model is not None:
         if not hub_id(args.hub_base_model):
-            raise ConfigError(
-                f"hub_base_model={args.hub_base_model!r} is no name on the Hub; it looks like OWNER/NAME."
-            )
+            raise ConfigError(f"hub_base_model={args.hub_base_model!r} is not a Hub id. Use the form OWNER/NAME.")
     elif args.push_to_hub and not (name and hub_id(name)):
         raise ConfigError(
-            f"push_to_hub is set, and the model is {name!r}, a path on this machine: nobody else could load what is "
-            "pushed. Set hub_base_model to its name on the Hub (OWNER/NAME)."
+            f"push_to_hub is set, but the model is {name!r}, a path on this machine, so nobody else could load the "
+            "pushed run. Set hub_base_model to the model's Hub id (OWNER/NAME)."
         )
 
 
 def _checkpoint_files(folder: Path, base_model: str | None) -> dict[str, Path | bytes]:
-    """Return a checkpoint's files for the Hub: all that resuming needs, the base model by its name there."""
-    # training_args.bin holds the access token, README.md is PEFT's and may name a local path; no resume needs either.
+    """Return a checkpoint's files for the Hub: all that resuming needs, with the base model's Hub id for its path."""
+    # training_args.bin holds the access token, and PEFT's README.md may name a local path. Resuming needs neither.
     left_out = ("training_args.bin", "README.md", MARKER)
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in left_out]
     files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
@@ -150,10 +128,10 @@ def _checkpoint_files(folder: Path, base_model: str | None) -> dict[str, Path | 
 
 
 def checkpoint_from_hub(repo: str, args: PreferenceConfig) -> str:
-    """Download the last checkpoint that `hub_strategy="checkpoint"` pushed, and return its folder.
+    """Download the last checkpoint pushed with `hub_strategy="checkpoint"`, and return its folder.
 
     Raises:
-        RunError: the repository holds none.
+        RunError: the repository has no such checkpoint.
     """
     with args.main_process_first(desc="downloading the checkpoint"):
         folder = snapshot_download(
@@ -162,7 +140,7 @@ def checkpoint_from_hub(repo: str, args: PreferenceConfig) -> str:
     found = Path(folder) / _LAST_CHECKPOINT
     if not found.is_dir():
         raise RunError(
-            f"resume_from_hub={repo!r} has no folder {_LAST_CHECKPOINT}. A run leaves one there with "
-            "push_to_hub: true, hub_strategy: checkpoint and a save_strategy."
+            f"resume_from_hub={repo!r} has no folder {_LAST_CHECKPOINT}. Only runs with push_to_hub: true, "
+            "hub_strategy: checkpoint and a save_strategy push one."
         )
     return str(found)

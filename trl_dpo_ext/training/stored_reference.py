@@ -1,96 +1,96 @@
-"""Precomputed reference log-probs: what stands between the trainer and the reference cache."""
+"""Compute reference log-probs once, before training, and store them for all later runs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-import numpy as np
+from accelerate import Accelerator
 from datasets import IterableDataset
 
-from ..data.collator import PreferenceCollator
-from ..modeling.layout import PromptGroup
-from ..reference.cache import ReferenceCache, default_folder
-from ..reference.fill import Processes, all_cached, batch_difference, compute_dtype, fill_cache
+from ..reference import ReferenceIdentity
+from ..reference.fill_reference_cache import Compute, Processes, all_cached, batch_difference, fill_cache
+from ..reference.reference_cache import ReferenceCache, default_folder
 from .errors import ConfigError
-
-if TYPE_CHECKING:
-    from .engine import PreferenceTrainer
 
 logger = logging.getLogger(__name__)
 
 
 def computes_online(*datasets: Any) -> bool:
-    """Say, and log, whether a streamed dataset keeps a run from storing its reference log-probs."""
+    """Return whether the run must compute reference log-probs in each step because a dataset is streamed; log it."""
     flat = [one for some in datasets for one in (some.values() if isinstance(some, dict) else [some])]
     if not any(isinstance(dataset, IterableDataset) for dataset in flat):
         return False
     logger.warning(
-        "precompute_ref_log_probs=True: a streamed dataset can't be computed ahead, so its reference log-probs, and "
-        "those of the run's other datasets, are computed online."
+        "precompute_ref_log_probs=True, but a dataset is streamed and can't be precomputed. The reference log-probs of "
+        "all datasets of this run are computed in each step instead."
     )
     return True
 
 
-class StoredReference:
-    """The stored log-probs of a trainer's reference.
-
-    Made before training moves weights: reference and precision are settled here, once. From then on the trainer's
-    collator finds the values of a batch by its tokens, so rows can be shuffled, filtered or exchanged.
+def open_cache(identity: ReferenceIdentity, folder: str | None, dtype: str) -> ReferenceCache:
+    """Open the cache of a reference.
 
     Args:
-        trainer: whose reference can be run now.
+        identity: identity of the reference.
+        folder: `ref_cache_dir`, or None for the default.
+        dtype: the precision that the reference computes in, from `compute_dtype`.
 
     Raises:
-        ConfigError: the weights of the reference can't be read.
+        ConfigError: the reference has no fingerprint.
+    """
+    if identity.fingerprint is None:
+        raise ConfigError(
+            "precompute_ref_log_probs=True stores log-probs under a fingerprint of the reference weights, which can't "
+            "be read here (a warning says why). Set it to False to compute the log-probs in each step."
+        )
+    return ReferenceCache(folder or default_folder(), identity.fingerprint, dtype)
+
+
+class StoredReference:
+    """Fills the cache of a run's reference.
+
+    The cache key is the tokens of a row, so rows can be shuffled, filtered or replaced.
+
+    Args:
+        cache: the cache of this reference in this precision.
+        dtype: the precision, from `compute_dtype`.
+        compute: runs the reference on groups. Valid only until training changes the reference weights.
+        accelerator: the run's accelerator; all processes share the work.
+        progress: show a progress bar.
     """
 
-    def __init__(self, trainer: PreferenceTrainer) -> None:
-        self.trainer = trainer
-        with trainer.reference() as reference, trainer.accelerator.autocast():
-            self.dtype = compute_dtype(reference)
-        weights = trainer.reference_identity.fingerprint
-        if weights is None:
-            raise ConfigError(
-                "precompute_ref_log_probs=True stores log-probs under a fingerprint of the reference, and its weights "
-                "can't be read here (a warning says why). Set it False: the log-probs are then computed online."
-            )
-        self.cache = ReferenceCache(trainer.args.ref_cache_dir or default_folder(), weights, self.dtype)
-        cast(PreferenceCollator, trainer.data_collator).reference = self.cache.lookup
-
-    def fill(self, dataset: Any, name: str, batch_size: int) -> None:
-        """Store what is missing of a dataset; see `fill_cache`."""
-        accelerator = self.trainer.accelerator
-        progress = not self.trainer.args.disable_tqdm
-        processes = Processes(progress=progress)
-        if accelerator.parallelism_config is None:  # else several processes compute one forward together
-            processes = Processes(
+    def __init__(
+        self, cache: ReferenceCache, dtype: str, compute: Compute, accelerator: Accelerator, progress: bool
+    ) -> None:
+        self.cache = cache
+        self.dtype = dtype
+        self._compute = compute
+        self._main = accelerator.is_main_process
+        self._processes = Processes(progress=progress)
+        if accelerator.parallelism_config is None:  # otherwise several processes share one forward pass
+            self._processes = Processes(
                 accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone, progress
             )
-        missing = fill_cache(self.cache, dataset, self.compute, name=name, batch_size=batch_size, processes=processes)
-        if missing and self.dtype not in ("float32", "float64") and self.trainer.is_world_process_zero():
+
+    def fill(self, dataset: Any, name: str, batch_size: int) -> None:
+        """Compute and store the missing log-probs of a tokenized dataset; see `fill_cache`. Skips a streamed one."""
+        if isinstance(dataset, IterableDataset):
+            return
+        missing = fill_cache(
+            self.cache, dataset, self._compute, name=name, batch_size=batch_size, processes=self._processes
+        )
+        if missing and self.dtype not in ("float32", "float64") and self._main:
             logger.warning(
-                "%s dataset: the stored reference log-probs are computed in %s, where they depend on the shape of the "
-                "batch, and training batches have other shapes: computed alone, the responses of the first prompt "
-                "differ by up to %.2g nats. Margins carry that as noise; in float32 they don't.",
+                "%s dataset: the stored reference log-probs are computed in %s, so they depend on the shape of the "
+                "batch, and training batches have other shapes. Computed alone, the responses of the first prompt "
+                "differ by up to %.2g nats. This adds noise to the margins. Use float32 to avoid it.",
                 name,
                 self.dtype,
-                batch_difference(self.cache, dataset, self.compute),
+                batch_difference(self.cache, dataset, self._compute),
             )
 
     def holds(self, *datasets: Any) -> bool:
-        """Say whether everything about these tokenized datasets is stored."""
+        """Return whether the cache holds every response of these tokenized datasets."""
         self.cache.refresh()
         return all(not isinstance(rows, IterableDataset) and all_cached(self.cache, rows) for rows in datasets)
-
-    def compute(self, groups: Sequence[PromptGroup]) -> list[list[np.ndarray]]:
-        """Run the reference on B groups; return for each its K float32 arrays of a log-prob per token."""
-        trainer = self.trainer
-        rows = [{**vars(group), "ranks": [0] * len(group.completion_ids)} for group in groups]
-        layout = cast(PreferenceCollator, trainer.data_collator).layout
-        batch = trainer._prepare_inputs(PreferenceCollator(layout)(rows))
-        with trainer.reference() as reference, trainer.accelerator.autocast():
-            values = trainer._token_logps(trainer._forward(reference, trainer._model_inputs(batch)), batch)
-        by_group = zip(values.cpu().numpy(), groups, strict=True)
-        return [[row[k, : len(ids)] for k, ids in enumerate(group.completion_ids)] for row, group in by_group]

@@ -1,17 +1,16 @@
-"""`trl-dpo-ext eval`: samples, win rates, best-of-n, agreement of judges, frontiers of runs; one module each."""
+"""`trl-dpo-ext eval`: samples, win rates, best-of-n, agreement of judges, frontiers of runs. One module each."""
 
 from __future__ import annotations
 
-import argparse
-
+from .._console import Commands
 from . import agreement, best_of_n, frontier, sample, win_rate
 
-KINDS = (sample, win_rate, best_of_n, agreement, frontier)
+EVALUATIONS = (sample, win_rate, best_of_n, agreement, frontier)
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    command = commands.add_parser("eval", help="say how good a model is: samples, win rate, best-of-n, judges")
-    kinds = command.add_subparsers(title="evaluations", metavar="EVALUATION", required=True)
-    for kind in KINDS:
-        kind.add(kinds)
+    command = commands.add_parser("eval", help="measure how good a model is: samples, win rate, best-of-n, frontier")
+    evaluations = command.add_subparsers(title="evaluations", metavar="EVALUATION", required=True)
+    for evaluation in EVALUATIONS:
+        evaluation.add(evaluations)

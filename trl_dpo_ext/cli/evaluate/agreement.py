@@ -5,24 +5,25 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ...evaluation import judge_forms
 from .._console import console
 from .inputs import get_judges
+from .json_output import write_report
 from .labels import LABELS
-from .options import SCORER, Kinds, add_endpoint, add_json, guarded
-from .report import write
+from .options import Evaluations, add_endpoint, add_json, guarded
 
 
-def add(kinds: Kinds) -> None:
+def add(evaluations: Evaluations) -> None:
     """Add the evaluation to the parser."""
-    command = kinds.add_parser("agreement", help="how often judges agree, with each other and with people")
-    command.add_argument("pairs", help=".jsonl file of pairs: prompt, first, second, and columns of labels")
-    command.add_argument("--judge", action="append", default=[], help=f"{SCORER}; may be given several times")
+    command = evaluations.add_parser("agreement", help="how often judges agree, with each other and with people")
+    command.add_argument("pairs", help=".jsonl file of pairs: prompt, first, second, and label columns")
+    command.add_argument("--judge", action="append", default=[], help=f"{judge_forms()}; may be given several times")
     command.add_argument(
         "--label",
         action="append",
         default=[],
         metavar="COLUMN",
-        help="column that says first, second, tie or nothing; may be given several times",
+        help="column with first, second, tie or nothing; may be given several times",
     )
     add_endpoint(command, "helpful (default), summary")
     add_json(command)
@@ -45,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> None:
         "pairs": len(rows),
         "agreements": [{"judges": list(names), **value.as_dict()} for names, value in found.items()],
     }
-    if not write(arguments, report):
+    if not write_report(arguments, report):
         console().print(agreement_table(found))
 
 

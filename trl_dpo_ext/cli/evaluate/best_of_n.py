@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 
+from ...evaluation import reward_forms
 from .._console import console
 from .inputs import endpoint_options, prompts_of, sampling_options
-from .options import MODEL, SCORER, Kinds, add_data, add_endpoint, add_json, count, guarded, nonnegative
-from .report import settings, temperature_of, write
+from .json_output import settings, temperature_of, write_report
+from .options import MODEL, Evaluations, add_data, add_endpoint, add_json, count, guarded, nonnegative
 
 
-def add(kinds: Kinds) -> None:
+def add(evaluations: Evaluations) -> None:
     """Add the evaluation to the parser."""
-    command = kinds.add_parser("best-of-n", help="the reward of the best of n samples, for every n")
+    command = evaluations.add_parser("best-of-n", help="the reward of the best of n samples, for every n")
     command.add_argument("model", help=MODEL)
-    command.add_argument("--reward", required=True, help=SCORER)
-    command.add_argument("--samples", type=count, default=16, help="of each prompt (default: 16)")
-    command.add_argument("--temperature", type=nonnegative, default=1.0, help="(default: 1)")
+    command.add_argument("--reward", required=True, help=reward_forms())
+    command.add_argument("--samples", type=count, default=16, help="samples per prompt (default: 16)")
+    command.add_argument("--temperature", type=nonnegative, default=1.0, help="sampling temperature (default: 1)")
     add_data(command)
     add_endpoint(command, "score (default)")
     add_json(command)
@@ -48,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> None:
         **settings(arguments, prompts),
         "curve": [point.as_dict() for point in curve],
     }
-    if write(arguments, report):
+    if write_report(arguments, report):
         return
     level = curve[0].reward.level
     table = Table(title=Text(f"Best of n, {len(prompts.raw)} prompts [{100 * level:g} % bootstrap interval]"))

@@ -1,4 +1,4 @@
-"""What the options ask for: prompts, sampling, judges."""
+"""Turn options into prompts, sampling settings, judges and endpoint settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def prompts_of(arguments: argparse.Namespace, sources: list[str]) -> Prompts:
-    """Return the prompts of --data, or else of the first file of samples, after a look at all sources."""
+    """Check all sources; return the prompts of --data, or else those of the first file of samples."""
     from .sources import check_source, is_file, prompts_of_file, read_prompts
 
     for source in sources:
@@ -32,28 +32,32 @@ def prompts_of(arguments: argparse.Namespace, sources: list[str]) -> Prompts:
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of `sample`."""
+    """Return the arguments of `sample`."""
     options = {name: getattr(arguments, name) for name in ("max_new_tokens", "seed", "batch_size")}
     return {**options, "progress": sys.stderr.isatty()}
 
 
 def get_judges(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    """Return judges by name."""
+    """Return the judges by name."""
     from ...evaluation import get_judge
-    from ...evaluation.rewards import ENDPOINT
+    from ...evaluation.judging.rewards import ENDPOINT
 
     settings = endpoint_options(arguments, names)
     return {name: get_judge(name, **(settings if name.startswith(ENDPOINT) else {})) for name in names}
 
 
 def endpoint_options(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    """Return what is said about the endpoint, for judges or rewards that ask one; empty where none does."""
-    from ...evaluation.rewards import ENDPOINT
+    """Return the endpoint's arguments, empty if no judge or reward uses one.
+
+    Raises:
+        ValueError: an endpoint option is given, but nothing uses an endpoint.
+    """
+    from ...evaluation.judging.rewards import ENDPOINT
 
     options = ("base_url", "template", "cache", "max_requests", "max_tokens")
     given = {name: getattr(arguments, name) for name in options if getattr(arguments, name) is not None}
     if any(name.startswith(ENDPOINT) for name in names):
         return {**given, "progress": sys.stderr.isatty()}
     if given:
-        raise ValueError(f"Nothing here asks an endpoint (endpoint:MODEL), so there is no {', '.join(given)} to set.")
+        raise ValueError(f"Nothing here uses an endpoint (endpoint:MODEL), so there is no {', '.join(given)} to set.")
     return {}

@@ -1,4 +1,4 @@
-"""Runs by the names that tables and pictures give them."""
+"""Read the frontiers of runs, under the names for tables and plots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...evaluation import Frontier, read_frontier
 
 
 def read_runs(folders: Sequence[str]) -> dict[str, Frontier]:
-    """Return the frontier of each run, named after its folder where that tells them apart, else by its path.
+    """Return the frontier of each run by name: its folder's name if those are unique, else its path.
 
     Raises:
         ValueError: a run is given twice.

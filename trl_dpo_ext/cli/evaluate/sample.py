@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 
 from .inputs import prompts_of, sampling_options
-from .options import Kinds, add_data, count, guarded, nonnegative
+from .options import Evaluations, add_data, count, guarded, nonnegative
 
 
-def add(kinds: Kinds) -> None:
+def add(evaluations: Evaluations) -> None:
     """Add the evaluation to the parser."""
-    command = kinds.add_parser("sample", help="sample completions into a file, to be judged as often as you like")
+    command = evaluations.add_parser("sample", help="sample completions into a file, to judge them any number of times")
     command.add_argument("model", help="folder of an adapter or a model, or Hub id")
     command.add_argument("output", help=".jsonl file to write")
-    command.add_argument("--samples", type=count, default=1, help="of each prompt (default: 1)")
-    command.add_argument("--temperature", type=nonnegative, default=1.0, help="(default: 1)")
-    command.add_argument("--vllm", action="store_true", help="sample with vLLM, which you install yourself")
+    command.add_argument("--samples", type=count, default=1, help="samples per prompt (default: 1)")
+    command.add_argument("--temperature", type=nonnegative, default=1.0, help="sampling temperature (default: 1)")
+    command.add_argument("--vllm", action="store_true", help="sample with vLLM, which you must install yourself")
     add_data(command)
     command.set_defaults(run=guarded(_run))
 
@@ -30,7 +30,7 @@ def _run(arguments: argparse.Namespace) -> None:
     prompts = prompts_of(arguments, [arguments.model])
     options = sampling_options(arguments)
     if placed is not None:
-        from ...evaluation.vllm_sampling import sample_with_vllm
+        from ...evaluation.sampling.vllm_sampling import sample_with_vllm
 
         tokenizer = load_tokenizer(arguments.model)
         texts = rendered(prompts, tokenizer, arguments.samples)

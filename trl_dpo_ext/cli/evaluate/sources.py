@@ -1,9 +1,8 @@
-"""What `trl-dpo-ext eval` works on: prompts of a dataset, and completions of models or of files."""
+"""The inputs of `trl-dpo-ext eval`: prompts of a dataset, and completions from models or files."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts, and what the dataset answers.
+    """Prompts, and the dataset's own completions.
 
     Attributes:
-        raw: [N] text or messages, as a model gets them.
-        own: [N] the dataset's best completion, or None where the prompts come from a file of samples.
+        raw: [N] text or messages, before the chat template.
+        own: [N] the dataset's best completions, or None if the prompts come from a file of samples.
     """
 
     raw: list[Any]
@@ -24,12 +23,12 @@ class Prompts:
 
     @property
     def texts(self) -> list[str]:
-        """[N] the prompts as a judge reads them."""
+        """[N] the prompts as judges and rewards read them."""
         return [as_text(prompt) for prompt in self.raw]
 
 
 def as_text(prompt: Any) -> str:
-    """Return a prompt as it is, a conversation as a dialogue.
+    """Return a text prompt unchanged, a conversation as a dialogue.
 
     >>> as_text([{"role": "user", "content": "Why?"}])
     'User: Why?\\n\\nAssistant: '
@@ -46,18 +45,19 @@ def read_prompts(
     """Return prompts of a split, each with its best completion.
 
     Args:
-        dataset: as `load_splits` takes it.
-        config: of the dataset.
-        split: of the dataset.
-        converter: its name, or None.
-        count: prompts at most.
-        seed: draws different ones; None takes those of the first `count` rows, as recipes/train.py does: without the
-            invalid and all-tied ones among them, a prompt as often as it is there.
+        dataset: as in `load_splits`.
+        config: configuration of the dataset.
+        split: split of the dataset.
+        converter: name of a converter, or None.
+        count: maximum number of prompts.
+        seed: draws distinct prompts at random. None takes those of the first `count` rows, as recipes do: invalid and
+            all-tied rows have none, and repeated prompts stay.
 
     Raises:
         DataError, FileNotFoundError: as `load_splits`.
     """
     from ...data import convert_dataset, format_dataset, get_converter, load_splits
+    from ...data.prompts import first_rows
 
     if converter is not None:
         get_converter(converter)
@@ -65,7 +65,7 @@ def read_prompts(
     if converter is not None:
         rows = convert_dataset(rows, converter, name=split, invalid_rows="drop")
     if seed is None:
-        rows = format_dataset(rows.select(range(min(count, len(rows)))), name=split, invalid_rows="drop")
+        rows = first_rows(rows, count, name=split)
         return Prompts([row["prompt"] for row in rows], [_best(row) for row in rows])
     rows = format_dataset(rows, name=split, invalid_rows="drop", reads_ties=True).shuffle(seed=seed)
     found: dict[str, tuple[Any, str]] = {}
@@ -82,7 +82,7 @@ def _best(row: Mapping[str, Any]) -> str:
 
 
 def is_file(source: str) -> bool:
-    """Whether a source is a file of samples, not a model."""
+    """Return whether a source is a file of samples, not a model."""
     return source.endswith(".jsonl")
 
 
@@ -94,15 +94,15 @@ def prompts_of_file(path: str, count: int) -> Prompts:
 
 
 def check_source(source: str) -> None:
-    """Raise an error for a source that can't be used, before anything expensive starts.
+    """Check a source before anything expensive starts. Hub ids are not looked up.
 
     Raises:
-        FileNotFoundError, ValueError: what is wrong with the file or the folder. Hub ids pass.
+        FileNotFoundError, ValueError: the file or folder can't be used.
     """
     if is_file(source):
         read_jsonl(source, ("prompt", "completion"))
     elif is_adapter(source):
-        from ...hub.run import read_run
+        from ...hub.run_folder import read_run
 
         read_run(source).trained_base()
     else:
@@ -117,14 +117,14 @@ def completions(
     """Return completions of each prompt at each temperature, [N][samples].
 
     Args:
-        source: folder of an adapter or model, Hub id, or JSONL file of samples, which stands for any temperature.
-        prompts: to complete.
-        temperatures: to sample at.
-        samples: of each prompt.
-        options: of `sample`.
+        source: folder of an adapter or model, Hub id, or JSONL file of samples, which is used for every temperature.
+        prompts: prompts to complete.
+        temperatures: sampling temperatures.
+        samples: completions per prompt.
+        options: further arguments of `sample`.
 
     Raises:
-        ValueError: a file that lacks samples of a prompt; as `load_model`.
+        ValueError: a file has too few samples of a prompt; or as `load_model`.
     """
     if is_file(source):
         found: dict[str, list[str]] = {}
@@ -144,7 +144,7 @@ def completions(
 
 
 def rendered(prompts: Prompts, tokenizer: Any, samples: int) -> list[str]:
-    """Return what a model continues, [N * samples]: each prompt `samples` times, conversations in its chat template."""
+    """Return [N * samples] texts for the model to continue: each prompt `samples` times, through the chat template."""
     from ...evaluation import prompt_text
 
     return [prompt_text(prompt, tokenizer) for prompt in prompts.raw for _ in range(samples)]
@@ -156,15 +156,15 @@ def by_prompt(texts: Sequence[str], samples: int) -> list[list[str]]:
 
 
 def load_model(source: str) -> tuple[Any, Any]:
-    """Return a model and its tokenizer, on the GPU where there is one.
+    """Return a model and its tokenizer, on the GPU if there is one.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: there is none, or it can't be loaded.
+        FileNotFoundError, ValueError, OSError: the model doesn't exist, or can't be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ...hub.load import load_adapter
+    from ...hub.adapter_loading import load_adapter
 
     model: Any = load_adapter(source) if is_adapter(source) else AutoModelForCausalLM.from_pretrained(source)
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
@@ -173,21 +173,21 @@ def load_model(source: str) -> tuple[Any, Any]:
 
 
 def load_tokenizer(source: str) -> Any:
-    """Return the tokenizer of a model; of an adapter its own, or else its base's.
+    """Return the tokenizer of a model. An adapter without one uses its base's.
 
     Raises:
-        ValueError, OSError: there is none.
+        ValueError, OSError: there is no tokenizer.
     """
     from transformers import AutoTokenizer
 
-    from ...hub.run import read_run
+    from ...hub.run_folder import read_run
 
     own = not is_adapter(source) or (Path(source) / "tokenizer_config.json").is_file()
     return AutoTokenizer.from_pretrained(source if own else read_run(source).trained_base().model)
 
 
 def is_adapter(source: str) -> bool:
-    """Whether a source is the folder of an adapter."""
+    """Return whether a source is the folder of an adapter."""
     return (Path(source) / "adapter_config.json").is_file()
 
 
@@ -195,8 +195,8 @@ def read_jsonl(path: str, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Return the rows of a JSONL file, each with text in these columns.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a line that isn't such a row; names it.
+        FileNotFoundError: the file doesn't exist.
+        ValueError: a line is not such a row. The message names it.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -222,7 +222,8 @@ def read_jsonl(path: str, columns: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def write_jsonl(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows under a temporary name and rename the file."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(temporary, path)
+    """Write rows as JSONL, atomically."""
+    from ...record import atomic_file
+
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -5,21 +5,28 @@ from __future__ import annotations
 import argparse
 from itertools import combinations
 
+from ...evaluation import judge_forms
 from .._console import console
 from .inputs import get_judges, prompts_of, sampling_options
+from .json_output import settings, temperature_of, write_report
 from .labels import WORDS
-from .options import MODEL, SCORER, Kinds, add_data, add_endpoint, add_json, guarded, nonnegative
-from .report import settings, temperature_of, write
+from .options import MODEL, Evaluations, add_data, add_endpoint, add_json, guarded, nonnegative
 
 
-def add(kinds: Kinds) -> None:
+def add(evaluations: Evaluations) -> None:
     """Add the evaluation to the parser."""
-    command = kinds.add_parser("win-rate", help="how often a judge prefers a model's completions")
+    command = evaluations.add_parser("win-rate", help="how often a judge prefers a model's completions")
     command.add_argument("model", nargs="+", help=MODEL)
-    command.add_argument("--against", help="what they meet: the same kinds; by default the dataset's best completions")
-    command.add_argument("--judge", required=True, help=SCORER)
-    command.add_argument("--temperature", type=nonnegative, nargs="+", default=[1.0], help="one or more (default: 1)")
-    command.add_argument("--pairs", metavar="FILE", help="write the judged pairs as .jsonl, for people and `agreement`")
+    command.add_argument("--against", help="opponent, in the same forms (default: the dataset's best completions)")
+    command.add_argument("--judge", required=True, help=judge_forms())
+    command.add_argument(
+        "--temperature",
+        type=nonnegative,
+        nargs="+",
+        default=[1.0],
+        help="one or more (default: 1)",
+    )
+    command.add_argument("--pairs", metavar="FILE", help="write the judged pairs as .jsonl, for `eval agreement`")
     add_data(command)
     add_endpoint(command, "helpful (default), summary")
     add_json(command)
@@ -40,11 +47,11 @@ def _run(arguments: argparse.Namespace) -> None:
     prompts = prompts_of(arguments, sources)
     if arguments.against is None and prompts.own is None:
         raise ValueError("Say with --against what the samples meet, or give a dataset with --data.")
-    # Files stay as they are whatever the temperature.
+    # Files don't depend on the temperature.
     temperatures = arguments.temperature if not all(map(is_file, sources)) else arguments.temperature[:1]
     met = {t: [[text] for text in prompts.own or []] for t in temperatures}
     if arguments.against is not None:
-        # Another seed, or a model would meet its own samples.
+        # With the same seed, a model would meet its own samples.
         met = completions(
             arguments.against, prompts, temperatures, **{**sampling_options(arguments), "seed": arguments.seed + 1}
         )
@@ -83,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> None:
             for (one, other, t), result in compared.items()
         ],
     }
-    if write(arguments, report):
+    if write_report(arguments, report):
         return
     shown = {(m, "-" if temperature_of(t, m, *opponent) is None else f"{t:g}"): rate for (m, t), rate in rates.items()}
     console().print(win_rate_table(shown, against))

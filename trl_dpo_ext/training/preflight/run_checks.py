@@ -1,4 +1,4 @@
-"""Checks that run before anything expensive: what was given, what the losses need, whether a checkpoint fits."""
+"""Checks before a run: the trainer's arguments, the columns that the losses need, disk space for a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from torch import nn
 
+from ..._compat.trl import text_tokenizer
 from ...data.data_error import DataError
 from ...data.lint import log_findings
 from ...data.lint.findings_report import Report
@@ -18,7 +19,7 @@ from ..config import PreferenceConfig
 from ..errors import ConfigError, DiskSpaceError
 from ..objective import Objective
 from ..publish import check_push
-from .adapter_checks import check_quantization, check_reference_adapter, check_target_modules
+from .adapter_checks import check_quantization, check_reference_adapter, check_second_model, check_target_modules
 from .hardware import check_sharding
 from .model_folder import check_model
 
@@ -26,19 +27,28 @@ from .model_folder import check_model
 def check_arguments(
     model: Any, ref_model: Any, args: PreferenceConfig, kwargs: Mapping[str, Any], objective: Objective
 ) -> None:
-    """Refuse arguments that can't work together.
+    """Reject arguments that can't work together.
+
+    Args:
+        model, ref_model, args: arguments of the trainer.
+        kwargs: its other arguments.
+        objective: the losses that `args` configures.
 
     Raises:
-        FileNotFoundError, ModelFolderError, ConfigError.
+        FileNotFoundError, ModelFolderError: the model folder is missing or broken.
+        ConfigError: an argument isn't supported, or doesn't work with another one.
     """
     if isinstance(model, str):
         check_model(model, needs_tokenizer=kwargs.get("processing_class") is None)
+    if isinstance(ref_model, str):
+        check_model(ref_model, needs_tokenizer=False)
+    check_second_model(model, ref_model)
     check_push(model, args)
     if ref_model is not None and not objective.reads_reference:
-        raise ConfigError(f"ref_model is given, but none of {args.loss_type} reads a reference. Remove it.")
+        raise ConfigError(f"ref_model is set, but none of {args.loss_type} reads the reference. Remove it.")
     for name, instead in {
-        "compute_metrics": "rankings are in the logged metrics; evaluate samples with trl_dpo_ext.evaluation",
-        "data_collator": "rows are laid out by the trainer",
+        "compute_metrics": "the logged metrics cover rankings; use trl_dpo_ext.evaluation to evaluate samples",
+        "data_collator": "the trainer lays out the rows itself; remove it",
     }.items():
         if kwargs.get(name) is not None:
             raise ConfigError(f"{name} is not supported here: {instead}.")
@@ -51,35 +61,40 @@ def check_arguments(
 
 
 def check_dataset_type(dataset: Any, name: str) -> None:
-    """Refuse anything but one dataset of the `datasets` library.
+    """Reject anything but a single dataset of the `datasets` library.
 
     Raises:
-        TypeError: a list of rows, a dictionary of splits, ...
+        TypeError: it is a list of rows, a dict of splits, ...
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise TypeError(
             f"{name} dataset: it is a {type(dataset).__name__}, expected a datasets.Dataset or IterableDataset. "
-            "Dataset.from_list makes one from a list of rows; of a dictionary of splits, give one."
+            "Convert a list of rows with Dataset.from_list. Pass a single split of a dict of splits."
         )
 
 
 def check_needs(dataset: Any, objective: Objective, name: str) -> None:
-    """Refuse a dataset that lacks what a loss reads.
+    """Reject a dataset without the columns that the losses read.
 
     Raises:
-        DataError: scores are needed and the dataset has none.
+        DataError: a loss reads scores, but the dataset has none.
     """
     columns = dataset.column_names or next(iter(dataset))
     if "scores" in objective.needs and "scores" not in columns:
         losses = [term.spec.name for term in objective.terms if "scores" in term.spec.needs]
         raise DataError(
-            f"{name} dataset: {', '.join(losses)} reads scores, and there are none. Give the columns prompt, "
-            "completions and scores, or choose a loss that reads ranks only."
+            f"{name} dataset: {', '.join(losses)} reads scores, but the dataset has none. Provide the columns prompt, "
+            "completions and scores, or choose a loss that only reads ranks."
         )
 
 
 def log_data_findings(trainer: Any, train_dataset: Any, eval_dataset: Any) -> Report:
-    """Log in short what the linter finds in a new trainer's data, which are given here as text, and return it."""
+    """Run the linter on a trainer's datasets, log a summary, and return the report.
+
+    Args:
+        trainer: a `PreferenceTrainer`; its datasets are tokenized.
+        train_dataset, eval_dataset: the same datasets as text.
+    """
 
     def named(train: Any, evaluation: Any) -> dict[str, Any]:
         others = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
@@ -88,18 +103,18 @@ def log_data_findings(trainer: Any, train_dataset: Any, eval_dataset: Any) -> Re
     return log_findings(
         named(train_dataset, eval_dataset),
         named(trainer.train_dataset, trainer.eval_dataset),
-        trainer._tokenizer,
+        text_tokenizer(trainer.processing_class),
         generation_config=getattr(trainer.model, "generation_config", None),
         max_length=trainer.args.max_length,
     )
 
 
 def check_disk(model: nn.Module, args: PreferenceConfig) -> None:
-    """Refuse to start a run whose first checkpoint can't be written.
+    """Check that the first checkpoint fits on the disk.
 
     Raises:
-        DiskSpaceError: less is free on the disk of `output_dir` than trainable weights, two optimizer moments, and a
-            reference that moves take.
+        DiskSpaceError: the disk of `output_dir` has no room for the trainable weights, two optimizer moments and, with
+            `sync_ref_model`, the reference weights.
     """
     if str(args.save_strategy) in ("no", "SaveStrategy.NO"):
         return
@@ -112,6 +127,7 @@ def check_disk(model: nn.Module, args: PreferenceConfig) -> None:
     free = shutil.disk_usage(existing).free
     if weights + moments > free:
         raise DiskSpaceError(
-            f"A checkpoint takes about {(weights + moments) / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on the "
-            f"disk of output_dir={args.output_dir!r}. Free some, choose another output_dir, or set save_strategy='no'."
+            f"A checkpoint takes about {(weights + moments) / 1e9:.2f} GB, but the disk of "
+            f"output_dir={args.output_dir!r} has {free / 1e9:.2f} GB free. Free some space, choose another output_dir, "
+            "or set save_strategy='no'."
         )

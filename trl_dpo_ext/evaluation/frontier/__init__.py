@@ -1,0 +1,1 @@
+"""Reward against KL: recorded during training, then compared between runs."""

@@ -1,0 +1,1 @@
+"""Rewards score a completion; judges compare two. Both are found by name."""

@@ -1,0 +1,103 @@
+"""Batched, seeded sampling from a causal language model, with transformers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import trange
+from transformers import GenerationConfig
+
+from ...data.end_tokens import end_token_ids
+from .evaluation_mode import evaluation_mode
+from .samples import Samples, check_sampling, completion_text, tokenized
+
+
+def sample(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 24,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Samples:
+    """Sample one completion per prompt. Repeat a prompt to get several.
+
+    Each token is drawn from the model's full distribution: top-k, top-p and penalties in the model's own generation
+    config are ignored. Each batch has its own random stream, derived from `seed` and the batch's number, so two models
+    that get the same prompts in the same batches share their random numbers. The caller's random state, the model's
+    train/eval modes and the tokenizer's settings are restored afterwards.
+
+    Args:
+        model: a causal language model of transformers, or a PEFT model around one.
+        tokenizer: its tokenizer. Prompts are tokenized with its defaults, so it adds a BOS if it always does.
+        prompts: [N] text. Render conversations with the chat template first; a BOS that it writes is not doubled.
+        max_new_tokens: maximum length of a completion, in tokens.
+        temperature: 0 takes the most likely token.
+        seed: the same seed, prompts, batch size, model and hardware give the same samples.
+        batch_size: prompts per batch.
+        progress: whether to show a progress bar.
+
+    Returns:
+        the samples, in the order of the prompts.
+
+    Raises:
+        ValueError: there are no prompts, or an argument is out of range.
+        TypeError: a prompt is not a string.
+    """
+    check_sampling(prompts, max_new_tokens, temperature, batch_size)
+    prompt_ids = tokenized(prompts, tokenizer)
+    config = _generation_config(model, tokenizer, max_new_tokens, temperature)
+    ends = set(config.eos_token_id or [])
+    completion_ids: list[list[int]] = []
+    # Random states can be saved per device only for the CPU and CUDA.
+    with evaluation_mode(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        for batch, start in enumerate(
+            trange(0, len(prompts), batch_size, desc="sampling", unit="batch", disable=not progress)
+        ):
+            torch.manual_seed(random.Random(f"{seed}/{batch}").getrandbits(63))
+            input_ids, attention_mask = _left_padded(prompt_ids[start : start + batch_size], config.pad_token_id)
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=config,
+            )
+            completion_ids += [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].tolist()]
+    completions = [completion_text(tokenizer, p, c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    return Samples(list(prompts), completions, prompt_ids, completion_ids, temperature)
+
+
+def _generation_config(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> GenerationConfig:
+    ends = end_token_ids(tokenizer, getattr(model, "generation_config", None))
+    padding = next((i for i in (tokenizer.pad_token_id, *ends) if i is not None), 0)
+    # Set every field: generate() takes those that are missing from the model's own generation config.
+    warpers = {"temperature": temperature, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "min_p": 0.0}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,  # gradient checkpointing switches it off in training
+        eos_token_id=ends or None,
+        pad_token_id=padding,
+        **(warpers if temperature > 0 else {}),
+    )
+
+
+def _left_padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    input_ids = torch.tensor([[pad_token_id] * (width - len(row)) + [*row] for row in rows])
+    attention_mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return input_ids, attention_mask
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    end = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return ids[: end + 1]

@@ -1,0 +1,122 @@
+"""One run: evaluate, train, evaluate again, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from trl import get_quantization_config
+
+from ..data.prompts import held_out_prompts
+from ..evaluation import Comparison, Evaluation, FrontierCallback, Reward, compare, evaluate_policy, get_reward
+from ..memory import check_fits, explain_out_of_memory, most_responses
+from ..training import ConfigError, PreferenceTrainer, sharding
+from .model_kind import check_model_kind
+from .recipe_checks import check_steps
+from .recipe_data import load_recipe_splits
+from .recipe_settings import Recipe, adapter_config, parse_recipe
+from .run_outputs import save_outputs
+
+
+def train_recipe(args: Sequence[str] | None = None) -> None:
+    """Train as a recipe says, and save the model, its record, a picture and a card in `output_dir`.
+
+    Args:
+        args: `--config FILE` and options; None takes those of the command line.
+
+    Raises:
+        USER_ERRORS: see `trl_dpo_ext.run.user_errors`.
+    """
+    try:
+        _run(args)
+    except torch.OutOfMemoryError as error:
+        raise explain_out_of_memory(error) from error
+
+
+def _run(args: Sequence[str] | None) -> None:
+    started = time.time()
+    recipe = parse_recipe(args)
+    arguments, config = recipe.arguments, recipe.config
+    reward = get_reward(arguments.reward) if arguments.reward else None
+    if reward is not None and (sharded := sharding(config)):
+        raise ConfigError(f"reward samples from the model, which {sharded} has in parts. Remove reward, or use DDP.")
+    check_model_kind(recipe.model, bool(config.trust_remote_code))
+    splits = load_recipe_splits(recipe)
+    check_steps(config, splits["train"])
+    check_fits(config, recipe.model, responses=most_responses(splits["train"]))
+    trainer = PreferenceTrainer(
+        model=recipe.model.model_name_or_path,
+        args=config,
+        train_dataset=splits["train"],
+        eval_dataset=splits["test"] if config.eval_strategy != "no" else None,
+        quantization_config=get_quantization_config(recipe.model),
+        peft_config=adapter_config(recipe.model),
+    )
+    if arguments.frontier_steps and not trainer.has_reference:
+        raise ConfigError(
+            f"frontier_steps={arguments.frontier_steps} measures the KL to the reference, but this run keeps none in "
+            "memory: it trains all weights, and no loss reads a reference or its log-probs are computed beforehand. "
+            "Train an adapter (use_peft: true), set precompute_ref_log_probs: false, or set frontier_steps: 0."
+        )
+    check_steps(config, trainer.train_dataset)  # again, without the rows that invalid_rows: drop left out
+    if reward is None:
+        metrics, comparison = _train(trainer), None
+    else:
+        prompts = held_out_prompts(splits["test"], trainer.processing_class, arguments.eval_prompts)
+        metrics, comparison = _train_and_compare(trainer, recipe, reward, prompts)
+
+    trainer.save_without_push(config.output_dir)
+    if trainer.is_world_process_zero():
+        save_outputs(trainer, metrics, comparison, recipe.settings, time.time() - started)
+    if config.push_to_hub:
+        address = trainer.push_to_hub()
+        if trainer.is_world_process_zero():
+            Console().print(f"Pushed: {address}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _train(trainer: PreferenceTrainer) -> dict[str, Any]:
+    metrics: dict[str, Any] = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    return metrics
+
+
+def _train_and_compare(
+    trainer: PreferenceTrainer, recipe: Recipe, reward: Reward, prompts: list[str]
+) -> tuple[dict[str, Any], Comparison]:
+    """Sample, train, sample again; with `frontier_steps`, in between too."""
+    arguments = recipe.arguments
+    evaluate: Callable[..., Evaluation] = partial(
+        evaluate_policy,
+        trainer.model,
+        trainer.processing_class,
+        prompts,
+        reward,
+        max_new_tokens=arguments.eval_max_new_tokens,
+        seed=arguments.eval_seed,
+        progress=trainer.is_world_process_zero(),
+    )
+    before = evaluate(reference=trainer.reference if arguments.frontier_steps else None)
+    frontier = None
+    if arguments.frontier_steps:
+        frontier = FrontierCallback(
+            trainer.processing_class,
+            prompts,
+            reward,
+            reward_name=str(arguments.reward),
+            method=" + ".join(recipe.config.loss_type),
+            reference=trainer.reference,
+            every=arguments.frontier_steps,
+            max_new_tokens=arguments.eval_max_new_tokens,
+            seed=arguments.eval_seed,
+            start=before,
+        )
+        trainer.add_callback(frontier)
+    metrics = _train(trainer)
+    after = None
+    if frontier is not None and not recipe.config.load_best_model_at_end:  # which would load another step's weights
+        after = frontier.after(trainer.state.global_step)
+    after = after or evaluate(reference=trainer.reference if trainer.has_reference else None)
+    return metrics, compare(before, after)

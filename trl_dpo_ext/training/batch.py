@@ -1,0 +1,70 @@
+"""Build the losses' input (`RankedResponses`) from a batch, and reduce their output to the loss of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modeling.forward import TokenOutputs
+from ..types import RankedResponses
+
+
+def ranked_responses(
+    policy: TokenOutputs,
+    ref_token_logps: Tensor | None,
+    batch: Mapping[str, Tensor],
+    *,
+    needs: Collection[str],
+    use_weighting: bool = False,
+) -> RankedResponses:
+    """Sum token log-probs per response, and add lengths, ranks, mask and scores from the batch.
+
+    Args:
+        policy: the policy's outputs for the batch.
+        ref_token_logps: [B, K, T] float32, the reference's log-probs, nats; None without a reference.
+        batch: the collator's output: `lengths`, `ranks`, `mask`, `scores`.
+        needs: the needs of the losses; "token_logps" keeps the token log-probs.
+        use_weighting: compute WPO's weights (arXiv 2406.11827, Eq. 2).
+    """
+    token_logps = policy.logps
+    weights = None
+    if use_weighting:
+        with torch.no_grad():
+            aligned = token_logps - policy.by_response("log_sum_sq_probs")
+            weights = torch.exp(aligned.sum(dim=2) / batch["lengths"].clamp(min=1))
+    keep_tokens = "token_logps" in needs
+    return RankedResponses(
+        logps=token_logps.sum(dim=2),
+        ref_logps=None if ref_token_logps is None else ref_token_logps.sum(dim=2),
+        lengths=batch["lengths"],
+        ranks=batch["ranks"],
+        mask=batch["mask"],
+        scores=batch.get("scores"),
+        weights=weights,
+        token_logps=token_logps if keep_tokens else None,
+        ref_token_logps=ref_token_logps if keep_tokens else None,
+    )
+
+
+def step_loss(per_prompt: Tensor, prompts: Tensor | None, parts: int) -> Tensor:
+    """Reduce a micro-batch so that all prompts of an optimizer step get the same weight.
+
+    transformers divides the loss by the number of micro-batches, and DDP by the number of processes. With plain means,
+    a smaller last micro-batch would get too much weight.
+
+    Args:
+        per_prompt: [B] float32.
+        prompts: number of prompts in the optimizer step, over all micro-batches and processes. None outside training;
+            the result is then the plain mean.
+        parts: number of micro-batches in the step, times processes.
+    """
+    return per_prompt.mean() if prompts is None else per_prompt.sum() * parts / prompts
+
+
+def token_count(batch: Mapping[str, Any]) -> Tensor:
+    """Return the number of tokens in a batch, without padding and repeated prompt tokens."""
+    count: Tensor = batch["attention_mask" if "attention_mask" in batch else "token_mask"].sum()
+    return count
