@@ -135,6 +135,16 @@ class PreferenceConfig(HookedConfig):
                 f"truncation_mode={self.truncation_mode!r} (deprecated in TRL) cuts the prompt differently for each "
                 "response; here all responses share their prompt. Use 'keep_start'."
             )
+        if self.pad_to_multiple_of is not None:
+            raise ConfigError(
+                f"pad_to_multiple_of={self.pad_to_multiple_of} is not supported: rows are packed, or padded to the "
+                "longest one of the batch. Leave it unset."
+            )
+        if self.pad_token is not None:
+            raise ConfigError(
+                f"pad_token={self.pad_token!r} (deprecated in TRL) is not supported. Set tokenizer.pad_token, and pass "
+                "the tokenizer to the trainer as processing_class."
+            )
         self._check_numbers()
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(f"max_length={self.max_length} leaves no room for a prompt and a response.")
