@@ -1,6 +1,6 @@
 """trl-dpo-ext: preference losses, trainers and evaluation on top of TRL.
 
-Names are imported on first use, so that `import trl_dpo_ext` loads neither torch nor trl.
+Public names load on first use, so `import trl_dpo_ext` imports neither torch nor trl.
 """
 
 from importlib import import_module
@@ -46,16 +46,16 @@ _MODULES = {
         "ReferenceFreeTrainer",
     ),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_MODULE_OF})

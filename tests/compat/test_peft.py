@@ -52,3 +52,20 @@ def test_dequantize_module_weight():
     found = compat.dequantize_module_weight(layer)
     expected = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     assert torch.equal(found.float(), expected.float()), f"{VERSION}: merge gets other weights than training saw."
+
+
+def test_every_layer_of_an_adapter_is_a_tuner_layer():
+    model = adapted(trainable_token_indices=[1, 2], modules_to_save=["norm"])
+    kinds = {type(module) for module in model.modules() if isinstance(module, compat.BaseTunerLayer)}
+    assert kinds == {compat.LoraLinear, compat.TrainableTokensLayer}, (
+        f"{VERSION}: merge finds other layers than those it merges: {kinds}."
+    )
+
+
+def test_trainable_tokens_merge_into_their_base_layer():
+    layer = adapted(trainable_token_indices=[1, 2]).get_base_model().get_input_embeddings().token_adapter
+    with torch.no_grad():
+        layer.trainable_tokens_delta["default"].fill_(3.0)
+    layer.merge(safe_merge=True)
+    assert (layer.get_base_layer().weight[1:3] == 3).all(), f"{VERSION}: merge drops the rows of trained tokens."
+    assert not (layer.get_base_layer().weight[3:] == 3).any()

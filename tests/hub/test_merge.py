@@ -6,15 +6,19 @@ import json
 import pytest
 import torch
 from peft import PeftModelForCausalLM
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tests import helpers
 from tests.hub import support
 from trl_dpo_ext.cli import main
-from trl_dpo_ext.hub import RunError, read_run
+from trl_dpo_ext.hub import RunError, merge, read_run
 from trl_dpo_ext.hub.distributions import compare_distributions, next_token_logits
 from trl_dpo_ext.hub.merge import MergeError, merge_adapter
 from trl_dpo_ext.modeling.quantized import keep_4bit_weights
+
+# Tokens of the prompts, so that their rows show in the logits.
+TOKENS = helpers.tiny_tokenizer()(support.PROMPTS[0])["input_ids"][:3]
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +82,22 @@ def test_trap_13_a_qlora_adapter_merges_into_the_weights_it_was_trained_on(base,
         {"modules_to_save": ["norm"], "target_modules": ["q_proj"]},
         {"target_modules": ["embed_tokens", "q_proj"]},
         {"target_modules": ["lm_head", "q_proj"]},
+        {"trainable_token_indices": TOKENS, "target_modules": ["q_proj"]},
+        {"trainable_token_indices": TOKENS, "modules_to_save": ["norm"], "target_modules": ["q_proj"]},
+        {"layer_replication": [[0, 2], [1, 2]], "target_modules": ["q_proj"]},
     ],
-    ids=["dora", "rslora", "bias", "lm_head saved", "norm saved", "embeddings", "lm_head"],
+    ids=[
+        "dora",
+        "rslora",
+        "bias",
+        "lm_head saved",
+        "norm saved",
+        "embeddings",
+        "lm_head",
+        "tokens",
+        "tokens and norm",
+        "replicated layers",
+    ],
 )
 def test_kinds_of_adapters(base, tmp_path, lora, quantized):
     adapter = support.save_adapter(tmp_path / "adapter", base, quantized=quantized, **copy.deepcopy(lora))
@@ -174,3 +192,84 @@ def test_the_command(adapter, tmp_path, capsys):
     assert "KL" in said
     assert main(arguments) == 2
     assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_only_the_rows_of_trained_tokens_change(tmp_path):
+    """A token that no prompt of the comparison has must be merged too."""
+    base = helpers.save_tiny_model(tmp_path / "untied", hidden_size=64, intermediate_size=128)
+    unseen = max(set(range(300)) - {i for text in support.PROMPTS for i in helpers.tiny_tokenizer()(text)["input_ids"]})
+    adapter = support.save_adapter(
+        tmp_path / "adapter", base, trainable_token_indices=[unseen], target_modules=["q_proj"]
+    )
+    merge_adapter(adapter, tmp_path / "merged", prompts=support.PROMPTS, dtype="float32", progress=False)
+    before = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").get_input_embeddings().weight
+    assert (before != after).any(dim=1).nonzero().flatten().tolist() == [unseen]
+    delta = load_file(adapter / "adapter_model.safetensors")
+    (row,) = (value for name, value in delta.items() if "trainable_tokens_delta" in name)
+    assert torch.equal(after[unseen], row[0])
+
+
+def test_trap_a_merge_whose_check_fails_is_a_failed_merge(base, tmp_path, monkeypatch, capsys):
+    # To see it fail: leave out _check_difference in merge_adapter.
+    adapter = support.save_adapter(
+        tmp_path / "adapter", base, trainable_token_indices=TOKENS, target_modules=["q_proj"]
+    )
+    (tmp_path / "prompts.txt").write_text("\n".join(support.PROMPTS))
+    merged = tmp_path / "merged"
+    arguments = ["merge", str(adapter), str(merged), "--prompts", str(tmp_path / "prompts.txt")]
+    with monkeypatch.context() as patch:
+        patch.setattr(merge.TrainableTokensLayer, "merge", lambda self, **options: None)  # drops the trained rows
+        assert main(arguments) != 0
+        assert "not the one that was trained: mean KL" in capsys.readouterr().err
+        assert {path.name for path in tmp_path.iterdir()} == {"adapter", "prompts.txt"}
+        assert main([*arguments, "--allowed-kl", "10"]) == 0
+    assert json.loads((merged / "merge.json").read_text())["difference"]["kl_mean"] > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_check_lets_rounding_pass_and_nothing_else(base, tmp_path, dtype):
+    adapter = support.save_adapter(tmp_path / "adapter", base)
+    report = merge_adapter(adapter, tmp_path / "merged", prompts=support.PROMPTS, dtype=dtype, progress=False)
+    assert report["difference"]["kl_mean"] < merge._ALLOWED_KL[dtype] / 10
+    for kl in (merge._ALLOWED_KL[dtype] * 1.01, float("nan")):
+        with pytest.raises(MergeError, match="--allowed-kl"):
+            merge._check_difference(kl, read_run(adapter).trained_base(), dtype, None)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ({"lora_bias": True}, "q_proj: the adapter has a bias .* none to merge it into"),
+        ({"alora_invocation_tokens": TOKENS[:2]}, "q_proj can't be merged: aLoRA"),
+    ],
+)
+def test_what_has_no_merged_form_is_a_sentence_and_leaves_nothing(base, tmp_path, lora, said, quantized):
+    adapter = support.save_adapter(
+        tmp_path / "adapter", base, quantized=quantized, **{"target_modules": ["q_proj"], **lora}
+    )
+    with pytest.raises(MergeError, match=said):
+        merge_adapter(adapter, tmp_path / "merged", prompts=support.PROMPTS, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+
+
+def test_a_bias_of_the_adapter_merges_into_a_layer_that_has_one(tmp_path):
+    base = helpers.save_tiny_model(
+        tmp_path / "base", hidden_size=64, intermediate_size=128, attention_bias=True, initializer_range=0.05
+    )
+    adapter = support.save_adapter(tmp_path / "adapter", base, lora_bias=True, target_modules=["q_proj"])
+    expected = logits(trained(adapter, base), AutoTokenizer.from_pretrained(base))
+    merge_adapter(adapter, tmp_path / "merged", prompts=support.PROMPTS, dtype="float32", progress=False)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    found = compare_distributions(expected, logits(merged, AutoTokenizer.from_pretrained(base)))
+    assert found["logit_difference_max"] < 1e-4
+
+
+def test_an_unknown_kind_of_adapter_layer_is_refused(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(merge, "TrainableTokensLayer", merge.LoraLayer)
+    adapter = support.save_adapter(
+        tmp_path / "adapter", base, trainable_token_indices=TOKENS, target_modules=["q_proj"]
+    )
+    with pytest.raises(MergeError, match=r"token_adapter is a TrainableTokensLayer, which can't be merged"):
+        merge_adapter(adapter, tmp_path / "merged", prompts=support.PROMPTS, progress=False)

@@ -61,7 +61,7 @@ def test_while_training(hub, tiny_model_dir, tmp_path, caplog):
     settings = {"save_strategy": "steps", "save_steps": 1, "hub_strategy": "checkpoint"}
     trainer = make(tiny_model_dir, tmp_path / "out", **settings)
     trainer.train()
-    assert "Step 1 was not pushed, training goes on." in caplog.text
+    assert "The checkpoint of step 1 was not pushed; training continues." in caplog.text
     files = hub.repos["me/run"].files("main")
     assert "adapter_model.safetensors" in files
     assert "last-checkpoint/optimizer.pt" in files

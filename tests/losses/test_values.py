@@ -102,7 +102,7 @@ def expected(spec, responses: RankedResponses, data, hyperparameters) -> list[fl
 def test_value(spec, hyperparameters):
     responses = random_rankings(seed=10, prompts=4, responses=5, ragged=True)
     if spec.couples_batch and spec.name != "sft":
-        # Each response in one pair only: among equal values the pairs of AOT are dealt out in any way.
+        # Each response in one pair only, because AOT may match equal values in any order.
         responses = random_rankings(seed=10, prompts=6, responses=2)
     else:
         responses = with_ties(responses)

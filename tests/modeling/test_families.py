@@ -1,4 +1,4 @@
-"""Shared and packed rows give the log-probs, the loss and the gradients of one sequence at a time, in every family."""
+"""In every model family, shared and packed rows give the log-probs, loss and gradients of single sequences."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAYOUTS = {
 
 
 def ranking_loss(logps: Tensor) -> Tensor:
-    """A loss that couples the responses of a prompt, nonlinearly, and weighs tokens differently."""
+    """A nonlinear loss that couples the responses of a prompt and gives tokens different weights."""
     summed = (logps * torch.linspace(0.5, 1.5, logps.shape[2])).sum(2)
     return -F.logsigmoid(0.1 * (summed[:, :1] - summed[:, 1:])).sum(1).mean() - 0.01 * summed.mean()
 

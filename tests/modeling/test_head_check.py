@@ -17,7 +17,7 @@ from transformers import (
 from tests import helpers
 from tests.training import support
 from tests.traps.support import put_back, row_logps
-from trl_dpo_ext.training import row_layout
+from trl_dpo_ext.training import choose_layout
 
 SIZE = {
     "vocab_size": 320,
@@ -78,7 +78,7 @@ def test_log_probs_are_those_of_the_models_own_logits(kind, tmp_path, caplog):
 @pytest.mark.parametrize("kind", ["modernbert-decoder", "recurrent_gemma", "granite_moe"])
 def test_trap_05_a_head_that_nobody_compares_is_noticed(kind, monkeypatch, tmp_path, caplog):
     def nobody_compares(patch):
-        patch.setattr(row_layout, "check_head", lambda *args: None)
+        patch.setattr(choose_layout, "check_head", lambda *args: None)
 
     with put_back(nobody_compares, monkeypatch):
         test_log_probs_are_those_of_the_models_own_logits(kind, tmp_path, caplog)
@@ -88,7 +88,7 @@ def test_the_own_head_gives_what_the_fused_head_gives(tmp_path, monkeypatch):
     """Every token-wise output and its gradient, on a model that both compute right."""
     results = []
     for problem in (None, "forced"):
-        monkeypatch.setattr(row_layout, "check_head", lambda *args, problem=problem: problem)
+        monkeypatch.setattr(choose_layout, "check_head", lambda *args, problem=problem: problem)
         trainer = support.trainer(
             model("llama"),
             tmp_path,

@@ -1,4 +1,4 @@
-"""What is laid out where: every token, label and position of every layout, against the definition."""
+"""Compare every token, label and position of every layout with the definition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ B, K, T = shape_of(GROUPS)
 
 
 def expected_tokens() -> torch.Tensor:
-    """[B, K, T] the response tokens themselves, 0 where there is none."""
+    """Return the response tokens, [B, K, T], 0 where there is none."""
     out = torch.zeros(B, K, T)
     for b, group in enumerate(GROUPS):
         for k, ids in enumerate(group.completion_ids):
@@ -35,7 +35,7 @@ LAYOUTS = {
 
 
 def targets(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The token that each scored position predicts: TRL shifts `labels`, and takes `shift_labels` as they are."""
+    """Return the token that each scored position predicts. TRL shifts `labels` and uses `shift_labels` unchanged."""
     return batch["shift_labels"] if "shift_labels" in batch else batch["labels"][:, 1:]
 
 
@@ -58,7 +58,7 @@ def test_the_tokens_a_position_sees_are_its_prompt_and_its_response_so_far(name:
         seen = [
             i
             for i in range(column + 1)
-            if segments[row, i] in (segments[row, column], prefixes[row, column])  # the rule, read literally
+            if segments[row, i] in (segments[row, column], prefixes[row, column])  # the rule, taken literally
         ]
         assert ids[row, seen].tolist() == GROUPS[b].prompt_ids + GROUPS[b].completion_ids[k][:t]
         assert positions[row, seen].tolist() == list(range(len(GROUPS[b].prompt_ids) + t))
@@ -105,7 +105,7 @@ def test_packing_keeps_groups_whole_and_within_the_budget(budget: int) -> None:
 
 
 def test_first_fit_decreasing_on_random_lengths() -> None:
-    """Never more than 11/9 of the best possible number of rows plus one (the bound of first-fit-decreasing)."""
+    """The number of rows is at most 11/9 of the optimum plus one (the bound of first-fit decreasing)."""
     draw = random.Random(3)
     groups = [PromptGroup([1] * draw.randrange(1, 40), [[2] * draw.randrange(1, 20)] * 2) for _ in range(60)]
     batch = shared_layout(groups, 2, 100)

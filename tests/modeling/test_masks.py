@@ -1,4 +1,4 @@
-"""The masks against the rule, token by token, in the form of each attention."""
+"""Compare the masks with the rule, token by token, in the form of each attention implementation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPE = shape_of(GROUPS)
 
 
 def brute_force(batch: dict[str, Tensor], near) -> Tensor:
-    """[R, 1, L, L] who sees whom among real tokens; `near(q, kv)` decides on positions."""
+    """Return which real tokens attend to which, [R, 1, L, L]; `near(q, kv)` decides by position."""
     positions, segments, prefixes = (batch[n].tolist() for n in ("position_ids", "segment_ids", "prefix_ids"))
     rows, length = batch["input_ids"].shape
     out = torch.zeros(rows, 1, length, length, dtype=torch.bool)
@@ -42,7 +42,7 @@ BATCH = shared_layout(GROUPS, SHAPE[1], 40)
 def test_full_attention_is_prefix_and_own_segment() -> None:
     mask = attention_mask(config(), BATCH, torch.float32)
     assert torch.equal(mask, brute_force(BATCH, lambda q, kv: True))
-    assert mask.any(-1).all()  # no query, padding neither, sees nothing: a softmax over nothing is NaN
+    assert mask.any(-1).all()  # every query attends to something, padding too; an empty softmax is NaN
 
 
 def test_a_sliding_window_counts_positions() -> None:
@@ -77,8 +77,8 @@ def test_eager_attention_gets_an_additive_mask_in_the_given_dtype() -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral_sliding", "gemma2", "qwen3"])
 def test_eager_and_flex_attention_equal_one_sequence_at_a_time(family: str) -> None:
     expected = one_by_one(tiny(family, attention="eager"), GROUPS).detach()
-    # Eager stands in for the compiler: the numbers are those of the BlockMask, without minutes of compiling. The CPU
-    # has no backward for FlexAttention.
+    # Run uncompiled: the numbers still follow the BlockMask, without minutes of compiling. FlexAttention has no
+    # backward on the CPU.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for attention in ("eager", "flex_attention"):
             logps = by_layout(tiny(family, attention=attention), BATCH, SHAPE)
@@ -86,7 +86,7 @@ def test_eager_and_flex_attention_equal_one_sequence_at_a_time(family: str) -> N
 
 
 def test_flex_attention_skips_blocks_that_nobody_sees() -> None:
-    """Two responses of 256 tokens: of the 4 x 4 lower-left blocks between them, none is computed."""
+    """With two responses of 256 tokens, none of the 4 x 4 blocks between them is computed."""
     batch = shared_layout([PromptGroup([1] * 257, [[2] * 256, [3] * 256])], 2)
     with torch.compiler.set_stance("force_eager"):
         mask = attention_mask(config(attention="flex_attention"), batch, torch.float32)
@@ -104,13 +104,13 @@ def test_flex_attention_skips_blocks_that_nobody_sees() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral_sliding", "mixtral"])
 def test_another_mask_fails(family: str) -> None:
-    """Negative control: the comparison of the families sees a mask that leaks, in every part of the rule."""
+    """Negative control: the comparison notices a leak through every part of the rule."""
     model = tiny(family)
     expected = one_by_one(model, GROUPS)
     for wrong in (
         {"segment_ids": BATCH["segment_ids"].clamp(max=1), "prefix_ids": BATCH["prefix_ids"].clamp(max=1)},  # all
-        {"segment_ids": BATCH["prefix_ids"]},  # responses see each other
-        {"prefix_ids": BATCH["segment_ids"]},  # responses don't see the prompt
+        {"segment_ids": BATCH["prefix_ids"]},  # responses attend to each other
+        {"prefix_ids": BATCH["segment_ids"]},  # responses don't attend to the prompt
         {"position_ids": torch.arange(BATCH["input_ids"].shape[1]).expand_as(BATCH["input_ids"])},
     ):
         assert (by_layout(model, BATCH | wrong, SHAPE) - expected).abs().max() > 1e-2, wrong.keys()
@@ -140,7 +140,7 @@ def test_inputs_of_a_padded_batch_are_passed_on() -> None:
 
 
 def test_without_masks_the_positions_tell_sequences_apart() -> None:
-    """FlashAttention gets no mask; transformers reads the sequences off the positions, under SDPA just as well."""
+    """FlashAttention gets no mask. transformers derives the sequences from the positions, under SDPA too."""
     batch = shared_layout(GROUPS, SHAPE[1], 10_000, share=False)
     inputs = model_inputs(config(attention="flash_attention_2"), batch, torch.float32)
     assert "attention_mask" not in inputs

@@ -1,4 +1,4 @@
-"""The self-check accepts what is right, refuses what is wrong, and leaves the model as it was."""
+"""The self-check accepts models that follow the mask, rejects others, and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPE = shape_of(GROUPS)
 
 
 class Convolution(nn.Module):
-    """A made-up layer: every position gets half of what stands in the column before."""
+    """An artificial layer that adds half of the previous column to each position."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden + 0.5 * nn.functional.pad(hidden, (0, 0, 1, 0))[:, :-1]
@@ -77,7 +77,7 @@ def test_other_models_are_refused(name: str, share: bool) -> None:
 
 
 def test_biases_by_column_are_found_by_their_numbers() -> None:
-    """MPT with its ALiBi, where the config doesn't tell."""
+    """MPT uses ALiBi, here without the config saying so."""
     model = REFUSED["mpt"]()
     model.config.attn_config.alibi = False
     check = check_rows(model, model.config, GROUP)
@@ -87,7 +87,7 @@ def test_biases_by_column_are_found_by_their_numbers() -> None:
 
 @pytest.mark.parametrize("name", ["convolution", "rwkv"])
 def test_what_is_refused_would_have_been_wrong(name: str) -> None:
-    """No error is raised anywhere: only the numbers are wrong, in shared rows; the plain path stays right."""
+    """Nothing raises an error. Only the log-probs of shared rows are wrong; plain rows are right."""
     model = REFUSED[name]().eval()
     expected = one_by_one(model, GROUPS)
     torch.testing.assert_close(by_layout(model, padded_layout(GROUPS, SHAPE[1]), SHAPE), expected, atol=1e-5, rtol=0)
@@ -106,7 +106,7 @@ def test_any_group_tells_right_from_wrong(group: PromptGroup) -> None:
 
 
 def rounded(model: Any) -> Any:
-    """The model with log-probs that depend on the batch's shape, as rounding makes them; how much varies with torch."""
+    """Make log-probs depend on the batch's shape, like rounding, whose size varies with the torch version."""
     difference = 0.1 * check_rows(model, model.config, GROUP).leak
 
     def add(module: nn.Module, args: Any, inputs: dict[str, Tensor], outputs: Any) -> None:
@@ -137,7 +137,7 @@ def test_nf4_is_accepted(tmp_path) -> None:
 
 
 def test_a_model_that_lowers_the_precision_itself_is_accepted_when_told() -> None:
-    """As accelerate's mixed precision does: its weights are float32, its rounding isn't."""
+    """Like accelerate's mixed precision: the weights are float32, but the rounding isn't."""
     model = rounded(tiny("llama"))
     assert not check_rows(model, model.config, GROUP).ok
     assert check_rows(model, model.config, GROUP, full_precision=False).ok
@@ -146,7 +146,7 @@ def test_a_model_that_lowers_the_precision_itself_is_accepted_when_told() -> Non
 def test_the_model_comes_back_as_it_was() -> None:
     model = tiny("llama")
     model.train()
-    model.model.layers[0].eval()  # somebody froze a layer's dropout
+    model.model.layers[0].eval()  # as if the user had frozen a layer's dropout
     modes = {name: module.training for name, module in model.named_modules()}
     weights = {name: p.clone() for name, p in model.state_dict().items()}
     seen: list[bool] = []
@@ -166,13 +166,13 @@ def test_dropout_does_not_disturb_it() -> None:
     assert check_rows(model.train(), model.config, GROUP).ok
 
 
-# What a run does with the answer
+# How a run uses the result
 
 
 def test_a_good_model_shares_and_packs() -> None:
     model = tiny("llama")
     plan = plan_rows(model, model.config, GROUPS)
-    assert (plan.share, plan.pack, plan.choose) == (True, True, True)
+    assert (plan.share, plan.pack, plan.if_cheaper) == (True, True, True)
     assert "once" in plan.note
 
 
@@ -230,14 +230,14 @@ def test_without_packing_each_group_has_its_row() -> None:
 
 
 def test_each_batch_takes_the_cheaper_rows() -> None:
-    """A row of K long responses costs K times the attention of K rows; a long prompt outweighs that."""
+    """A row of K long responses costs K times the attention of K rows. A long prompt outweighs that."""
     model = tiny("llama")
     plan = plan_rows(model, model.config, GROUPS)
     long_prompt = [PromptGroup([1] * 300, [[2] * 20] * 4)]
     long_responses = [PromptGroup([1] * 2, [[2] * 300] * 4)]
     assert plan(long_prompt, 4)["input_ids"].shape == (1, 299 + 4 * 20)
     assert plan(long_responses, 4)["input_ids"].shape == (4, 301)
-    insisting = replace(plan, choose=False)
+    insisting = replace(plan, if_cheaper=False)
     assert insisting(long_responses, 4)["input_ids"].shape == (1, 1201)
-    # Blocks that nobody sees cost nothing.
+    # Masked blocks cost nothing.
     assert replace(plan, pair_cost=0.0)(long_responses, 4)["input_ids"].shape == (1, 1201)

@@ -1,4 +1,4 @@
-"""Sharing under what training adds to a model: checkpointing, adapters, quantized bases, autocast, wrappers."""
+"""Prompt sharing works with gradient checkpointing, adapters, quantized bases, autocast and wrappers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def loss_and_gradients(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tens
 
 
 def assert_same_step(model: nn.Module, reference: nn.Module | None = None, relative: float = 1e-4) -> None:
-    """Shared rows on `model` and padded rows on `reference` give the same loss and gradients."""
+    """Check that shared rows on `model` and padded rows on `reference` give the same loss and gradients."""
     loss, got = loss_and_gradients(model, SHARED)
     expected_loss, expected = loss_and_gradients(reference or model, PADDED)
     torch.testing.assert_close(loss, expected_loss, atol=0, rtol=relative)
@@ -107,7 +107,7 @@ def test_four_bit_base(tmp_path: Path) -> None:
 
 
 def test_bfloat16_autocast() -> None:
-    """Equal to rounding: as far from float32 as the padded rows are under the same autocast."""
+    """Equal up to rounding: as far from float32 as padded rows under the same autocast."""
     model = tiny("llama").train()
     exact = by_layout(model, PADDED, SHAPE)
     with torch.autocast("cpu", torch.bfloat16):
@@ -129,7 +129,7 @@ def test_one_mask_serves_policy_and_reference() -> None:
 
 
 def test_ranks_with_different_numbers_of_rows(tmp_path: Path) -> None:
-    """DDP over two processes, of which one has more rows: the gradients are the mean over both."""
+    """DDP averages the gradients of two processes, one of which has more rows."""
     single = tiny("llama")
     rows = [_rank_loss(single, single, rank) for rank in (0, 1)]
     (sum(loss for loss, _ in rows) / 2).backward()
@@ -155,6 +155,6 @@ def _rank(rank: int, folder: str) -> None:
     _rank_loss(wrapped, model, rank)[0].backward()
     if rank == 0:
         torch.save({name: p.grad for name, p in model.named_parameters()}, f"{folder}/gradients.pt")
-    with contextlib.suppress(RuntimeError):  # the other rank was through first, and has left
+    with contextlib.suppress(RuntimeError):  # the other rank has already exited
         dist.barrier()
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Tiny random decoders of many families, and the plain way to compute what the layouts do: one sequence at a time."""
+"""Tiny random decoders of many families, and the log-probs of single sequences to compare layouts with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COMMON: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 128,
-    # Large weights, so that who sees whom changes the log-probs by much more than rounding.
+    # Large weights, so that the mask changes the log-probs by much more than rounding.
     "initializer_range": 0.2,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -72,7 +72,7 @@ def headed(config: hf.PreTrainedConfig, *, attention: str | None = None, seed: i
 
 
 def ragged_groups(seed: int = 0) -> list[PromptGroup]:
-    """Return groups of K = 1..5, with prompts and responses of one token among them."""
+    """Return groups of K = 1..5, including prompts and responses of one token."""
     draw = random.Random(seed)
 
     def ids(n: int) -> list[int]:
@@ -89,7 +89,7 @@ def shape_of(groups: list[PromptGroup]) -> tuple[int, int, int]:
 
 
 def one_by_one(model: nn.Module, groups: list[PromptGroup]) -> Tensor:
-    """[B, K, T] log-probs of every response in a sequence of its own, from the model's own logits."""
+    """Return the log-probs of every response as a single sequence, from the model's logits, [B, K, T]."""
     out = torch.zeros(shape_of(groups))
     for b, group in enumerate(groups):
         for k, completion in enumerate(group.completion_ids):
@@ -101,7 +101,7 @@ def one_by_one(model: nn.Module, groups: list[PromptGroup]) -> Tensor:
 
 
 def by_layout(model: Any, batch: dict[str, Tensor], shape: tuple[int, int, int]) -> Tensor:
-    """[B, K, T] log-probs of a batch of any layout, the way the trainer computes them."""
+    """Return the log-probs of a batch of any layout, computed as in the trainer, [B, K, T]."""
     inputs = model_inputs(model.config, batch, model.get_input_embeddings().weight.dtype)
     outputs = model(**inputs, use_cache=False, fused_lm_head=True)
     return gather_token_logps(outputs.log_probs, batch["index"], shape)

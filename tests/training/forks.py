@@ -1,4 +1,4 @@
-"""Work in forked processes: much cheaper than fresh ones, since torch and TRL are imported already."""
+"""Run work in forked processes. This is much cheaper than starting new ones: torch and TRL are already imported."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def _fork(work: Callable[[], Any]) -> int:
 
 
 def in_child(work: Callable[[], Any]) -> int:
-    """Do the work in a forked process; return its status as `os.waitpid` gives it (0, a signal, or exit code << 8)."""
+    """Run `work` in a forked process; return its `os.waitpid` status (0, a signal number, or exit code << 8)."""
     return os.waitpid(_fork(work), 0)[1]
 
 
 def in_two_ranks(work: Callable[[int], Any]) -> list[int]:
-    """Do the work in two processes that train together, each with its rank; return their statuses."""
+    """Run `work(rank)` in two processes that form a process group; return their statuses."""
     port = helpers.free_port()
-    ended, working = os.pipe()  # at its end when neither holds `working` any more
+    ended, working = os.pipe()  # reads end-of-file once neither process holds `working`
 
     def join(rank: int) -> None:
         AcceleratorState._reset_state(True)
@@ -48,7 +48,7 @@ def in_two_ranks(work: Callable[[int], Any]) -> list[int]:
         )
         try:
             work(rank)
-        finally:  # who leaves first breaks what the other has not received yet; half a minute, should that one hang
+        finally:  # leaving first would break messages the other still expects; wait at most half a minute
             os.close(working)
             select.select([ended], [], [], 30)
 

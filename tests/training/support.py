@@ -1,4 +1,4 @@
-"""What the trainer's tests share: layouts, a short run with everything it computed, and comparisons."""
+"""Shared by the trainer's tests: layouts, short runs with their results, and comparisons."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trl_dpo_ext.types import RankedResponses
 
 datasets.disable_progress_bars()
 
-# One row per response, as TRL has it: results equal TRL's to float32 rounding.
+# One row per response, as in TRL, so results equal TRL's up to float32 rounding.
 PADDED: dict[str, Any] = {"prefix_sharing": False, "packing": False}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "padded": PADDED,
@@ -32,26 +32,26 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def lora(**changes: Any) -> LoraConfig:
-    """A new LoRA adapter on the attention, without dropout."""
+    """Return the config of a new LoRA adapter on the attention, without dropout."""
     return LoraConfig(
         **{"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"], **changes}
     )
 
 
 def config(folder: str | Path, **changes: Any) -> PreferenceConfig:
-    """A short, quiet run with padded rows and gradients that nothing clips."""
+    """Return the config of a short, quiet run with padded rows and no gradient clipping."""
     own = {"max_grad_norm": 1e9, "ref_cache_dir": str(Path(folder) / "reference_cache"), **PADDED}
     return PreferenceConfig(**helpers.training_args(folder, **{**own, **changes}))
 
 
 def policy_outputs(trainer: Any, batch: dict[str, Tensor]) -> TokenOutputs:
-    """The policy's outputs for a batch, by the way that a training step takes."""
+    """Return the policy's outputs for a batch, computed as in a training step."""
     with torch.no_grad():
         return token_outputs(trainer.model, prepare_inputs(trainer.model, trainer.model.config, batch), batch)
 
 
 def responses(trainer: Any, batch: dict[str, Tensor]) -> RankedResponses:
-    """What the losses see of a batch, the reference's log-probs included."""
+    """Return the losses' input for a batch, including the reference log-probs."""
     seen: list[RankedResponses] = []
 
     class Listening:
@@ -75,21 +75,21 @@ class _Seen(Exception):
 
 
 def set_losses(trainer: Any, **settings: Any) -> None:
-    """Give a trainer the losses of another config."""
+    """Replace a trainer's losses by those of another config."""
     args = config(trainer.args.output_dir, **settings)
-    Accelerator(cpu=True)  # a new config resets what accelerate keeps for the whole process
+    Accelerator(cpu=True)  # creating a config resets accelerate's process-wide state
     trainer.objective, trainer.use_weighting = args.objective(), args.use_weighting
 
 
 def trainer(model: Any, folder: str | Path, data: Any, *, cls: Any = PreferenceTrainer, **changes: Any) -> Any:
-    """A `PreferenceTrainer`; keywords that its constructor knows go there, the others to its config."""
+    """Return a `PreferenceTrainer`. Keywords of its constructor go there, all others to its config."""
     own = {"ref_model", "eval_dataset", "processing_class", "peft_config", "quantization_config", "callbacks"}
     given = {name: changes.pop(name) for name in own & set(changes)}
     return cls(model=model, args=config(folder, **changes), train_dataset=data, **given)
 
 
 def batch(trainer: Any, rows: int | slice = slice(None), *, split: str = "train") -> dict[str, Tensor]:
-    """The first rows of the trainer's dataset as one batch on its device."""
+    """Return the first rows of the trainer's dataset as one batch on its device."""
     dataset = getattr(trainer, f"{split}_dataset")
     chosen = range(len(dataset))[slice(rows) if isinstance(rows, int) else rows]
     return trainer._prepare_inputs(trainer.data_collator([dataset[i] for i in chosen]))
@@ -97,7 +97,7 @@ def batch(trainer: Any, rows: int | slice = slice(None), *, split: str = "train"
 
 @dataclass
 class Run:
-    """What a training run computed: per optimizer step the gradients, at the end the weights, and what it logged."""
+    """Results of a training run: the gradients of each optimizer step, the final weights, and the logs."""
 
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -127,7 +127,7 @@ def train(trainer: Any, **kwargs: Any) -> Run:
 
 
 def distance(value: Any, expected: Any) -> float:
-    """Largest difference, as a share of the largest expected value."""
+    """Return the largest difference relative to the largest expected value."""
     value, expected = torch.as_tensor(value).double(), torch.as_tensor(expected).double()
     assert value.shape == expected.shape, f"{tuple(value.shape)} is not {tuple(expected.shape)}"
     return ((value - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
@@ -153,7 +153,7 @@ def assert_same_run(run: Run, expected: Run, rtol: float = 1e-5) -> None:
             assert_same_tensors(values, others, rtol)
         except AssertionError as error:
             raise AssertionError(f"gradients of step {step}: {error}") from None
-    # Adam divides a gradient by its own size: where that is near 0, its rounding moves the weight.
+    # Adam normalizes gradients, so rounding errors of near-zero gradients move the weights.
     assert_same_tensors(run.weights, expected.weights, 10 * rtol)
     assert_same_logs(run.logs, expected.logs, rtol)
 
@@ -162,16 +162,16 @@ _NOT_COMPARED = ("runtime", "per_second", "epoch", "flos")
 
 
 def assert_same_logs(logs: list[dict[str, float]], expected: list[dict[str, float]], rtol: float = 1e-5) -> None:
-    """Compare every number that both runs logged, step by step; at least the loss must be among them."""
+    """Compare every number that both runs logged, step by step. The loss must be one of them."""
     assert len(logs) == len(expected)
     for log, other in zip(logs, expected, strict=True):
         shared = [k for k in log.keys() & other.keys() if not any(part in k for part in _NOT_COMPARED)]
         assert any(key.endswith("loss") for key in shared)
-        # Rewards are small differences of log-probs, so the rounding of the log-probs is what they can be compared to.
+        # Rewards are small differences of log-probs, so their tolerance depends on the size of the log-probs.
         scale = max([abs(value) for key, value in other.items() if "logps/" in key], default=1.0)
         for key in sorted(shared):
             margin = other.get(key.rpartition("/")[0] + "/margins")
             if key.endswith(("accuracies", "kendall_tau")) and margin is not None and abs(margin) < 1e-6 * scale:
-                continue  # the order of rounding errors
+                continue  # only rounding errors decide the order
             allowed = rtol * abs(other[key]) + (1e-6 * scale if "rewards/" in key else 1e-7)
             assert abs(log[key] - other[key]) <= allowed, f"step {log.get('step')}: {key} {log[key]} != {other[key]}"

@@ -1,6 +1,6 @@
-"""Every prompt of a step weighs the same, however the step is cut into micro-batches.
+"""Every prompt of a step has the same weight, however the step is split into micro-batches.
 
-All with ragged K: a mean of means over micro-batches would be another number.
+K varies between prompts, so a mean of micro-batch means would give a different result.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LOSSES = {"loss_type": ["plackett_luce", "dpo", "simpo"], "loss_weights": [1.0, 
 
 
 def run(model: str, folder, micro_batch: int, steps: int, *, rows: int = 16, **settings) -> support.Run:
-    """Two steps over `rows` prompts, in order of the seed."""
+    """Run two steps over `rows` prompts, in the order given by the seed."""
     trainer = support.trainer(
         model,
         folder,
@@ -52,7 +52,7 @@ def test_a_smaller_last_micro_batch(layout, tiny_model_dir, tmp_path):
 
 
 def test_the_mean_of_micro_batch_means_is_another_number(tiny_model_dir, tmp_path):
-    """So the tests above can fail."""
+    """Show that the tests above can fail."""
     trainer = support.trainer(tiny_model_dir, tmp_path, helpers.ranked_dataset(5), loss_type="plackett_luce")
     with torch.no_grad():
         whole, four, one = (

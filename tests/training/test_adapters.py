@@ -1,4 +1,4 @@
-"""A quantized base and its adapter are checked before weights are read: quantized how, and which layers are there."""
+"""The trainer checks the quantization and the adapter's target layers before it reads weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from trl.trainer import dpo_trainer
 
 from tests import helpers
@@ -105,3 +113,68 @@ def test_a_single_target_that_matches_nothing_is_logged(tiny_model_dir, tmp_path
     config = LoraConfig(target_modules=["q_proj", "query_key_value"])
     adapters.check_target_modules(tiny_model_dir, config, support.config(tmp_path))
     assert "'query_key_value' match nothing in this model and get no adapter" in caplog.text
+
+
+# Experts
+
+
+def moe(kind: str) -> Any:
+    size: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_experts_per_tok": 2,
+    }
+    if kind == "mixtral":
+        return MixtralForCausalLM(MixtralConfig(**size, num_local_experts=4))
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**size, num_experts=4, moe_intermediate_size=16, head_dim=16))
+
+
+@pytest.mark.parametrize("beside", [[], ["q_proj"]])
+@pytest.mark.parametrize(
+    ("kind", "names"), [("mixtral", ["w1", "w2", "w3"]), ("qwen3_moe", ["gate_proj", "up_proj", "down_proj"])]
+)
+def test_experts_by_the_names_of_their_former_layers(kind, names, beside, tmp_path, caplog):
+    """transformers 5 keeps experts in fused parameters, and PEFT adapts those by the old names."""
+    trainer = support.trainer(
+        moe(kind),
+        tmp_path,
+        helpers.ranked_dataset(4),
+        processing_class=helpers.tiny_tokenizer(),
+        peft_config=LoraConfig(r=2, target_modules=[*names, *beside]),
+        max_steps=1,
+    )
+    trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
+    assert any("experts" in name for name in trained)
+    assert any("q_proj" in name for name in trained) == bool(beside)
+    assert "match nothing" not in caplog.text
+
+
+def test_a_part_of_what_is_fused_is_refused(tmp_path):
+    message = refused(
+        moe("mixtral"),
+        tmp_path,
+        processing_class=helpers.tiny_tokenizer(),
+        peft_config=LoraConfig(target_modules=["w1", "w2"]),
+    )
+    assert "w3" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "option", "name", "near"),
+    [
+        ("lora_modules_to_save", "modules_to_save", "embed_token", "embed_tokens"),
+        ("lora_target_parameters", "target_parameters", "experts.gate_up_prj", "gate_up_proj"),
+    ],
+)
+def test_names_that_peft_would_leave_out_without_a_word(setting, option, name, near, tmp_path):
+    message = refused(
+        moe("mixtral"),
+        tmp_path,
+        processing_class=helpers.tiny_tokenizer(),
+        peft_config=LoraConfig(target_modules=["q_proj"], **{option: [name]}),
+    )
+    assert all(part in message for part in (setting, name, near)), message

@@ -1,4 +1,4 @@
-"""Bad input ends with a clear error before a model is loaded; what is only left out is counted in the log."""
+"""Bad input raises a clear error before a model is loaded. Dropped rows are counted in the log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAT = {
 
 @pytest.fixture
 def no_loading(monkeypatch):
-    """Fail where anything is read from the model's folder."""
+    """Fail if anything is loaded from the model folder."""
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the model was loaded before the error")
@@ -40,7 +40,7 @@ def test_the_guard_would_notice(no_loading, tiny_model_dir, tmp_path):
         support.trainer(tiny_model_dir, tmp_path, Dataset.from_list([GOOD]))
 
 
-# Row 1 of three is wrong: a change to a good row, and what the message must name.
+# Row 1 of three is bad: the change to a good row, and the parts that the message must contain.
 ROWS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "one response": ({"completions": [" was slow"], "ranks": [0]}, ["'completions'", "found 1", "2 or more"]),
     "no response": ({"completions": [], "ranks": []}, ["'completions'", "found 0", "2 or more"]),
@@ -136,7 +136,7 @@ def test_no_dataset(no_loading, tiny_model_dir, tmp_path):
         assert part in message
     splits = DatasetDict(train=Dataset.from_list([GOOD]))
     message = refused(tiny_model_dir, tmp_path, splits, TypeError)
-    for part in ("train dataset", "DatasetDict", "give one"):
+    for part in ("train dataset", "DatasetDict", "a single split"):
         assert part in message
 
 
@@ -193,14 +193,14 @@ def test_a_missing_model_folder(no_loading, tmp_path):
 
 
 def test_a_plain_dpo_config(no_loading, tiny_model_dir, tmp_path):
-    with pytest.raises(TypeError, match="args is a DPOConfig; pass a PreferenceConfig"):
+    with pytest.raises(TypeError, match=r"args is a DPOConfig\. Pass a PreferenceConfig"):
         PreferenceTrainer(
             tiny_model_dir, args=DPOConfig(**helpers.training_args(tmp_path)), train_dataset=Dataset.from_list([GOOD])
         )
 
 
 @pytest.mark.parametrize(
-    ("name", "instead"), [("compute_metrics", "evaluation"), ("data_collator", "laid out by the trainer")]
+    ("name", "instead"), [("compute_metrics", "evaluation"), ("data_collator", "the trainer lays out the rows")]
 )
 def test_arguments_that_would_be_ignored(name, instead, no_loading, tiny_model_dir, tmp_path):
     with pytest.raises(ConfigError, match=f"{name} is not supported here.*{instead}"):

@@ -1,6 +1,6 @@
-"""The configuration: what reaches which loss, and every mistake an error that says where it is and what would be right.
+"""The configuration passes settings to the right losses, and rejects mistakes with a message that says how to fix them.
 
-Nothing is loaded to find out.
+No test loads a model.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_trls_own_defaults_mean_nothing_to_losses_without_them(tmp_path):
     given = {"label_smoothing": 0.0, "discopop_tau": 0.05}
     assert {name: getattr(DPOConfig(str(tmp_path), bf16=False), name) for name in given} == given
     assert hyperparameters(tmp_path, loss_type=["sigmoid", "sft"], **given) == {"dpo": {"beta": 0.1}, "sft": {}}
-    # To a loss that has them they do mean something, whatever its own default is.
+    # A loss that has these fields uses them, whatever its own default is.
     assert hyperparameters(tmp_path, loss_type="robust", **given) == {"robust": {"beta": 0.1, "label_smoothing": 0.0}}
 
 
@@ -81,7 +81,7 @@ def test_what_the_losses_need_is_known(tmp_path):
     assert objective(loss_type=["sft", "ipo"], beta=0.3).reward_scale == 0.3
 
 
-# Settings that can't work: the error's type, and what its message must name.
+# Settings that can't work: the type of the error, and the parts that its message must contain.
 MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "unknown loss": ({"loss_type": "placket_luce"}, UnknownNameError, ["'placket_luce'", "plackett_luce"]),
     "no loss": ({"loss_type": []}, ConfigError, ["loss_type", "at least one"]),
@@ -191,7 +191,7 @@ def test_mistakes(mistake, tmp_path):
 
 
 def refused(trainer: Any, args: Any) -> str:
-    # No model is needed: the losses are checked first.
+    # The losses are checked first, so no model is needed.
     with pytest.raises(ConfigError) as raised:
         trainer(model=None, args=args, train_dataset=None)
     return str(raised.value)
@@ -210,6 +210,12 @@ def test_a_default_loss_is_checked_against_the_other_settings(tmp_path):
     assert "precompute_ref_log_probs" in refused(ReferenceFreeTrainer, args)
 
 
+def test_a_loss_that_is_given_is_not_the_default(tmp_path):
+    """`sigmoid` is the default of `loss_type`; given, it is no wish for SimPO."""
+    assert "sigmoid" in refused(ReferenceFreeTrainer, support.config(tmp_path, loss_type="sigmoid"))
+    assert "sigmoid" in refused(MinorDPOTrainer, support.config(tmp_path, loss_type=["sigmoid"]))
+
+
 @pytest.mark.parametrize(
     ("trainer", "default", "other"),
     [
@@ -221,6 +227,6 @@ def test_a_default_loss_is_checked_against_the_other_settings(tmp_path):
 def test_thin_trainers_have_a_default_loss(trainer, default, other, tmp_path):
     for losses, expected in ((None, [default]), (other, other)):
         args = PreferenceConfig(str(tmp_path), use_cpu=True, bf16=False, **({"loss_type": losses} if losses else {}))
-        with pytest.raises(ValueError, match="train_dataset"):  # the next thing to be missing
+        with pytest.raises(ValueError, match="train_dataset"):  # the losses are valid, so the next check fails
             trainer(model="no/model", args=args)
         assert args.loss_type == expected

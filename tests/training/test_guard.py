@@ -1,4 +1,4 @@
-"""A run that learns nothing, or that breaks, stops before it does harm, and says where to look."""
+"""A run that learns nothing or breaks stops before it does damage, and says what to check."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import helpers
 from tests.training import forks, support
 from trl_dpo_ext import get_loss, list_losses
 from trl_dpo_ext.training import TrainingError, engine
-from trl_dpo_ext.training.safety.likelihood_displacement import displaced, falls
+from trl_dpo_ext.training.safety.likelihood_displacement import falls_steadily, find_displacement
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
 
@@ -50,14 +50,14 @@ def copies(model: Any) -> list[torch.Tensor]:
 
 
 def marked(row: int) -> helpers.Dataset:
-    """Eight rows, one of which has a token that the others don't have."""
+    """Return eight rows, one with a token that the others don't have."""
     rows = helpers.ranked_rows(8)
     rows[row]["completions"][1] = f" {helpers.START}"
     return helpers.Dataset.from_list(rows)
 
 
 def spoil(one: Any, value: float) -> None:
-    """Make that token's (frozen) embedding NaN or infinite."""
+    """Set that token's (frozen) embedding to NaN or infinity."""
     token = one.processing_class.convert_tokens_to_ids(helpers.START)
     with torch.no_grad():
         one.model.get_input_embeddings().weight[token] = value
@@ -79,7 +79,7 @@ def test_a_loss_that_is_not_finite_names_its_row(value, tiny_model_dir, tmp_path
     assert stopped.value.rows == [6]
     message = str(stopped.value)
     assert message.startswith("Step 2: the loss is NaN or infinite. Rows of the training dataset: 6. ")
-    assert f"The last whole checkpoint is {tmp_path}/checkpoint-1." in message
+    assert f"The last complete checkpoint is {tmp_path}/checkpoint-1." in message
     assert not (tmp_path / "checkpoint-2").exists()
     assert all(torch.equal(p, q) for p, q in zip(trainable(one.model), before, strict=True))
 
@@ -197,9 +197,7 @@ def test_gradients_that_are_zero(tiny_model_dir, tmp_path):
     one = run(tiny_model_dir, tmp_path, weight_decay=0.5, **SAVING)
     for p in trainable(one.model):
         p.register_hook(torch.zeros_like)
-    with pytest.raises(
-        TrainingError, match=r"Step 1: none of the 8 .* all their gradients are 0, though the loss isn't"
-    ):
+    with pytest.raises(TrainingError, match=r"Step 1: none of the 8 .* all their gradients are 0, but the loss isn't"):
         one.train()
     assert not (tmp_path / "checkpoint-1").exists()
 
@@ -208,7 +206,7 @@ def test_gradients_that_are_lost(tiny_model_dir, tmp_path):
     one = run(tiny_model_dir, tmp_path)
     for p in trainable(one.model):
         p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    with pytest.raises(TrainingError, match=r"Step 1: .* learning rate 0\.01; none has received a gradient"):
+    with pytest.raises(TrainingError, match=r"Step 1: .* learning rate 0\.01; none of them received a gradient"):
         one.train()
 
 
@@ -224,7 +222,7 @@ def test_an_update_that_breaks_the_weights(tiny_model_dir, tmp_path):
     for p in trainable(one.model):
         p.register_hook(lambda gradient: 1e5 * gradient)
     with pytest.raises(
-        TrainingError, match=r"Step 1: the gradients were finite .* NaN or infinity of 4 of 8"
+        TrainingError, match=r"Step 1: the gradients were finite .* NaN or infinity in 4 of 8"
     ) as stopped:
         one.train()
     assert len(stopped.value.rows) == 2
@@ -240,7 +238,7 @@ def test_a_learning_rate_of_zero_is_waited_out(peft_config, tiny_model_dir, tmp_
 
     class Rates(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            rates.append((one.guard._rate, one.guard._before is None))
+            rates.append((one.guard._rate, one.guard._initial_checksums is None))
 
     one.add_callback(Rates())
     one.train()
@@ -257,7 +255,7 @@ def test_steps_that_loss_scaling_skips_are_waited_out(optim, tiny_model_dir, tmp
 
     class Steps(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            steps.append((math.isfinite(one.guard._norm), one.guard._before is None))
+            steps.append((math.isfinite(one.guard._norm), one.guard._initial_checksums is None))
 
     one.add_callback(Steps())
     one.train()
@@ -278,7 +276,7 @@ def test_weights_too_coarse_for_the_learning_rate(warmup_steps, tmp_path):
     model = helpers.tiny_model(tokenizer).bfloat16()
     one = run(model, tmp_path, warmup_steps=warmup_steps, lr_scheduler_type="linear", **settings)
     if warmup_steps:
-        one.train()  # the rate still rises, and with it the chance that a weight moves
+        one.train()  # the rate still rises, so a weight may still change
     else:
         with pytest.raises(TrainingError, match="too coarse for a small learning rate"):
             one.train()
@@ -291,7 +289,7 @@ def test_one_element_of_one_weight_is_enough(tiny_model_dir, tmp_path):
             lambda g, n=number: torch.zeros_like(g).flatten().index_fill(0, torch.tensor([3]), float(n == 1)).view_as(g)
         )
     one.train()
-    assert one.guard._before is None
+    assert one.guard._initial_checksums is None
 
 
 # Likelihood displacement
@@ -307,20 +305,20 @@ def history(chosen: list[float], rejected: list[float], prefix: str = "logps") -
 
 
 def test_a_series_falls_where_every_third_is_below_the_last_by_more_than_the_noise():
-    assert falls([10, 11, 10, 7, 8, 7, 3, 4, 3])
-    assert not falls([10, 11, 10, 7, 8, 7, 7, 8, 7])  # it has stopped
-    assert not falls([10, 11, 10, 3, 4, 3, 10, 11, 10])
-    assert not falls([5.0] * 9)
-    assert falls([-2.0 * n for n in range(15)])
-    assert not falls([-0.06 * n for n in range(15)])  # under a nat in all
+    assert falls_steadily([10, 11, 10, 7, 8, 7, 3, 4, 3])
+    assert not falls_steadily([10, 11, 10, 7, 8, 7, 7, 8, 7])  # it has stopped
+    assert not falls_steadily([10, 11, 10, 3, 4, 3, 10, 11, 10])
+    assert not falls_steadily([5.0] * 9)
+    assert falls_steadily([-2.0 * n for n in range(15)])
+    assert not falls_steadily([-0.06 * n for n in range(15)])  # under a nat in all
     # By hand: means 6, 0, -6; variance 9 in each third of 3, so a standard error of sqrt(6), times 3: 7.35 > 6.
-    assert not falls([m + d for m in (6.0, 0.0, -6.0) for d in (-3, 0, 3)])
-    assert falls([m + d for m in (7.4, 0.0, -7.4) for d in (-3, 0, 3)])
+    assert not falls_steadily([m + d for m in (6.0, 0.0, -6.0) for d in (-3, 0, 3)])
+    assert falls_steadily([m + d for m in (7.4, 0.0, -7.4) for d in (-3, 0, 3)])
 
 
-def looks(logs: list[dict[str, float]], scale: float = 1.0) -> list[tuple[int, Any]]:
-    """What is found after each log."""
-    return [(n, found) for n in range(1, len(logs) + 1) if (found := displaced(logs[:n], scale)) is not None]
+def looks(logs: list[dict[str, float]], scale: float | None = None) -> list[tuple[int, Any]]:
+    """Return what is found after each log."""
+    return [(n, found) for n in range(1, len(logs) + 1) if (found := find_displacement(logs[:n], scale)) is not None]
 
 
 def test_noise_is_no_alarm():
@@ -362,20 +360,20 @@ def test_log_ratios_are_read_where_there_are_any():
     for entry in ratios:
         entry["logps/chosen"] = 0.0  # flat
     # 10 nats for chosen and 20 for rejected, between the means of the outer thirds: rewards are beta times that.
-    assert displaced(ratios, 0.1) == (15, pytest.approx(10), pytest.approx(20))
-    assert displaced(ratios, 1.0) is None or displaced(ratios, 1.0)[1] == pytest.approx(1.0)
-    assert displaced([{"eval_loss": 1.0}, *ratios], 0.1) is not None  # evaluations don't count
+    assert find_displacement(ratios, 0.1) == (15, pytest.approx(10), pytest.approx(20))
+    assert find_displacement(ratios, 1.0) is None or find_displacement(ratios, 1.0)[1] == pytest.approx(1.0)
+    assert find_displacement([{"eval_loss": 1.0}, *ratios], 0.1) is not None  # evaluations don't count
 
 
 def test_the_warning_comes_once_and_names_the_losses_that_counter_it(tiny_model_dir, tmp_path, caplog):
-    one = run(tiny_model_dir, tmp_path)
+    one = run(tiny_model_dir, tmp_path, loss_type="simpo")
     logs = history([-10.0 * n for n in range(30)], [-10.0 * n for n in range(30)])
     for n in range(1, 31):
         state = SimpleNamespace(log_history=logs[:n], is_world_process_zero=True)
         one.guard.on_log(one.args, state, None, logs=logs[n - 1])
     (message,) = [m for m in caplog.messages if "2410.08847" in m]
     assert message.startswith(
-        "Over the last 15 logs the log-probs of chosen and of rejected responses have both fallen"
+        "Likelihood displacement (arXiv 2410.08847): over the last 15 logs, the log-probs of chosen and rejected"
     )
     countering = [spec.name for spec in list_losses() if spec.counters_displacement]
     assert ", ".join(countering) in message

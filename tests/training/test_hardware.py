@@ -1,4 +1,4 @@
-"""What the hardware can't do is refused before a model is loaded; GPUs, FSDP and DeepSpeed are pretended here."""
+"""Settings that the hardware doesn't support are rejected before a model is loaded. GPUs and sharding are faked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trl_dpo_ext.training.preflight import hardware
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Pretend to have so many GPUs of a kind."""
+    """Pretend that there are `count` GPUs of a kind."""
 
     def pretend(count: int, name: str = "NVIDIA H200", capability: tuple[int, int] = (9, 0)) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
@@ -97,7 +97,7 @@ LORA = {"peft_config": support.lora()}
 
 @pytest.fixture(params=["FSDP", "DeepSpeed ZeRO-3"])
 def sharded(request, monkeypatch):
-    """Pretend that weights are spread over processes."""
+    """Pretend that weights are sharded over processes."""
     if request.param == "FSDP":
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     else:
@@ -118,7 +118,7 @@ def sharded(request, monkeypatch):
 
 
 def started(model: str, folder: Any, **settings: Any) -> str:
-    """Return how a run is refused, or "the model was loaded"."""
+    """Return the error of a rejected run, or "the model was loaded"."""
     with pytest.raises((ConfigError, AssertionError)) as caught:
         support.trainer(model, folder, helpers.ranked_dataset(2), **settings)
     return str(caught.value)
@@ -126,7 +126,7 @@ def started(model: str, folder: Any, **settings: Any) -> str:
 
 def test_sharded_weights_have_no_stored_reference(sharded, tiny_model_dir, tmp_path):
     message = started(tiny_model_dir, tmp_path, precompute_ref_log_probs=True)
-    for part in ("precompute_ref_log_probs", sharded, "Set it False"):
+    for part in ("precompute_ref_log_probs", sharded, "Set it to False"):
         assert part in message
     assert started(tiny_model_dir, tmp_path) == "the model was loaded"
 

@@ -1,4 +1,4 @@
-"""The logged metrics against loops over responses, written from their descriptions."""
+"""Compare the logged metrics with loops over responses, written from the metrics' descriptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 
 from tests import helpers
 from tests.training import support
+from trl_dpo_ext.losses import get_loss
 from trl_dpo_ext.training.metrics import RANKING_ONLY, best_mask, kendall_tau, response_metrics, token_metrics
+from trl_dpo_ext.training.objective import Objective, Term
 from trl_dpo_ext.types import RankedResponses
 
 
@@ -19,8 +21,13 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+def objective(loss: str, **hyperparameters: Any) -> Objective:
+    spec = get_loss(loss)
+    return Objective([Term(spec, spec.check(hyperparameters), 1.0)])
+
+
 def random_responses(seed: int) -> RankedResponses:
-    """40 prompts of up to five responses; ties in ranks and log-probs, and prompts that are all tied."""
+    """Return 40 prompts with up to five responses, tied ranks and log-probs, and some prompts that are all tied."""
     generator = torch.Generator().manual_seed(seed)
 
     def integers(high: int, low: int = 0) -> torch.Tensor:
@@ -30,7 +37,7 @@ def random_responses(seed: int) -> RankedResponses:
     mask[:, :2] = True
     lengths = integers(6, low=1) * mask
     return RankedResponses(
-        # Whatever stands where no response is has no influence.
+        # Padding values must have no influence.
         logps=(-integers(5).float()).masked_fill(~mask, float("nan")),
         ref_logps=(-integers(3).float()).masked_fill(~mask, float("nan")),
         lengths=lengths,
@@ -44,7 +51,7 @@ def present(responses: RankedResponses, b: int) -> list[int]:
 
 
 def tau_of(scores: list[float], ranks: list[int]) -> float:
-    """Kendall's tau over the pairs that the ranking compares; 0 where there is none."""
+    """Return Kendall's tau over the pairs that the ranking orders; 0 if there is none."""
     signs = []
     for i, j in itertools.combinations(range(len(ranks)), 2):
         if ranks[i] != ranks[j]:
@@ -60,9 +67,9 @@ def test_kendall_tau_by_hand():
 
     assert tau([3.0, 2.0, 1.0], [0, 1, 2]) == 1
     assert tau([1.0, 2.0, 3.0], [0, 1, 2]) == -1
-    assert tau([3.0, 1.0, 2.0, 0.0], [0, 1, 2, 3]) == pytest.approx(4 / 6)  # one of six pairs the wrong way round
-    assert tau([1.0, 1.0, 0.0], [0, 1, 2]) == pytest.approx(2 / 3)  # a tie in the scores counts as neither
-    assert tau([5.0, 1.0, 0.0], [0, 0, 1]) == 1  # two pairs to compare, not three
+    assert tau([3.0, 1.0, 2.0, 0.0], [0, 1, 2, 3]) == pytest.approx(4 / 6)  # one of six pairs is in the wrong order
+    assert tau([1.0, 1.0, 0.0], [0, 1, 2]) == pytest.approx(2 / 3)  # tied scores are neither concordant nor discordant
+    assert tau([5.0, 1.0, 0.0], [0, 0, 1]) == 1  # two comparable pairs, not three
     assert tau([5.0, 1.0], [0, 0]) == 0
 
 
@@ -81,8 +88,8 @@ def test_kendall_tau_by_pairs(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_responses_by_loops(seed, kind):
     responses = random_responses(seed)
-    totals = response_metrics(responses, responses.pairs("best_vs_worst"), 0.5, kind == "reference", kind == "means")
-    prefix = {"reference": "rewards", "sums": "logps", "means": "mean_logps"}[kind]
+    loss = {"reference": "dpo", "sums": "cpo", "means": "simpo"}[kind]
+    totals = response_metrics(responses, responses.pairs("best_vs_worst"), objective(loss, beta=0.5))
 
     expected: dict[str, list[float]] = {}
     for b in range(len(responses)):
@@ -91,22 +98,22 @@ def test_responses_by_loops(seed, kind):
         logps = responses.logps[b, ks].tolist()
         scores = {
             "reference": [0.5 * (x - y) for x, y in zip(logps, responses.ref_logps[b, ks].tolist(), strict=True)],
-            "sums": logps,
-            "means": [x / n for x, n in zip(logps, responses.lengths[b, ks].tolist(), strict=True)],
+            "sums": [0.5 * x for x in logps],
+            "means": [0.5 * x / n for x, n in zip(logps, responses.lengths[b, ks].tolist(), strict=True)],
         }[kind]
         if len(set(ranks)) == 1:
-            continue  # says nothing about better and worse
+            continue  # no pair is ordered
         best = [i for i, rank in enumerate(ranks) if rank == min(ranks)]
         worst = [i for i, rank in enumerate(ranks) if rank == max(ranks)]
         rest = [i for i in range(len(ranks)) if i not in best]
         pairs = list(itertools.product(best, worst))
         for name, value in {
-            f"{prefix}/chosen": mean([scores[i] for i in best]),
-            f"{prefix}/rejected": mean([scores[i] for i in worst]),
-            f"{prefix}/margins": mean([scores[i] - scores[j] for i, j in pairs]),
-            f"{prefix}/accuracies": mean([float(scores[i] > scores[j]) for i, j in pairs]),
-            f"{prefix}/top1_accuracies": float(max(scores[i] for i in best) > max(scores[i] for i in rest)),
-            f"{prefix}/kendall_tau": tau_of(scores, ranks),
+            "rewards/chosen": mean([scores[i] for i in best]),
+            "rewards/rejected": mean([scores[i] for i in worst]),
+            "rewards/margins": mean([scores[i] - scores[j] for i, j in pairs]),
+            "rewards/accuracies": mean([float(scores[i] > scores[j]) for i, j in pairs]),
+            "rewards/top1_accuracies": float(max(scores[i] for i in best) > max(scores[i] for i in rest)),
+            "rewards/kendall_tau": tau_of(scores, ranks),
             "logps/chosen": mean([logps[i] for i in best]),
             "logps/rejected": mean([logps[i] for i in worst]),
         }.items():
@@ -120,7 +127,7 @@ def test_responses_by_loops(seed, kind):
 def test_pairs_log_no_metrics_of_rankings(tiny_model_dir, tmp_path):
     responses = random_responses(0)
     two = RankedResponses(*(getattr(responses, f)[:, :2] for f in ("logps", "ref_logps", "lengths", "ranks", "mask")))
-    totals = response_metrics(two, two.pairs("best_vs_worst"), 0.1, True, False)
+    totals = response_metrics(two, two.pairs("best_vs_worst"), objective("dpo", beta=0.1))
     # They are counted all the same: another process may have rankings in its batch, and all add their totals up.
     for name in RANKING_ONLY:
         assert totals[f"rewards{name}"][1] == totals["rewards/accuracies"][1]
@@ -167,7 +174,7 @@ def test_tokens_by_loops(seed):
 
 @pytest.fixture(scope="module")
 def trainer(tiny_model_dir, tmp_path_factory):
-    """One whose policy has left its reference, with rankings of two to five and ties."""
+    """Return a trainer whose policy differs from its reference, with tied rankings of two to five responses."""
     trainer = support.trainer(
         tiny_model_dir,
         tmp_path_factory.mktemp("metrics"),
@@ -214,7 +221,7 @@ def test_one_batch_through_the_trainer(trainer):
             "rewards/rejected": mean(worst),
             "rewards/margins": mean(best) - mean(worst),
             "rewards/kendall_tau": tau_of(rewards, ranks),
-            # MinorDPO's penalty on a rejected response has stopped where the policy is below the reference.
+            # MinorDPO stops penalizing a rejected response once the policy is below the reference.
             "minor_dpo/clipped": mean([float(rewards[j] < 0) for _, j in pairs]),
         }.items():
             prompts.setdefault(name, []).append(value)

@@ -1,7 +1,7 @@
-"""Stored reference log-probs through the trainer: those of the reference, computed once, by who needs them first.
+"""The trainer computes reference log-probs once, stores them, and reads them in later runs.
 
-Reference forwards are counted where they happen, in the model. Rows are padded unless a test says otherwise, because
-then no forward but the reference's runs before training.
+The tests count forward passes in the model itself. Rows are padded unless a test says otherwise, so that only the
+reference runs before training.
 """
 
 from __future__ import annotations
@@ -28,19 +28,18 @@ from tests.training import forks, support
 from tests.traps.support import fresh, row_logps, token_logps
 from trl_dpo_ext.modeling.forward import token_logps as forward_logps
 from trl_dpo_ext.reference import fill_reference_cache as fill
-from trl_dpo_ext.reference import reference_cache as cache_module
 from trl_dpo_ext.types import MissingReferenceError
 
 
 def watched(folder: str) -> tuple[Any, list[int]]:
-    """The model, and a list that grows with each of its forwards."""
+    """Return the model, and a list that grows with each forward pass."""
     model, forwards = fresh(folder), []
     model.get_input_embeddings().register_forward_hook(lambda *_: forwards.append(1))
     return model, forwards
 
 
 def storing(model: Any, folder: Path, data: Any, **settings: Any) -> Any:
-    """A trainer that stores in `folder/cache`, small batches, so that there are several."""
+    """Return a trainer that stores in `folder/cache`, with batches so small that there are several."""
     return support.trainer(
         model,
         folder,
@@ -55,12 +54,12 @@ def storing(model: Any, folder: Path, data: Any, **settings: Any) -> Any:
 
 
 def all_stored(trainer: Any) -> torch.Tensor:
-    """The stored values of the whole training dataset, [B, K, T]."""
+    """Return the stored values of the training dataset, [B, K, T]."""
     return support.batch(trainer)["ref_token_logps"]
 
 
 def by_hand(model: Any, trainer: Any) -> torch.Tensor:
-    """The same from plain forwards of single sequences."""
+    """Return the expected values, from plain forward passes of single sequences."""
     expected = torch.zeros_like(all_stored(trainer), dtype=torch.float64)
     for b, row in enumerate(trainer.train_dataset):
         for k, ids in enumerate(row["completion_ids"]):
@@ -70,7 +69,7 @@ def by_hand(model: Any, trainer: Any) -> torch.Tensor:
 
 @torch.no_grad()
 def online(trainer: Any) -> torch.Tensor:
-    """The same as the trainer computes them in a training step."""
+    """Return the values that the trainer computes in a training step."""
     inputs = support.batch(trainer)
     with trainer.reference() as reference:
         return forward_logps(reference, trainer.model.config, inputs)
@@ -119,7 +118,7 @@ def test_other_settings_and_other_rows_find_everything(tiny_model_dir, tmp_path,
 
 
 def test_one_base_model_is_one_reference(tiny_model_dir, tmp_path):
-    """Full fine-tuning, a second model, and an adapter that is off share what any of them has computed."""
+    """Full fine-tuning, a second model, and a disabled adapter share stored values."""
     base, forwards = watched(tiny_model_dir)
     data = helpers.ranked_dataset(6)
     first = storing(base, tmp_path, data)
@@ -163,7 +162,7 @@ def test_stored_and_online_agree_in_every_layout(kind, tiny_model_dir, tmp_path)
             if "ref_model" in more:
                 more["ref_model"] = reference(tiny_model_dir)
             trainer = storing(make(tiny_model_dir), tmp_path / layout, data.select([0]), **more)
-            # The others come after the adapter has moved, as in a later evaluation: it must not show.
+            # The remaining values are computed after the adapter has changed, as in a later evaluation.
             with torch.no_grad():
                 for name, weight in trainer.model.named_parameters():
                     if "lora_B.default" in name:
@@ -184,7 +183,7 @@ def test_workers_of_a_dataloader_read_the_same(tiny_model_dir, tmp_path):
     trainer = storing(tiny_model_dir, tmp_path, helpers.ranked_dataset(6))
     collator = pickle.loads(pickle.dumps(trainer.data_collator))
     assert torch.equal(collator(list(trainer.train_dataset))["ref_token_logps"], all_stored(trainer))
-    # Rows can be shuffled and filtered afterwards: they bring their tokens, and with them their values.
+    # Rows can be shuffled and filtered afterwards, because the cache key is the tokens.
     chosen = trainer.train_dataset.shuffle(seed=1).select([4, 0])
     batch = collator(list(chosen))
     model = fresh(tiny_model_dir)
@@ -205,8 +204,8 @@ def test_streamed_rows_are_computed_online(kind, tiny_model_dir, tmp_path, caplo
             assert "streamed" in caplog.text
             assert not forwards
             assert not (tmp_path / name / "cache").exists()
-            assert trainer.args.precompute_ref_log_probs  # the user's settings are as they were
-        # In order, so that both see the same batches.
+            assert trainer.args.precompute_ref_log_probs  # the user's settings are unchanged
+        # In order, so that both get the same batches.
         trainer._get_train_sampler = lambda *_: None
         losses[name] = [*support.train(trainer).losses, trainer.evaluate()["eval_loss"]]
         if peft:  # given later
@@ -299,7 +298,7 @@ def in_the_middle_of_writing(model: Any) -> None:
             kill()
         return write(path, contents)
 
-    Path.write_bytes = half  # type: ignore[method-assign]  # of the child only
+    Path.write_bytes = half  # type: ignore[method-assign]  # in the child only
 
 
 def before_renaming(model: Any) -> None:
@@ -311,7 +310,7 @@ def before_renaming(model: Any) -> None:
             kill()
         rename(source, target)
 
-    cache_module.os.replace = ended
+    os.replace = ended  # in the child only
 
 
 POINTS = {

@@ -1,6 +1,6 @@
-"""Real 4-bit steps on the CPU: NF4, double quantization, a new or a continued adapter, a stored or an online reference.
+"""Real 4-bit steps on the CPU: NF4, double quantization, new and continued adapters, stored and online references.
 
-What is expected comes from the dequantized weights in a plain float32 model, which bitsandbytes' forward isn't part of.
+Expected values come from a plain float32 model with the dequantized weights, without bitsandbytes' forward.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ NF4 = BitsAndBytesConfig(
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    """A block of 64 weights must fit a row."""
+    """Save a model whose rows hold at least one quantization block of 64 weights."""
     return helpers.save_tiny_model(tmp_path_factory.mktemp("model"), hidden_size=64, intermediate_size=128)
 
 
 @pytest.fixture(scope="module")
 def dequantized(model_dir):
-    """The model with each linear layer's weights as NF4 keeps them, in float32."""
+    """Return the model in float32 with each linear layer's weights dequantized from NF4."""
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     stored = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, quantization_config=NF4)
     keep_4bit_weights(stored)
@@ -56,7 +56,7 @@ def dequantized(model_dir):
 def adapter_dir(model: Any, folder: Any) -> str:
     """Save an adapter that isn't zero, as after an earlier training."""
     torch.manual_seed(5)
-    # In bfloat16, as TRL trains adapters on a quantized base, so that nothing is rounded when it is opened again.
+    # In bfloat16, like adapters that TRL trains on a quantized base, so that loading doesn't round them.
     config = support.lora(init_lora_weights=False, target_modules="all-linear")
     adapted = get_peft_model(model, config).to(torch.bfloat16)
     adapted.save_pretrained(folder)
@@ -81,7 +81,7 @@ def run(model: Any, folder: Any, **settings: Any) -> tuple[Any, support.Run]:
 
 
 def assert_trained_against(reference: Any, trainer: Any, result: support.Run, rounding: float = 1e-4) -> None:
-    """The first loss is that of two equal models, the adapter moved, and the rewards are those over `reference`."""
+    """Check that policy and reference start equal, the adapter changes, and rewards are relative to `reference`."""
     assert result.losses[0] == pytest.approx(math.log(2), abs=1e-4)
     for gradients in result.gradients:
         assert gradients
@@ -97,7 +97,7 @@ def assert_trained_against(reference: Any, trainer: Any, result: support.Run, ro
 
 @pytest.mark.parametrize("stored", [False, True], ids=["online", "stored"])
 def test_a_new_adapter(stored, model_dir, dequantized, tmp_path):
-    """The reference is the base as it is quantized, not as it was before."""
+    """The reference is the quantized base, not the original one."""
     trainer, result = run(
         model_dir,
         tmp_path,

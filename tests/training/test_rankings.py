@@ -1,7 +1,7 @@
-"""Rankings of K = 2..5, ragged and with ties, through the trainer, against a float64 transcription.
+"""Compare the trainer on rankings of K = 2..5, ragged and with ties, with a float64 transcription.
 
-Nothing of the package is used for the expected values: they come from the tokens of the dataset, a float64 copy of the
-models run on one response at a time, and the plain Python losses of `tests/losses/transcriptions.py`.
+The expected values use no code of the package. They come from the dataset's tokens, a float64 copy of the models that
+runs on one response at a time, and the plain Python losses of `tests/losses/transcriptions.py`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ PARAMETERS = (
     "model.norm.weight",
     "lm_head.weight",
 )
-ROUNDING = 1e-4  # relative, of float32 through a model; up to 2e-5 was seen, on a processor without AVX-512
+ROUNDING = 1e-4  # relative; float32 through a model gave up to 2e-5, on a CPU without AVX-512
 OWN = {spec.name: spec for spec in list_losses() if spec.fn.__module__.startswith("trl_dpo_ext.losses")}
-# Those with a running mean have a test of their own below.
+# Losses with a running mean have their own test below.
 STATELESS = [spec for spec in OWN.values() if spec.statistic is None]
 
 
 @dataclass
 class Tokens(Response):
-    """A response with its per-token log-probs and the logs of the sums of squared probabilities, where a test asks."""
+    """A response with per-token log-probs and logs of sums of squared probabilities, for the tests that need them."""
 
     token_logps: tuple[float, ...] = ()
     ref_token_logps: tuple[float, ...] = ()
@@ -54,7 +54,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def pairs_of(prompt: Prompt, pairing: str, ties: bool = False) -> list[tuple[Tokens, Tokens]]:
-    """The pairs (better, worse) that a ranking gives, written out from the documentation."""
+    """Return the pairs (better, worse) of a ranking, written from the documentation."""
     ranks = [y.rank for y in prompt]
     best, worst = min(ranks), max(ranks)
     pairs = []
@@ -78,7 +78,7 @@ def pairs_of(prompt: Prompt, pairing: str, ties: bool = False) -> list[tuple[Tok
 
 
 def per_prompt(spec: LossSpec, prompts: list[Prompt], pairing: str = "all", **hyperparameters: Any) -> list[float]:
-    """One value per prompt: that of the listwise loss, or the mean over the prompt's pairs."""
+    """Return one value per prompt: the listwise loss, or the mean over the prompt's pairs."""
     if spec.name in reference.LISTWISE:
         return [reference.LISTWISE[spec.name](prompt, **hyperparameters) for prompt in prompts]
     if spec.listwise:
@@ -93,7 +93,7 @@ def per_prompt(spec: LossSpec, prompts: list[Prompt], pairing: str = "all", **hy
 
 
 class Setting:
-    """A trainer whose policy has left its reference, one batch, and the float64 log-probs of every response."""
+    """A trainer whose policy differs from its reference, one batch, and the float64 log-probs of every response."""
 
     def __init__(self, model_dir: str, folder: Any, **layout: bool) -> None:
         self.layout = layout
@@ -141,12 +141,12 @@ class Setting:
         return scores[range(len(completion_ids)), completion_ids], (2 * scores).logsumexp(-1)
 
     def prompts(self, changed: int | None = None, by: float = 0.0) -> list[Prompt]:
-        """The prompts with their responses; the log-prob of response number `changed` differs by `by`."""
+        """Return the prompts with their responses; `by` is added to the log-prob of response number `changed`."""
         flat = iter(replace(y, logp=y.logp + by * (i == changed)) for i, y in enumerate(self.responses))
         return [[next(flat) for _ in row["ranks"]] for row in self.rows]
 
     def expected(self, loss: Loss) -> tuple[float, dict[str, Tensor]]:
-        """Value, and gradient: central differences over each response's log-prob, then through the float64 model."""
+        """Return value and gradient: central differences per response log-prob, then backpropagation in float64."""
         step = 1e-5
         slopes = torch.tensor(
             [
@@ -158,7 +158,7 @@ class Setting:
         return loss(self.prompts()), {n: torch.tensordot(slopes, d, dims=1) for n, d in self.jacobian.items()}
 
     def computed(self, **settings: Any) -> tuple[float, dict[str, Tensor]]:
-        """Value and gradient of the trainer's `compute_loss`."""
+        """Return value and gradient of the trainer's `compute_loss`."""
         trainer = self.trainer
         support.set_losses(trainer, **self.layout, **settings)
         trainer.model.train()
@@ -208,14 +208,14 @@ def test_losses_with_a_running_mean(pairing, setting):
     assert set(OWN) - {spec.name for spec in STATELESS} == {"bco", "beta_dpo"}
     pairs = [pair for prompt in setting.prompts() for pair in pairs_of(prompt, pairing)]
 
-    # The first batch's mean is the mean so far; no gradient flows through it.
+    # After one batch, the running mean is the batch's mean. No gradient flows through it.
     shift = mean([0.01 * (w.ratio + z.ratio) / 2 for w, z in pairs])
     setting.check(
         lambda prompts: mean(per_prompt(OWN["bco"], prompts, pairing, running_mean=shift)),
         loss_type=["bco"],
         pairing=pairing,
     )
-    # The moving average begins at 0 and takes in a tenth; at a beta without gradient, beta-DPO is DPO.
+    # The moving average starts at 0 and adds a tenth of each batch. With a constant beta, beta-DPO is DPO.
     margin = mean([w.ratio - z.ratio for w, z in pairs])
     beta = 0.1 * (1 + 0.6 * (margin - 0.1 * margin))
     assert abs(beta - 0.1) > 1e-3
@@ -254,11 +254,11 @@ def test_a_mix_with_weights(setting):
     )
 
 
-# What multiplies the losses
+# Modifiers that apply to any loss
 
 
 def f_prime(y: Tokens, kind: str) -> Tokens:
-    """The response with the implicit reward of another divergence in place of its log-ratio, arXiv 2309.16240."""
+    """Replace the response's log-ratio by the implicit reward of another divergence, arXiv 2309.16240."""
     t = math.exp(y.ratio)
     reward = {
         "forward_kl": 1 - 1 / t,
@@ -289,7 +289,7 @@ def weighted(y: Tokens, shared: int, alpha: float) -> Tokens:
 
 
 def test_length_weighting_of_rankings(any_layout):
-    """LD-DPO: the tail beyond what both responses of a pair have, or all responses of a ranking."""
+    """LD-DPO weights the tokens beyond the length that all responses of a pair or ranking reach."""
 
     def of_pairs(prompts: list[Prompt]) -> float:
         values = []
@@ -310,7 +310,7 @@ def test_length_weighting_of_rankings(any_layout):
 
 
 def test_weights_of_rankings(any_layout):
-    """WPO, arXiv 2406.11827: each response weighs the mean of log p - log sum p^2 over its tokens, as a power of e."""
+    """WPO, arXiv 2406.11827: the weight of a response is exp(mean over its tokens of log p - log sum p^2)."""
 
     def weight(y: Tokens) -> float:
         return math.exp(mean([a - b for a, b in zip(y.token_logps, y.log_sum_sq, strict=True)]))
@@ -328,7 +328,7 @@ def test_weights_of_rankings(any_layout):
 
 @pytest.mark.parametrize("layout", support.LAYOUTS)
 def test_a_streamed_evaluation_counts_every_response(layout, tiny_model_dir, tmp_path):
-    """Accelerate, unless told otherwise, cuts each tensor of a streamed batch at the number of prompts."""
+    """By default, accelerate truncates each tensor of a streamed batch to the number of prompts."""
     data = helpers.ranked_dataset(6)
     trainer = support.trainer(tiny_model_dir, tmp_path, data, loss_type="plackett_luce", **support.LAYOUTS[layout])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The reference is the weights that training started from, whatever those are, and isn't there where nothing reads it.
+"""The reference is the weights that training started from. It doesn't exist if no loss reads it.
 
 A loss of ln 2 at the first step proves only that policy and reference are the same model, so the rewards after training
 are compared with log-probs of the intended weights, computed here with plain forwards of single sequences.
@@ -18,6 +18,7 @@ from trl.trainer import dpo_trainer
 
 from tests import helpers
 from tests.training import support
+from tests.traps.support import row_logps
 from trl_dpo_ext._compat import trl as compat_trl
 from trl_dpo_ext.reference import run_reference
 from trl_dpo_ext.types import MissingReferenceError
@@ -30,7 +31,7 @@ def loaded(model_dir: str, **kwargs: Any) -> Any:
 
 
 def moved(model_dir: str) -> Any:
-    """The model with its weights changed in memory; its folder still holds the others."""
+    """Return the model with its weights changed in memory; its folder still has the original ones."""
     model = loaded(model_dir)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -40,7 +41,7 @@ def moved(model_dir: str) -> Any:
 
 
 def with_adapter(model_dir: str, *, quantized: bool = False, **changes: Any) -> Any:
-    """The model with an adapter that isn't zero, as after an earlier training."""
+    """Return the model with a non-zero adapter, as after an earlier training."""
     base = loaded(model_dir, **({"quantization_config": NF4} if quantized else {}))
     torch.manual_seed(5)
     return get_peft_model(base, support.lora(init_lora_weights=False, **changes)).eval()
@@ -61,7 +62,7 @@ def quantized_adapter(model_dir: str) -> Any:
 
 
 def reopened_adapter(model_dir: str, folder: Any) -> Any:
-    """The same adapter, saved and opened again."""
+    """Return the same adapter, saved and loaded."""
     with_adapter(model_dir).save_pretrained(folder)
     return PeftModel.from_pretrained(loaded(model_dir), str(folder), is_trainable=True)
 
@@ -84,7 +85,7 @@ CASES: dict[str, Case] = {
     ),
     "pretrained adapter on embeddings": (lambda path, _: on_embeddings(path), {}, on_embeddings),
     "pretrained adapter on a 4-bit base": (lambda path, _: with_adapter(path, quantized=True), {}, quantized_adapter),
-    # Here the base with the adapter off is what PiSSA has left of it, which is no model.
+    # PiSSA moves part of the base weights into the adapter, so the base alone is no usable model.
     "new adapter that takes from the base": (
         lambda path, _: path,
         {"peft_config": support.lora(init_lora_weights="pissa")},
@@ -106,7 +107,7 @@ def log_prob(model: Any, prompt_ids: list[int], completion_ids: list[int]) -> fl
 
 
 def best_log_prob(model: Any, rows: Any) -> float:
-    """Mean over the prompts of the log-prob of the best response."""
+    """Return the mean over prompts of the best response's log-prob."""
     values = [log_prob(model, row["prompt_ids"], row["completion_ids"][row["ranks"].index(0)]) for row in rows]
     return sum(values) / len(values)
 
@@ -143,7 +144,7 @@ def test_the_reference_is_where_training_started(case, tiny_model_dir, tmp_path)
 
 
 def test_a_4bit_base_gives_gradients_after_an_evaluation(tmp_path):
-    """On some CPUs bitsandbytes repacks the weights at the first evaluation, and then no gradient comes through."""
+    """On some CPUs bitsandbytes repacks the weights at the first evaluation, and repacked weights pass no gradient."""
     model = helpers.save_tiny_model(tmp_path / "model", hidden_size=64, intermediate_size=128)
     trainer = support.trainer(
         model,
@@ -185,8 +186,7 @@ def test_precomputed_values_are_those_of_the_reference(peft, tiny_model_dir, tmp
     assert "ref_token_logps" in support.batch(trainer)
     support.assert_same_run(cached, online)
 
-    # A dataset given later gets its values too: those that are stored, and with adapters, new ones. Without adapters
-    # the reference is gone by then.
+    # A dataset passed later gets stored values and, with adapters, new ones. Without adapters the reference is gone.
     later = trainer.evaluate(helpers.ranked_dataset(5, seed=1))
     assert later["eval_loss"] == pytest.approx(cached.logs[-1]["eval_loss"], rel=1e-5)
     if peft:
@@ -200,10 +200,11 @@ def test_precomputed_values_are_those_of_the_reference(peft, tiny_model_dir, tmp
 
 
 @pytest.mark.parametrize(
-    ("loss", "prefix"),
-    [("simpo", "mean_logps"), ("reference_free_dpo", "logps"), (["orpo", "sft"], "logps"), ("cpo_simpo", "mean_logps")],
+    ("loss", "beta", "mean"),
+    [("simpo", 2.0, True), ("reference_free_dpo", 0.1, False), (["orpo", "sft"], 0.1, True), ("cpo", 0.1, False)],
 )
-def test_metrics_without_a_reference(loss, prefix, tiny_model_dir, tmp_path):
+def test_rewards_without_a_reference(loss, beta, mean, tiny_model_dir, tmp_path):
+    """Each loss's own implicit reward: beta times the log-prob, per token where the loss is length-normalized."""
     trainer = support.trainer(
         tiny_model_dir,
         tmp_path,
@@ -213,9 +214,15 @@ def test_metrics_without_a_reference(loss, prefix, tiny_model_dir, tmp_path):
         max_steps=1,
     )
     for log in (support.train(trainer).logs[0], {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items()}):
-        assert not [key for key in log if "rewards" in key or "ref" in key]
         names = ["chosen", "rejected", "margins", "accuracies", "top1_accuracies", "kendall_tau"]
-        assert {f"{prefix}/{name}" for name in names} <= log.keys()
+        assert {f"rewards/{name}" for name in names} <= log.keys()
+    model = trainer.model.eval()
+    best = []
+    for row in trainer.eval_dataset:
+        logps = row_logps(model, row)
+        k = row["ranks"].index(0)
+        best.append(beta * logps[k] / (len(row["completion_ids"][k]) if mean else 1))
+    assert trainer.evaluate()["eval_rewards/chosen"] == pytest.approx(sum(best) / len(best), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["full", "in memory", "new adapter", "pretrained adapter"])
@@ -251,8 +258,8 @@ def test_no_reference_is_loaded_or_run(kind, tiny_model_dir, tmp_path, monkeypat
     assert "ref" not in getattr(trainer.model, "peft_config", {})
     assert forwards == 2
 
-    # And the count would show a reference.
-    if kind != "pretrained adapter":  # its model has been trained on by now
+    # The count would reveal a reference.
+    if kind != "pretrained adapter":  # this model has been trained meanwhile
         _, forwards = steps("dpo")
         assert forwards == 4
         assert len(made) == {"full": 2, "in memory": 1, "new adapter": 1}[kind]

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed gives what the run that was not killed gives, bit for bit."""
+"""A run that is killed and resumed gives the same result as an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ from tests import helpers
 from tests.training import forks, support
 from trl_dpo_ext.training import CheckpointError, engine
 from trl_dpo_ext.training.safety import checkpoint
-from trl_dpo_ext.training.safety.checkpoint import MARKER, checkpoints, find_checkpoint, newest, rotate, why_incomplete
+from trl_dpo_ext.training.safety.checkpoint import (
+    MARKER,
+    checkpoints,
+    find_checkpoint,
+    newest_complete,
+    rotate,
+    why_incomplete,
+)
 
 # Five optimizer steps an epoch, two micro-batches each; a checkpoint every second step, a log every third, so that
 # checkpoints fall between logs and in the middle of an epoch.
@@ -59,7 +66,7 @@ def trainer(model_dir: str, folder: Path, kind: str, **changes: Any) -> Any:
 
 
 class AtEvent(TrainerCallback):
-    """Does something when training has come to the given number of events."""
+    """Runs an action at the given number of training events."""
 
     EVENTS = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_save")
 
@@ -79,7 +86,7 @@ def kill(number: int = signal.SIGKILL) -> None:
 
 
 def logs(one: Any) -> list[dict[str, Any]]:
-    """What a run logged, without times and without the summary, which is about one call of `train`."""
+    """Return a run's logs without times and without the summary, which covers one call of `train`."""
     return [
         {k: v for k, v in entry.items() if not any(part in k for part in ("runtime", "per_second"))}
         for entry in one.state.log_history
@@ -101,7 +108,7 @@ def assert_equal(one: Any, expected: tuple[dict[str, torch.Tensor], list[dict[st
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections():
-    """Each `train` collects garbage, which takes most of a tiny run where all of torch and TRL is searched for it."""
+    """Freeze existing objects: `train` collects garbage, and scanning torch and TRL takes most of a tiny run's time."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -109,7 +116,7 @@ def quick_collections():
 
 @pytest.fixture(scope="module")
 def whole(tiny_model_dir, tmp_path_factory):
-    """The weights and logs of runs that nothing stopped, and the folder of the one with LoRA."""
+    """Return the weights and logs of uninterrupted runs, and the folder of the LoRA run."""
     runs: dict[str, Any] = {}
     for kind in KINDS:
         folder = tmp_path_factory.mktemp(kind)
@@ -141,7 +148,7 @@ def test_killed_and_resumed(kind, event, whole, tiny_model_dir, tmp_path):
 
 
 def die_at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int) -> None:
-    """Replace a function by one that kills the process instead of being called for the given time."""
+    """Replace a function by one that kills the process at the given call."""
     left, real = [number], getattr(owner, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -192,7 +199,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no optimizer": (lambda p: (p / "optimizer.pt").unlink(), "optimizer.pt is missing"),
     "cut weights": (
         lambda p: os.truncate(p / "adapter_model.safetensors", 1000),
-        r"adapter_model.safetensors has 1000 bytes, and was written with \d+",
+        r"adapter_model.safetensors has 1000 bytes, but was written with \d+",
     ),
     "empty state": (lambda p: os.truncate(p / "trainer_state.json", 0), "trainer_state.json has 0 bytes"),
     "no list": (lambda p: (p / MARKER).unlink(), f"it has no {MARKER}, which is written last"),
@@ -216,7 +223,9 @@ def test_a_half_written_checkpoint_is_skipped_or_refused(kind, whole, tmp_path, 
     assert find_checkpoint(True, run) == str(run / "checkpoint-8")
     skipped = [m for m in caplog.messages if m.startswith(f"Not resuming from {last}: ")]
     assert len(skipped) == (kind != "no folder")
-    with pytest.raises(CheckpointError, match=f"Can't resume from '{last}': {problem}.*Whole ones: .*checkpoint-8"):
+    with pytest.raises(
+        CheckpointError, match=f"Can't resume from '{last}': {problem}.*Complete checkpoints: .*checkpoint-8"
+    ):
         find_checkpoint(str(last), run)
 
 
@@ -225,7 +234,10 @@ def test_before_the_first_checkpoint_a_run_starts_anew(asked, tmp_path, caplog):
     assert find_checkpoint(asked, tmp_path / "nothing yet") is None
     (tmp_path / "checkpoint-3").mkdir()
     assert find_checkpoint(asked, tmp_path) is None
-    assert caplog.messages[-1] == f"resume_from_checkpoint={asked}: {tmp_path} has no whole checkpoint; starting anew."
+    assert (
+        caplog.messages[-1]
+        == f"resume_from_checkpoint={asked}: {tmp_path} has no complete checkpoint. Starting at step 0."
+    )
 
 
 @pytest.mark.parametrize("asked", [None, False, "false", "no"])
@@ -235,14 +247,14 @@ def test_no_checkpoint_is_asked_for(asked, whole):
 
 def test_the_folder_of_the_run_is_no_checkpoint(whole):
     run = whole["lora_folder"]
-    with pytest.raises(CheckpointError, match=r"Whole ones: .*checkpoint-2, .*checkpoint-9\."):
+    with pytest.raises(CheckpointError, match=r"Complete checkpoints: .*checkpoint-2, .*checkpoint-9\."):
         find_checkpoint(str(run), run)
 
 
 def test_weights_alone_are_nothing_to_go_on_from(tiny_model_dir, tmp_path):
     one = trainer(tiny_model_dir, tmp_path, "lora", save_only_model=True, max_steps=2)
     one.train()
-    with pytest.raises(CheckpointError, match="it holds the weights only"):
+    with pytest.raises(CheckpointError, match="it has only the weights"):
         one.train(resume_from_checkpoint="true")
 
 
@@ -260,11 +272,11 @@ def test_rotation_keeps_what_is_whole(tmp_path):
     assert list(checkpoints(tmp_path)) == [2, 6, 8, 10]
     rotate(tmp_path, 3, keep=[tmp_path / "checkpoint-8"])
     assert list(checkpoints(tmp_path)) == [2, 6, 8]
-    rotate(tmp_path, 2, keep=[tmp_path / "checkpoint-8", tmp_path / "checkpoint-2"])  # the newest, and the best
+    rotate(tmp_path, 2, keep=[tmp_path / "checkpoint-8", tmp_path / "checkpoint-2"])  # the newest and the best
     assert list(checkpoints(tmp_path)) == [2, 8]
     rotate(tmp_path, 1, keep=[tmp_path / "checkpoint-8", tmp_path / "checkpoint-2"])
     assert list(checkpoints(tmp_path)) == [2, 8]
-    assert newest(tmp_path) == tmp_path / "checkpoint-8"
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-8"
     assert (tmp_path / "checkpoint-best").exists()
 
 
@@ -290,7 +302,7 @@ def test_sigterm_writes_a_checkpoint_first(event, step, whole, tiny_model_dir, t
         ).train()
 
     assert forks.in_child(run) == (128 + signal.SIGTERM) << 8
-    assert newest(tmp_path) == tmp_path / f"checkpoint-{step}"
+    assert newest_complete(tmp_path) == tmp_path / f"checkpoint-{step}"
     one = trainer(tiny_model_dir, tmp_path, "lora_dropout")
     one.train(resume_from_checkpoint="true")
     assert_equal(one, whole["lora_dropout"])
@@ -317,7 +329,7 @@ def test_after_training_sigterm_is_as_it_was(tiny_model_dir, tmp_path):
 
 
 def test_two_processes_end_together_and_go_on_together(tiny_model_dir, tmp_path):
-    """With pairs on one process and rankings on the other in some steps, too."""
+    """In some steps, one process has pairs and the other has rankings."""
 
     def run(folder: str, **changes: Any) -> Any:
         return trainer(tiny_model_dir, tmp_path / folder, "lora_dropout", max_steps=5, eval_strategy="no", **changes)
@@ -336,5 +348,5 @@ def test_two_processes_end_together_and_go_on_together(tiny_model_dir, tmp_path)
         assert_equal(two, (weights(one), logs(one)))
 
     assert forks.in_two_ranks(stopped) == [(128 + signal.SIGTERM) << 8] * 2
-    assert newest(tmp_path / "stopped") == tmp_path / "stopped" / "checkpoint-3"
+    assert newest_complete(tmp_path / "stopped") == tmp_path / "stopped" / "checkpoint-3"
     assert forks.in_two_ranks(resumed) == [0, 0]

@@ -1,4 +1,4 @@
-"""What a run keeps: running means of the losses that have one, in checkpoints too, and TRL's own state."""
+"""State of a run: the running means of losses, also in checkpoints, and TRL's own state."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_running_means_by_hand():
 
 @pytest.fixture(scope="module")
 def whole(tiny_model_dir, tmp_path_factory):
-    """A run of four steps with checkpoints at two and four, and what it logged and kept."""
+    """Return a run of four steps with checkpoints at two and four, its logs and its state."""
     one = trainer(tiny_model_dir, tmp_path_factory.mktemp("state"))
     seen = []
     update = one.objective.__class__._with_means
@@ -100,14 +100,14 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(whole, tiny_model_dir, t
     assert means(resumed) == {}
     rest = support.train(resumed, resume_from_checkpoint=checkpoint)
     assert means(resumed) == {name: (pytest.approx(value, rel=1e-5), 4) for name, (value, _) in kept.items()}
-    # The log has the first two steps from the checkpoint.
+    # The logs of the first two steps come from the checkpoint.
     assert rest.losses == pytest.approx(run.losses, rel=1e-5)
     assert len(rest.gradients) == 2
     for gradients, expected in zip(rest.gradients, run.gradients[2:], strict=True):
         support.assert_same_tensors(gradients, expected)
     support.assert_same_tensors(rest.weights, run.weights)
 
-    # Without them it would have gone another way.
+    # Without the running means, the result would differ.
     forgetful = trainer(tiny_model_dir, tmp_path)
     forgetful.run_state.on_train_begin = lambda *args, **kwargs: None
     other = support.train(forgetful, resume_from_checkpoint=checkpoint)

@@ -1,4 +1,4 @@
-"""The thin trainers, and a loss of one's own, with everything at its default: a run from a folder and rankings."""
+"""The thin trainers and a custom loss train from a model folder and rankings with default settings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(trainer: Any, model: str, folder: Any, **settings: Any) -> tuple[Any, di
     ("trainer", "loss", "metrics"),
     [
         (PreferenceTrainer, "dpo", {"rewards/margins", "rewards/accuracies"}),
-        (ReferenceFreeTrainer, "simpo", {"mean_logps/margins", "mean_logps/accuracies"}),
+        (ReferenceFreeTrainer, "simpo", {"rewards/margins", "rewards/accuracies"}),
         (MinorDPOTrainer, "minor_dpo", {"minor_dpo/clipped", "rewards/margins"}),
         (PlackettLuceTrainer, "plackett_luce", {"rewards/top1_accuracies", "rewards/kendall_tau"}),
     ],
@@ -101,7 +101,7 @@ def test_evaluation_datasets(tiny_model_dir, tmp_path):
     for name, rows in data.items():
         value = logged[f"eval_{name}_loss"]
         assert value > 0
-        # One given only now is prepared in the same way.
+        # A dataset passed to evaluate() is prepared in the same way.
         assert one.evaluate(rows)["eval_loss"] == pytest.approx(value, rel=1e-6)
     with pytest.raises(DataError, match="eval dataset, row 0, column 'ranks'"):
         one.evaluate(Dataset.from_list([{"prompt": "a", "completions": [" b", " c"], "ranks": [0, 0]}]))

@@ -1,7 +1,7 @@
-"""Two processes that talk over gloo compute what one computes (float32), for every trainer, and resume each other.
+"""Two gloo processes give the same results as one (float32), for every trainer, and can resume each other's runs.
 
-With ragged K, ties, and rows that are laid out differently on each rank: a mean of the ranks' means would be another
-number, and a collective that only one rank reaches would hang.
+The data has ragged K, ties, and different row layouts on each rank. A mean of the ranks' means would give a different
+result, and a collective that only one rank reaches would hang.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow  # every test waits for the two processes
 
 @pytest.fixture(scope="module")
 def runs(tiny_model_dir, tmp_path_factory):
-    """One process first, whose checkpoints the two then resume; returns its runs, and the folder of theirs."""
+    """Run one process, then two that resume its checkpoints. Return the first's runs, and the folder of the others."""
     folder = tmp_path_factory.mktemp("two_ranks")
     one = {name: two_ranks.run(name, tiny_model_dir, f"{folder}/one/{name}", batch_size=4) for name in two_ranks.RUNS}
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -53,7 +53,7 @@ def test_two_processes_are_one(name, runs):
 
 
 def assert_same_rest(rest: support.Run, whole: support.Run) -> None:
-    """Compare a run resumed after the first step with one that never stopped."""
+    """Compare a run resumed after the first step with an uninterrupted one."""
     assert len(rest.gradients) == 1
     support.assert_same_tensors(rest.gradients[0], whole.gradients[1])
     support.assert_same_tensors(rest.weights, whole.weights)
@@ -76,6 +76,6 @@ def test_one_process_goes_on_where_two_stopped(name, runs, tiny_model_dir, tmp_p
 
 
 def test_the_runs_differ(runs):
-    """So the comparisons above can fail."""
+    """Show that the comparisons above can fail."""
     ends = [run.weights["model.embed_tokens.weight"] for run, _ in runs[0].values()]
     assert not any(torch.allclose(ends[i], ends[j], rtol=1e-5) for i in range(len(ends)) for j in range(i))

@@ -1,4 +1,4 @@
-"""Run by `test_two_processes.py` under torchrun: the same runs as in one process, each rank with half of the batch."""
+"""Run by `test_two_processes.py` under torchrun: the same runs as in one process, with half of the batch per rank."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import trl_dpo_ext
 from tests import helpers
 from tests.training import support
 
-# Each step reads eight prompts with 2 to 5 responses each. The losses of the mix have no default in common, the next
-# run keeps running means and lays out a different number of rows on each rank; then comes every trainer, and a stored
-# reference.
+# Each step reads eight prompts with 2 to 5 responses each. The losses of the mix share no default. The next run
+# has running means and a different number of rows on each rank. The others cover every trainer and a stored reference.
 RUNS: dict[str, dict[str, Any]] = {
     "mix": {"loss_type": ["plackett_luce", "simpo", "minor_dpo"], "loss_weights": [1.0, 0.5, 2.0]},
     "running_means": {"loss_type": ["bco", "beta_dpo"], "beta": 0.2, **support.LAYOUTS["shared_packed"]},
@@ -70,9 +69,9 @@ def main(model: str, folder: str) -> None:
                 assert torch.equal(others[0], others[1]), case
             if dist.get_rank() == 0:
                 torch.save({"run": vars(result), "means": means}, Path(folder) / f"{case}.pt")
-    with contextlib.suppress(RuntimeError):  # the other rank was through first, and has left
+    with contextlib.suppress(RuntimeError):  # the other rank has already exited
         dist.barrier()
-    os._exit(0)  # gloo's threads and the interpreter's end can wait for each other forever
+    os._exit(0)  # gloo's threads can deadlock with interpreter shutdown
 
 
 if __name__ == "__main__":

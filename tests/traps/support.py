@@ -1,7 +1,7 @@
-"""What the trap tests share: a bug put back by hand, and log-probs that don't pass through the package.
+"""Shared by the trap tests: reintroduced bugs, and log-probs computed without the package.
 
-Each test runs its checks on the code as it is, and again with each bug put back, when they must fail: so every trap
-shows, in every run of the suite, that it would be noticed.
+Each test runs its checks on the current code, and again with each bug put back; then the checks must fail. So every run
+of the suite shows that each trap would be noticed.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def bugs(*known: Bug) -> Any:
 
 @contextmanager
 def put_back(bug: Bug | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run a block as it is, or with a bug put back; then the block has to fail."""
+    """Run a block unchanged, or with a bug put back. With a bug, the block must fail."""
     if bug is None:
         yield
         return
     bug(monkeypatch)
     with pytest.raises(_NOTICED) as noticed:
         yield
-    print(f"{bug.__name__} is noticed: {noticed.exconly()[:300]}")  # `pytest -s` shows whether for the right reason
+    print(f"{bug.__name__} is noticed: {noticed.exconly()[:300]}")  # `pytest -s` shows the reason
 
 
 def fresh(folder: str, **options: Any) -> Any:
-    """The model as it lies in its folder, in float32."""
+    """Load the model of a folder in float32."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
 
 
@@ -50,5 +50,5 @@ def token_logps(model: Any, prompt_ids: list[int], completion_ids: list[int]) ->
 
 
 def row_logps(model: Any, row: dict[str, Any]) -> list[float]:
-    """Summed log-prob of each of a row's K responses."""
+    """Return the summed log-prob of each of a row's K responses."""
     return [sum(token_logps(model, row["prompt_ids"], ids)) for ids in row["completion_ids"]]

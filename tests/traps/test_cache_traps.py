@@ -1,4 +1,4 @@
-"""Traps of stored reference log-probs: values that nobody reads, values that have become wrong, and batch shapes."""
+"""Traps of stored reference log-probs: ignored values, stale values, and batch shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trl_dpo_ext.training import PreferenceTrainer, engine
 
 
 def watched(folder: str) -> tuple[Any, list[int]]:
-    """The model, and a list that grows with each of its forwards."""
+    """Return the model, and a list that grows with each forward pass."""
     model, forwards = fresh(folder), []
     model.get_input_embeddings().register_forward_hook(lambda *_: forwards.append(1))
     return model, forwards
@@ -50,7 +50,7 @@ def read_in_training_only(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(nobody_looks_them_up, read_in_training_only)
 def test_trap_02_stored_log_probs_are_read(bug, monkeypatch, tiny_model_dir, tmp_path):
-    """A changed cache changes the losses of training and evaluation to what these values give."""
+    """A changed cache changes the losses of training and evaluation accordingly."""
     with put_back(bug, monkeypatch):
         data = helpers.pair_dataset(4)
         for number, peft in enumerate((None, support.lora())):
@@ -86,7 +86,7 @@ def test_trap_02_stored_log_probs_are_read(bug, monkeypatch, tiny_model_dir, tmp
 
 
 def sums_are_stored(patch: pytest.MonkeyPatch) -> None:
-    """As in TRL: what ld_alpha made of the log-probs is stored, and found again with another ld_alpha."""
+    """As in TRL: the stored log-probs include ld_alpha's weights, and are reused with another ld_alpha."""
     add = ReferenceCache.add
 
     def weighted(self: Any, keys: Any, values: Any) -> None:
@@ -96,19 +96,19 @@ def sums_are_stored(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_path_is_the_fingerprint(patch: pytest.MonkeyPatch) -> None:
-    """Weights changed in memory, or saved again to the same folder, are taken for the old ones."""
+    """Weights changed in memory, or saved to the same folder, count as the old ones."""
     patch.setattr(run_reference, "fingerprint", lambda model, _: Path(model.config._name_or_path).name)
 
 
 def the_run_is_part_of_the_key(patch: pytest.MonkeyPatch) -> None:
-    """As in TRL: another learning rate or output folder computes everything again."""
+    """As in TRL: a new learning rate or output folder recomputes everything."""
     fingerprint, runs = run_reference.fingerprint, []
     patch.setattr(run_reference, "fingerprint", lambda *args: f"{fingerprint(*args)}{runs.append(1) or len(runs)}")
 
 
 @bugs(sums_are_stored, the_path_is_the_fingerprint, the_run_is_part_of_the_key)
 def test_trap_03_stale_cache(bug, monkeypatch, tiny_model_dir, tmp_path):
-    """Nothing but tokens, weights and precision decides what is computed; found values are those of plain forwards."""
+    """The cache key is tokens, weights and precision, nothing else. Cached values equal plain forwards."""
     with put_back(bug, monkeypatch):
 
         def run(folder: str, model: Any, forwards: list[int], **settings: Any) -> tuple[int, Any]:
@@ -142,7 +142,7 @@ def test_trap_03_stale_cache(bug, monkeypatch, tiny_model_dir, tmp_path):
             computed, _ = run("b", model, forwards, **settings)
             assert computed == 0, settings
 
-        # And with another model, text or cut it isn't 0, nor are the values those that were there.
+        # With another model, text or truncation, values are recomputed, and they differ.
         with torch.no_grad():
             model.lm_head.weight[:, 0] += 0.1
         assert run("a", model, forwards)[0] > 0
@@ -156,7 +156,7 @@ def test_trap_03_stale_cache(bug, monkeypatch, tiny_model_dir, tmp_path):
 
 
 def positions_count_from_the_left_edge(patch: pytest.MonkeyPatch) -> None:
-    """Padding at the left without positions: what a token gives depends on what it is batched with."""
+    """Left padding without position ids: a token's log-prob depends on the rest of the batch."""
     inputs_of = forward.prepare_inputs
 
     def shifted(model: Any, config: Any, batch: Any) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def positions_count_from_the_left_edge(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(positions_count_from_the_left_edge)
 def test_trap_10_float32_margins_do_not_depend_on_the_batch(bug, monkeypatch, tiny_model_dir, tmp_path):
-    """Stored in batches of one size, trained on in batches of another: margins are those of plain forwards."""
+    """With different batch sizes for storing and training, margins still equal those of plain forwards."""
     with put_back(bug, monkeypatch):
         data = helpers.ranked_dataset(8)
         reference = helpers.tiny_model(helpers.tiny_tokenizer(), seed=1)
@@ -199,7 +199,7 @@ def test_trap_10_float32_margins_do_not_depend_on_the_batch(bug, monkeypatch, ti
 
 
 def test_trap_10_bfloat16_warns_that_margins_do(tiny_model_dir, tmp_path, caplog):
-    """In lower precision the stored values are noisier than those of the batch; a line says by how much."""
+    """In lower precision, stored values differ from those of the batch. A warning says by how much."""
     for settings, precision in (({"bf16": True}, "float32+autocast_bfloat16"), ({}, "float32")):
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="trl_dpo_ext"):
@@ -207,7 +207,7 @@ def test_trap_10_bfloat16_warns_that_margins_do(tiny_model_dir, tmp_path, caplog
                 tiny_model_dir, tmp_path, helpers.ranked_dataset(8), precompute_ref_log_probs=True, **settings
             )
         assert trainer._stored.cache.folder.name.partition("-")[2] == precision
-        assert "0 of 28 responses found" in caplog.text  # nothing of the other precision
+        assert "0 of 28 responses found" in caplog.text  # the other precision has its own values
         warnings = [
             r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and "shape" in r.getMessage()
         ]

@@ -1,4 +1,4 @@
-"""Traps between a dataset's row and the tokens whose log-probs are summed."""
+"""Traps on the way from a dataset row to the tokens whose log-probs are summed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS = [
 
 
 def responses(trainer: Any, rows: Any = slice(None)) -> Any:
-    """What the losses see of a batch."""
+    """Return the losses' input for a batch."""
     return support.responses(trainer, support.batch(trainer, rows))
 
 
@@ -46,7 +46,7 @@ def count_missing_responses(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(keep_every_prompt, count_missing_responses)
 def test_trap_04_empty_completions(bug, monkeypatch, tiny_model_dir, tmp_path, caplog):
-    """A prompt that leaves no room for a response, and rows with fewer responses, change nothing for the others."""
+    """A prompt without room for a response, or a row with fewer responses, doesn't change other rows."""
     with put_back(bug, monkeypatch):
 
         def losses(rows: list[dict[str, Any]]) -> list[float]:
@@ -61,7 +61,7 @@ def test_trap_04_empty_completions(bug, monkeypatch, tiny_model_dir, tmp_path, c
         assert "dropped 1 of 3 prompts" in caplog.text
         assert all(math.isfinite(loss) for loss in got)
         assert got == pytest.approx(expected, rel=1e-6)
-        # Both rows together are the mean of each alone, so the third slot of the row with two responses adds nothing.
+        # The loss of both rows is the mean of the two alone, so the empty third slot adds nothing.
         trainer = support.trainer(tiny_model_dir, tmp_path, Dataset.from_list(ROWS), loss_type="simpo")
         whole, first, second = (
             trainer.compute_loss(trainer.model, support.batch(trainer, part)).item()
@@ -74,7 +74,7 @@ def test_trap_04_empty_completions(bug, monkeypatch, tiny_model_dir, tmp_path, c
 
 
 def score_the_prompt(patch: pytest.MonkeyPatch) -> None:
-    """The last two prompt tokens count as response."""
+    """The last two prompt tokens count as part of the response."""
 
     def shifted(group: Any) -> Any:
         cut = len(group.prompt_ids) - 2
@@ -86,7 +86,7 @@ def score_the_prompt(patch: pytest.MonkeyPatch) -> None:
 @bugs(score_the_prompt)
 @pytest.mark.parametrize("layout", support.LAYOUTS)
 def test_trap_05_the_prompt_is_not_scored(layout, bug, monkeypatch, tiny_model_dir, tmp_path):
-    """Each of the K log-probs is that of the response's own tokens, and other prompt labels change nothing."""
+    """Each of the K log-probs covers the response's tokens only; changed prompt labels make no difference."""
     with put_back(bug, monkeypatch):
         data = Dataset.from_list(ROWS)
         trainer = support.trainer(tiny_model_dir, tmp_path, data, **support.LAYOUTS[layout])
@@ -102,7 +102,7 @@ def test_trap_05_the_prompt_is_not_scored(layout, bug, monkeypatch, tiny_model_d
 
 
 def tokenize_apart(patch: pytest.MonkeyPatch) -> None:
-    """Prompt and completion are tokenized one by one, so the completion gets a BOS too."""
+    """Prompt and completion are tokenized separately, so the completion gets a BOS too."""
 
     def apart(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
         wholes = [tokenizer(text=c + tokenizer.eos_token)["input_ids"] for c in row["completions"]]
@@ -112,7 +112,7 @@ def tokenize_apart(patch: pytest.MonkeyPatch) -> None:
 
 
 def mask_every_pad_token(patch: pytest.MonkeyPatch) -> None:
-    """Where pad is EOS, the EOS that ends a response is taken for padding."""
+    """If the padding token is EOS, the EOS at the end of a response counts as padding."""
     call = collator.PreferenceCollator.__call__
 
     def without_eos(self: Any, rows: Any) -> Any:
@@ -123,7 +123,7 @@ def mask_every_pad_token(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(tokenize_apart, mask_every_pad_token)
 def test_trap_06_bos_eos_and_boundary(bug, monkeypatch, tiny_model_dir, tmp_path):
-    """Exactly one BOS; EOS is scored, also where it is the padding token; the ids are those of the whole text."""
+    """There is one BOS, EOS is scored even if it is the padding token, and ids equal those of the whole text."""
     with put_back(bug, monkeypatch):
         tokenizer = helpers.tiny_tokenizer(add_bos=True, pad_is_eos=True)
         assert tokenizer.pad_token_id == tokenizer.eos_token_id
@@ -142,7 +142,7 @@ def test_trap_06_bos_eos_and_boundary(bug, monkeypatch, tiny_model_dir, tmp_path
 
 
 def test_trap_06_a_boundary_that_moves_is_reported(tiny_model_dir, tmp_path, caplog):
-    """A prompt that ends inside a word: its last token depends on what follows."""
+    """If a prompt ends inside a word, its last token depends on the response."""
     rows = [{"prompt": "the fi", "completions": ["lm", "nal act"], "ranks": [0, 1]}, *ROWS]
     trainer = support.trainer(tiny_model_dir, tmp_path, Dataset.from_list(rows))
     tokenizer = trainer.processing_class

@@ -1,4 +1,4 @@
-"""Traps that nothing in training can mend: the data are wrong, and the linter names the rows."""
+"""Traps in the data, which training can't fix: the linter names the rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def split(*some: dict[str, Any]) -> Dataset:
     return Dataset.from_list(list(some))
 
 
-# 6. BOS, EOS, boundary: those of the chat template
+# 6. BOS, EOS, boundary: in the chat template
 
 
 def anything_ends_a_response(patch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def number_the_rows_that_are_left(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(accept_identical_responses, accept_any_role, compare_within_splits_only, number_the_rows_that_are_left)
 def test_trap_15_training_names_the_rows(bug, monkeypatch, tiny_model_dir, tmp_path, caplog):
-    """Rows that can't be trained on are an error, or dropped; of the others, the log has the user's row numbers."""
+    """Unusable rows raise an error or are dropped. The log names the other bad rows by the user's row numbers."""
     with put_back(bug, monkeypatch):
         with pytest.raises(DataError) as raised:
             support.trainer(tiny_model_dir, tmp_path, split(*FAULTY))

@@ -1,4 +1,4 @@
-"""Traps around the reference: which weights it is, whether cached values are read, and losses that users register."""
+"""Traps of the reference: wrong weights, unread caches, and custom losses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trl_dpo_ext.training import PreferenceTrainer
 
 
 def margins(model: Any, ref_model: Any, rows: Any) -> list[float]:
-    """Difference of the log-ratios of the best and the worst response of each row, from plain forwards."""
+    """Return the difference of the best and worst responses' log-ratios for each row, from plain forwards."""
     out = []
     for row in rows:
         ratios = [pi - ref for pi, ref in zip(row_logps(model, row), row_logps(ref_model, row), strict=True)]
@@ -34,24 +34,24 @@ def margins(model: Any, ref_model: Any, rows: Any) -> list[float]:
 
 
 def adapters_stay_on(patch: pytest.MonkeyPatch) -> None:
-    """The trained policy is its own reference: the first loss is ln 2, and so is every other."""
+    """The policy is its own reference: every loss is ln 2, as the first one should be."""
     patch.setattr(run_reference, "use_adapter", lambda *_: contextlib.nullcontext())
 
 
 def base_under_every_adapter(patch: pytest.MonkeyPatch) -> None:
-    """A continued adapter is compared with the base model, not with where it started."""
+    """A continued adapter is compared with the base model, not with its initial weights."""
     use_adapter = run_reference.use_adapter
     patch.setattr(run_reference, "use_adapter", lambda model, _: use_adapter(model, None))
 
 
 def read_the_folder_again(patch: pytest.MonkeyPatch) -> None:
-    """The reference is loaded from the path that the model came from, whatever the weights in memory are."""
+    """The reference is loaded from the model's path, even if the weights in memory differ."""
     patch.setattr(run_reference, "frozen_copy", lambda model: None)
 
 
 @bugs(adapters_stay_on, base_under_every_adapter, read_the_folder_again)
 def test_trap_01_wrong_reference(bug, monkeypatch, tiny_model_dir, tmp_path):
-    """After training, margins are those against the weights that training started from, whatever these were.
+    """After training, margins are relative to the weights that training started from.
 
     A first loss of ln 2 proves nothing: a policy that is its own reference has it too.
     """
@@ -90,7 +90,7 @@ def test_trap_01_wrong_reference(bug, monkeypatch, tiny_model_dir, tmp_path):
 
 @pytest.fixture
 def squared_margin():
-    """A loss such as a user would register; other tests don't see it."""
+    """Register a custom loss that other tests don't see."""
     with temporary_losses():
 
         @register_loss("squared_margin")
@@ -113,7 +113,7 @@ def reference_is_the_second_model(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(reference_is_the_second_model)
 def test_trap_16_a_registered_loss_works_everywhere(bug, squared_margin, monkeypatch, tiny_model_dir, tmp_path):
-    """Full fine-tuning, a new adapter, a trained adapter, and cached log-probs: one loss, and rewards are logged."""
+    """Full fine-tuning, new and trained adapters, and cached log-probs give the same loss, and rewards are logged."""
     with put_back(bug, monkeypatch):
         for make, settings in (
             (fresh, {}),

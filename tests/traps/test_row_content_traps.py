@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import datasets
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 
+from tests import helpers
+from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import DataError, dataset_loading, format_dataset, load_splits
+from trl_dpo_ext.data import dataset_loading, format_dataset, load_splits, tokenize, tokenize_dataset
 from trl_dpo_ext.data.forms import ordered_completions
 from trl_dpo_ext.data.lint import lint_splits
 from trl_dpo_ext.data.row_reading import ranked_row, response_pair, unread_order
 
 
-def refusal(row: dict[str, Any]) -> str:
-    """The error about a dataset of this row alone, or an empty string if it is accepted."""
+def error_of(call: Callable[[], Any]) -> str:
+    """The message of the error that a call raises, or an empty string."""
     try:
-        format_dataset(Dataset.from_list([row]), name="train")
-    except DataError as error:
+        call()
+    except Exception as error:
         return str(error)
     return ""
+
+
+def refusal(row: dict[str, Any]) -> str:
+    """The error about a dataset of this row alone, or an empty string if it is accepted."""
+    return error_of(lambda: format_dataset(Dataset.from_list([row]), name="train"))
 
 
 # An order that isn't read
@@ -170,3 +178,67 @@ def test_text_that_only_begins_like_a_list_stays_text():
     for text in ("[1, 2]", '["a"]', "[citation needed]", "[]", '[{"name": "x"}]'):
         (row,) = format_dataset(Dataset.from_list([{"prompt": text, "chosen": text, "rejected": "b"}]), name="train")
         assert row["prompt"] == row["completions"][0] == text
+
+
+# A template that refuses a row
+
+
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat(number: int, system: str = "") -> dict[str, Any]:
+    """A row of messages; its responses are of one length."""
+    prompt = [*(says("system", system) if system else []), *says("user", f"the film {number}")]
+    return {"prompt": prompt, **{c: says("assistant", f"{w} {number}") for c, w in zip(PAIR, "ab", strict=True)}}
+
+
+def with_template(template: str) -> Any:
+    tokenizer = helpers.tiny_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def let_the_template_raise(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(tokenize, "_tokenize_or_refuse", lambda row, tokenizer, where: tokenize.tokenize_row(row, tokenizer))
+
+
+@bugs(let_the_template_raise)
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_rows_that_the_template_refuses_are_named_or_dropped(split, bug, monkeypatch, tiny_model_dir, tmp_path, caplog):
+    """Template errors name the row; `invalid_rows="drop"` leaves it out, in training and in evaluation data."""
+    rows, good = [chat(0), chat(1, system="be kind"), chat(2)], [chat(3), chat(4)]
+    data = {"train": rows if split == "train" else good, "eval": rows if split == "eval" else good}
+
+    def trainer(**options: Any) -> Any:
+        train, held_out = (Dataset.from_list(data[name]) for name in ("train", "eval"))
+        tokenizer = with_template(GEMMA)
+        return support.trainer(
+            tiny_model_dir, tmp_path, train, eval_dataset=held_out, processing_class=tokenizer, **options
+        )
+
+    with put_back(bug, monkeypatch):
+        message = error_of(trainer)
+        assert f"{split} dataset: 1 of 3 rows can't be trained on: cannot tokenize (1)" in message
+        assert "row 1: the chat template refuses it (TemplateError: System role not supported)" in message
+        made = trainer(invalid_rows="drop")
+        left = made.train_dataset if split == "train" else made.eval_dataset
+        assert left["row"][:] == [0, 2]
+        assert f"{split} dataset: dropped 1 of 3 rows: cannot tokenize (1)." in caplog.text
+
+
+@bugs(let_the_template_raise)
+def test_rows_of_a_stream_that_the_template_refuses(bug, monkeypatch, caplog):
+    rows = [chat(0), chat(1, system="be kind"), chat(2)]
+
+    def tokens(**options: Any) -> list[dict[str, Any]]:
+        stream = format_dataset(IterableDataset.from_generator(lambda: iter(rows)), name="train")
+        return list(tokenize_dataset(stream, with_template(GEMMA), name="train", max_length=None, **options))
+
+    with put_back(bug, monkeypatch):
+        message = error_of(tokens)
+        assert message.startswith("train dataset, row 1: the chat template refuses it")
+        assert [row["row"] for row in tokens(invalid_rows="drop")] == [0, 2]

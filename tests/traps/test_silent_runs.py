@@ -1,4 +1,4 @@
-"""Trap 12, a run that learns nothing without saying so; and that no trap has been left out."""
+"""Trap 12: a run that silently learns nothing. Also checks that every trap has a test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def nobody_looks(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(nobody_looks)
 def test_trap_12_a_run_that_learns_nothing_stops(bug, monkeypatch, tiny_model_dir, tmp_path):
-    """The loss is ln 2 and all gradients are 0: without the guard, such a run goes on as if all were well."""
+    """The loss is ln 2 and all gradients are 0. Without the guard, the run continues silently."""
     with put_back(bug, monkeypatch):
         trainer = support.trainer(
             tiny_model_dir, tmp_path, helpers.pair_dataset(6), peft_config=support.lora(), loss_type="dpo"

@@ -1,4 +1,4 @@
-"""Traps between the log-probs and the weights: mixes, rows, accumulation, precision, gradients."""
+"""Traps on the way from log-probs to weights: mixes, rows, accumulation, precision, gradients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def first_loss_only(patch: pytest.MonkeyPatch) -> None:
 
 
 def lengths_leak(patch: pytest.MonkeyPatch) -> None:
-    """Once a loss asks for per-token means, all losses get them."""
+    """If one loss uses per-token means, all losses get them."""
     call = objective.Objective.__call__
 
     def normalised(self: Any, responses: Any, **kwargs: Any) -> Any:
@@ -72,7 +72,7 @@ def test_trap_07_mixed_losses_do_not_leak(bug, monkeypatch, tiny_model_dir, tmp_
             values = {
                 "dpo": -math.log(transcriptions.sigmoid(0.1 * margin)),
                 "simpo": -math.log(transcriptions.sigmoid(2.0 * (pi_w / n_w - pi_l / n_l) - 2.0 * 0.5)),
-                # TRL's and ours: log-ratios per token
+                # As in TRL: log-ratios per token
                 "ipo": ((pi_w - ref_w) / n_w - (pi_l - ref_l) / n_l - 1 / (2 * 0.1)) ** 2,
             }
             expected += sum(weights[name] * value for name, value in values.items()) / 4
@@ -83,8 +83,8 @@ def test_trap_07_mixed_losses_do_not_leak(bug, monkeypatch, tiny_model_dir, tmp_
 
 
 def swap_the_slots(patch: pytest.MonkeyPatch) -> None:
-    """Log-probs of a packed row go to the neighbouring response."""
-    row = layouts._row
+    """Log-probs of a packed row go to the neighboring response."""
+    row = layouts._build_row
 
     def swapped(sequences: Any, longest: int) -> Any:
         result = row(sequences, longest)
@@ -93,12 +93,12 @@ def swap_the_slots(patch: pytest.MonkeyPatch) -> None:
         result["index"] = [i if i < 0 else after[i // longest] * longest + i % longest for i in result["index"]]
         return result
 
-    patch.setattr(layouts, "_row", swapped)
+    patch.setattr(layouts, "_build_row", swapped)
 
 
 def no_separation(patch: pytest.MonkeyPatch) -> None:
-    """Responses of a shared row see each other, and the check before training is off."""
-    row = layouts._row
+    """Responses of a shared row attend to each other, and the self-check is off."""
+    row = layouts._build_row
 
     def one_segment(sequences: Any, longest: int) -> Any:
         result = row(sequences, longest)
@@ -107,14 +107,14 @@ def no_separation(patch: pytest.MonkeyPatch) -> None:
     class Passed:
         failure, error = None, 0.0
 
-    patch.setattr(layouts, "_row", one_segment)
+    patch.setattr(layouts, "_build_row", one_segment)
     patch.setattr(row_plan, "check_rows", lambda *args, **kwargs: Passed)
 
 
 @bugs(swap_the_slots, no_separation)
 @pytest.mark.parametrize("layout", ["packed", "shared", "shared_packed"])
 def test_trap_08_packed_rows(layout, bug, monkeypatch, tiny_model_dir, tmp_path):
-    """Every token's log-prob in packed and shared rows is that of its sequence alone, for ragged K."""
+    """In packed and shared rows, every token's log-prob equals that of its sequence alone, for ragged K."""
     with put_back(bug, monkeypatch):
         trainer = support.trainer(
             tiny_model_dir, tmp_path, helpers.ranked_dataset(6, ties=True), **support.LAYOUTS[layout]
@@ -141,7 +141,7 @@ def mean_of_means(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(mean_of_means)
 def test_trap_09_gradient_accumulation(bug, monkeypatch, tiny_model_dir, tmp_path):
-    """The same 7 prompts, K ragged, as 7x1, 3+3+1 and 1x7: one gradient. (Two processes: test_accumulation.py.)"""
+    """The same 7 prompts with ragged K give the same gradient as 7x1, 3+3+1 and 1x7."""
     with put_back(bug, monkeypatch):
         runs = []
         for micro_batch, parts in ((7, 1), (3, 3), (1, 7)):
@@ -164,7 +164,7 @@ def test_trap_09_gradient_accumulation(bug, monkeypatch, tiny_model_dir, tmp_pat
 
 
 def low_precision_head(patch: pytest.MonkeyPatch) -> None:
-    """Log-probs are summed in bfloat16, so what stands beside a row decides how it rounds."""
+    """Log-probs are summed in bfloat16, so a row's rounding depends on the rest of the batch."""
     call = forward.gather_token_logps
     patch.setattr(forward, "gather_token_logps", lambda *args: call(*args).bfloat16().float())
 
@@ -186,7 +186,7 @@ def test_trap_10_margins_do_not_depend_on_the_batch(bug, monkeypatch, tiny_model
                     assert got[2 if rows.start is None else 0, k].sum().item() == pytest.approx(expected, abs=3e-5)
 
 
-# 11. Gradients that don't arrive, and noise in what is compared
+# 11. Lost gradients, and noise between policy and reference
 
 
 def no_input_gradients(patch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def no_input_gradients(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(no_input_gradients)
 def test_trap_11_gradients_under_checkpointing_with_an_adapter(bug, monkeypatch, tiny_model_dir, tmp_path):
-    """With re-entrant checkpointing and a frozen base, every adapter gets the gradient it gets without."""
+    """With re-entrant checkpointing and a frozen base, every adapter gets the same gradient as without."""
     with put_back(bug, monkeypatch):
         runs = []
         for settings in (
@@ -225,13 +225,13 @@ def keep_dropout_modules(patch: pytest.MonkeyPatch) -> None:
 
 
 def keep_functional_dropout(patch: pytest.MonkeyPatch) -> None:
-    """TRL alone: it sets modules to 0, but not the number that Llama's attention keeps."""
+    """TRL alone sets dropout modules to 0, but not the float that Llama's attention stores."""
     patch.setattr(engine, "disable_functional_dropout", lambda model: None)
 
 
 @bugs(keep_dropout_modules, keep_functional_dropout)
 def test_trap_11_no_dropout_in_the_policy(bug, monkeypatch, tmp_path):
-    """Policy and reference are the same model at the start, so the first loss is ln 2, whatever a config drops."""
+    """Policy and reference start equal, so the first loss is ln 2, whatever dropout the config sets."""
     with put_back(bug, monkeypatch):
         llama = helpers.save_tiny_model(tmp_path / "llama", attention_dropout=0.3)
         gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=320, resid_pdrop=0.3))
@@ -249,7 +249,7 @@ def test_trap_11_no_dropout_in_the_policy(bug, monkeypatch, tmp_path):
 
 
 def test_trap_11_an_adapter_on_the_head_is_refused(tiny_model_dir, tmp_path):
-    """TRL's fused head would pass over it; TRL refuses it since 1.16, and so it is here."""
+    """TRL's fused head would ignore the adapter. TRL rejects it since 1.16, and so do we."""
     with pytest.raises(ValueError, match="lm_head"):
         support.trainer(
             tiny_model_dir,

@@ -1,1 +1,1 @@
-"""The private names of TRL, transformers, PEFT, accelerate, torch and bitsandbytes: one file for each library."""
+"""Private and fragile names of TRL, transformers, PEFT, torch, bitsandbytes and vLLM, one file per library."""

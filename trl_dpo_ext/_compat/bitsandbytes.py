@@ -1,4 +1,4 @@
-"""The undocumented bitsandbytes names used here. tests/compat/test_bitsandbytes.py says what breaks without each."""
+"""Undocumented bitsandbytes names. tests/compat/test_bitsandbytes.py says what breaks without each."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 
 def allocate_optimizer_state(optimizer: Any) -> None:
-    """Make the state of a bitsandbytes optimizer for all its parameters, without a step, which needs a GPU.
+    """Allocate the optimizer state for all parameters without taking a step, which would need a GPU.
 
-    Managed memory of paged states becomes plain tensors: it stays on the card as long as there is room.
+    Paged states become plain tensors, since they stay in GPU memory while there is room.
     """
     optimizer.get_state_buffer = lambda p, dtype=torch.float32: torch.zeros_like(p, dtype=dtype)
     for g, group in enumerate(optimizer.param_groups):

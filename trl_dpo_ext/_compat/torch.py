@@ -1,4 +1,4 @@
-"""The undocumented torch names used here. tests/compat/test_torch.py says what breaks without each."""
+"""Undocumented torch names. tests/compat/test_torch.py says what breaks without each."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ __all__ = [
 
 
 def storage_key(tensor: Tensor) -> int:
-    """Return a number that all live tensors on the same storage share, and no others."""
+    """Return a number that identifies a tensor's storage among those of all live tensors."""
     key: int = tensor.untyped_storage()._cdata
     return key
 
 
 def changes_its_input(operation: Any) -> bool:
-    """Whether an operation, as `__torch_dispatch__` gets it, writes into one of its arguments."""
+    """Return whether an operation passed to `__torch_dispatch__` writes into one of its arguments."""
     return bool(operation._schema.is_mutable)
 
 
 def own_parameters(module: nn.Module) -> dict[str, Any]:
-    """Return the mapping that holds a module's own parameters, for values that `setattr` would refuse."""
+    """Return the mapping of a module's own parameters; it takes values that `setattr` rejects."""
     return module._parameters
 
 
 def own_buffers(module: nn.Module) -> dict[str, Any]:
-    """Return the mapping that holds a module's own buffers."""
+    """Return the mapping of a module's own buffers."""
     return module._buffers
 
 
 def own_state(module: nn.Module, prefix: str) -> dict[str, Any]:
-    """Return what a module saves of itself, without its children; bitsandbytes adds the statistics of its weights."""
+    """Return a module's own state without its children. bitsandbytes modules add their quantization statistics."""
     state: dict[str, Any] = {}
     module._save_to_state_dict(state, prefix, keep_vars=False)
     return state
 
 
 def flash_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-    """Run FlashAttention's operation: it allocates on fake tensors what its kernel does on a GPU.
+    """Run the FlashAttention operation. On fake tensors it allocates what its kernel allocates on a GPU.
 
     Args:
         query, key, value: [batch, heads, tokens, head size].
@@ -69,7 +69,7 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -
 
 
 def memory_efficient_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, **options: Any) -> Tensor:
-    """Run the memory-efficient attention operation: it allocates on fake tensors what its kernel does on a GPU.
+    """Run the memory-efficient attention operation. On fake tensors it allocates what its kernel does on a GPU.
 
     Args:
         query, key, value: [batch, heads, tokens, head size].
@@ -81,5 +81,5 @@ def memory_efficient_attention(query: Tensor, key: Tensor, value: Tensor, bias: 
 
 
 def cpu_has_bfloat16() -> bool:
-    """Return whether this CPU has instructions for bfloat16 products; without them oneDNN emulates them."""
+    """Return whether this CPU has bfloat16 instructions. Without them, oneDNN emulates bfloat16."""
     return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,4 +1,4 @@
-"""The undocumented transformers names used here. tests/compat/test_transformers.py says what breaks without each."""
+"""Undocumented transformers names. tests/compat/test_transformers.py says what breaks without each."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = [
 
 
 def modules_kept_unquantized(model: PreTrainedModel, skipped: list[str] | None) -> list[str]:
-    """Return the modules that quantization leaves alone, as names or parts of names for `should_convert_module`.
+    """Return the modules that quantization skips, as names or parts of names for `should_convert_module`.
 
     Args:
-        model: not quantized yet.
-        skipped: modules that the quantization config names (`llm_int8_skip_modules`).
+        model: a model that isn't quantized yet.
+        skipped: modules excluded by the quantization config (`llm_int8_skip_modules`).
     """
     in_float32: Any = model._keep_in_fp32_modules
     kept: list[str] = HfQuantizer.get_modules_to_not_convert(model, skipped, in_float32)
@@ -34,20 +34,20 @@ def modules_kept_unquantized(model: PreTrainedModel, skipped: list[str] | None) 
 
 
 def attention_of(config: Any) -> str:
-    """Return the attention implementation that a model runs with: "sdpa", "eager", "flash_attention_2", ...
+    """Return a model's attention implementation: "sdpa", "eager", "flash_attention_2", ...
 
     Args:
-        config: a model's config; of a multimodal model, its text part counts.
+        config: the model's config; for a multimodal model, the text config is used.
     """
     implementation: str = config.get_text_config()._attn_implementation
     return implementation
 
 
 def set_attention(config: PreTrainedConfig, name: str) -> None:
-    """Change a config's attention implementation, without the check that the kernels are installed."""
+    """Set a config's attention implementation without checking that its kernels are installed."""
     config.get_text_config()._attn_implementation = name
 
 
 def loaded_from(config: Any) -> str:
-    """Return the Hub id or folder that a model was loaded from; "" for one that was made in memory."""
+    """Return the Hub id or folder that a model was loaded from; "" if it was created in memory."""
     return getattr(config, "_name_or_path", "") or ""

@@ -1,4 +1,4 @@
-"""Every TRL name used here outside TRL's documented API, in one place; tests/test_trl_contract.py checks each."""
+"""Undocumented TRL names. tests/test_trl_contract.py says what breaks without each."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ __all__ = [
 ]
 
 # Fields that DPOTrainer.__init__ checks against its own list of losses, with TRL's defaults. PreferenceConfig has
-# checked what the user set.
+# already checked the user's values.
 _LOSS_FIELDS: dict[str, Any] = {
     field.name: field.default if field.default_factory is MISSING else field.default_factory()
     for field in fields(DPOConfig)
     if field.name in ("loss_type", "loss_weights", "beta", "label_smoothing", "f_divergence_type")
-} | {"enable_jit_checkpoint": False}  # the trainer does it itself, see StopOnSigterm
+} | {"enable_jit_checkpoint": False}  # PreferenceTrainer handles SIGTERM itself, see StopOnSigterm
 
 
 @contextmanager
 def plain_dpo_config(args: Any, **changes: Any) -> Iterator[None]:
-    """While open, `args` asks for plain DPO, so that `DPOTrainer.__init__` finds nothing of ours to refuse.
+    """Make `args` look like plain DPO inside the block, so that `DPOTrainer.__init__` accepts it.
 
     Args:
         args: the config.
-        **changes: other fields, and the values they have meanwhile.
+        **changes: further fields with their temporary values.
     """
     meanwhile = {**_LOSS_FIELDS, **changes}
     saved = {name: getattr(args, name) for name in meanwhile}
@@ -64,7 +64,7 @@ def plain_dpo_config(args: Any, **changes: Any) -> Iterator[None]:
 
 
 def load_processing_class(model: Any, args: Any) -> Any:
-    """Load the tokenizer or processor of a model as `DPOTrainer` does: from where the model came from.
+    """Load a model's tokenizer or processor from the model's source, as `DPOTrainer` does.
 
     Args:
         model: Hub id, folder or module.
@@ -76,18 +76,18 @@ def load_processing_class(model: Any, args: Any) -> Any:
 
 
 def text_tokenizer(processing_class: Any) -> Any:
-    """Return the tokenizer; of a processor of a multimodal model, the one inside."""
+    """Return a tokenizer unchanged, or the tokenizer of a multimodal processor."""
     return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
 
 
 def load_reference(policy: Any, args: Any, quantization_config: Any, path: str | None = None) -> Any:
-    """Load a second model as `DPOTrainer` does: from where the policy came from, with its dtype and attention.
+    """Load a second model from the policy's source, with its dtype and attention, as `DPOTrainer` does.
 
     Args:
         policy: the model to train.
-        args: the config; `model_init_kwargs` are used.
-        quantization_config: as given to the trainer, or None.
-        path: another folder or Hub id; None takes the policy's.
+        args: the config; its `model_init_kwargs` are used.
+        quantization_config: the trainer's argument, or None.
+        path: another folder or Hub id; None means the policy's.
     """
     options = dict(args.model_init_kwargs or {})
     if quantization_config is not None:
@@ -101,11 +101,11 @@ def load_reference(policy: Any, args: Any, quantization_config: Any, path: str |
 
 
 def prepare_reference(model: Any, trainer: Any) -> Any:
-    """Give a second model the fused head and the run's engine (DDP, FSDP, DeepSpeed), as `DPOTrainer` does.
+    """Add the fused head to a second model and wrap it (DDP, FSDP, DeepSpeed), as `DPOTrainer` does.
 
     Args:
-        model: whole and on any device.
-        trainer: whose policy it belongs to.
+        model: an unsharded model on any device.
+        trainer: the trainer of the policy.
     """
     if trainer.args.disable_dropout:
         disable_dropout_in_model(model)
@@ -118,7 +118,7 @@ def prepare_reference(model: Any, trainer: Any) -> Any:
 
 
 class _NoKernel:
-    """A Triton kernel that computes nothing: `kernel[grid](...)`."""
+    """Stand-in for a Triton kernel, called as `kernel[grid](...)`; it computes nothing."""
 
     def __getitem__(self, grid: Any) -> Any:
         return lambda *args, **kwargs: None
@@ -126,10 +126,10 @@ class _NoKernel:
 
 @contextmanager
 def head_as_on_a_gpu() -> Iterator[None]:
-    """While open, the fused head allocates on any tensors what it does on a GPU; its kernels compute nothing.
+    """Make the fused head allocate what it allocates on a GPU, on tensors of any device; its kernels compute nothing.
 
-    On a GPU, Triton kernels fold each tile of logits in place and the products accumulate without temporaries; on a
-    CPU, torch operations make several float32 copies of a tile.
+    On a GPU, Triton kernels reduce each tile of logits in place, and products accumulate without temporaries. On a CPU,
+    torch operations make several float32 copies of each tile.
     """
     stand_ins: dict[Any, dict[str, Any]] = {
         _utils: {"_use_triton": lambda device: True},

@@ -1,7 +1,7 @@
-"""TRL's trainer and config with the private methods and attributes that we need under public names.
+"""TRL's trainer and config, with the private methods and attributes that we use behind public names.
 
-`PreferenceTrainer` overrides the hooks below and never a private name of TRL's or transformers'. The contract test
-(tests/test_trl_contract.py) checks each private name that stands here.
+`PreferenceTrainer` overrides the hooks below, never a private name of TRL or transformers. The contract test
+(tests/test_trl_contract.py) covers each private name in this file.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from trl import DPOConfig, DPOTrainer
 
 @dataclass
 class HookedConfig(DPOConfig):
-    """`DPOConfig` whose `loss_kwargs` may be given as JSON text, as transformers allows for its own mappings."""
+    """`DPOConfig` that accepts `loss_kwargs` as JSON text, as transformers does for its own dict fields."""
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "loss_kwargs"]  # noqa: RUF012, as in TRL
 
 
 class HookedTrainer(DPOTrainer):
-    """`DPOTrainer` with hooks.
+    """`DPOTrainer` with public hooks.
 
     Attributes:
-        columns: of the tokenized dataset that the collator reads.
+        columns: columns of the tokenized dataset that the collator reads.
     """
 
     _tag_names = ["trl", "dpo", "trl-dpo-ext"]  # noqa: RUF012, as in TRL
@@ -36,22 +36,22 @@ class HookedTrainer(DPOTrainer):
     # Hooks
 
     def prepare_dataset(self, dataset: Any, name: str) -> Any:
-        """Return a tokenized dataset. DPOTrainer calls this for each dataset that it is given."""
+        """Return the tokenized dataset. DPOTrainer calls this for each of its datasets."""
         raise NotImplementedError
 
     def check_gradients(self, model: nn.Module, norm: Any) -> Any:
-        """Look at the norm of a step's gradients before the update, and return it."""
+        """Inspect a step's gradient norm before the update, and return it."""
         return norm
 
     def checkpoint_writer(self, folder: Path) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which transformers writes a checkpoint into `folder`."""
+        """Return a context manager around transformers' writing of a checkpoint into `folder`."""
         raise NotImplementedError
 
     def weights_writer(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which transformers writes weights."""
+        """Return a context manager around transformers' writing of weights."""
         return contextlib.nullcontext()
 
-    # Where the hooks are called
+    # Private methods that call the hooks
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return self.prepare_dataset(dataset, dataset_name)
@@ -65,46 +65,47 @@ class HookedTrainer(DPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         with self.checkpoint_writer(folder):
-            # DPOTrainer would write a model card first.
+            # DPOTrainer's own method also writes a model card.
             super(DPOTrainer, self)._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with self.weights_writer():
             super()._save(output_dir, state_dict)
 
-    # Private names that others read
+    # Public access to private names
 
     def evaluate_tokenized(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
-        """Evaluate on a tokenized dataset, or on the trainer's own (None, or its name).
+        """Evaluate on a tokenized dataset, or on the trainer's own dataset (None or its name).
 
-        DPOTrainer.evaluate would store reference log-probs in the dataset, or refuse to after the first step.
+        This bypasses DPOTrainer.evaluate, which adds reference log-probs to the dataset, or refuses to after the first
+        step.
         """
         metrics: dict[str, float] = super(DPOTrainer, self).evaluate(dataset, ignore_keys, prefix)
         return metrics
 
     def save_without_push(self, folder: str | None = None) -> None:
-        """Save the model; `save_model` would push it too, before its record is written."""
+        """Save the model. `save_model` would also push it, before the run's record is written."""
         self.save_model(folder, _internal_call=True)
 
-    def log_later(self, mode: str, metrics: dict[str, float], tokens: int) -> None:
-        """Keep a batch's metrics until the next log, which takes their mean.
+    def queue_metrics(self, mode: str, metrics: dict[str, float], tokens: int) -> None:
+        """Queue a batch's metrics for the next log, which averages them.
 
         Args:
             mode: "train" or "eval".
-            metrics: by name.
-            tokens: computed in this batch, over all processes.
+            metrics: value by metric name.
+            tokens: number of tokens computed in this batch, over all processes.
         """
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         if mode == "train":
-            # The ranks of a tensor-parallel group compute the same tokens.
+            # All ranks of a tensor-parallel group compute the same tokens.
             self._total_train_tokens += tokens // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
     def log_state(self) -> dict[str, Any]:
-        """Return what is kept for the next log; every process calls this.
+        """Return the metrics, loss and counters queued for the next log. Every process must call this.
 
-        The loss is summed over the steps since the last log, in float32 as transformers sums it.
+        The loss is the float32 sum over the steps since the last log, as in transformers.
         """
         return {
             "metrics": dict(self._metrics["train"]),
@@ -114,10 +115,10 @@ class HookedTrainer(DPOTrainer):
         }
 
     def restore_log_state(self, state: dict[str, Any]) -> None:
-        """Set it again, after transformers has set its counters to 0 at the beginning of training."""
+        """Restore the result of `log_state`. Call it after transformers resets its counters as training starts."""
         self._metrics["train"].clear()
         self._metrics["train"].update(state["metrics"])
         self._total_train_tokens = state["train_tokens"]
         self._tr_loss += state["loss"]
-        self._total_loss_scalar = -state["loss"]  # not of this call's steps
+        self._total_loss_scalar = -state["loss"]  # train_loss averages over this call's steps only
         self._globalstep_last_logged = state["last_logged_step"]

@@ -1,10 +1,10 @@
-"""What vLLM accepts, without importing it."""
+"""Values that vLLM accepts, without importing vLLM."""
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values of max_lora_rank
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # valid values of max_lora_rank
 
 
 def lora_rank(rank: int) -> int | None:
-    """Return the smallest `max_lora_rank` that holds an adapter of this rank, or None if vLLM has none.
+    """Return the smallest valid `max_lora_rank` for an adapter of this rank; None if the rank is too large for vLLM.
 
     >>> lora_rank(12), lora_rank(513)
     (16, None)

@@ -1,4 +1,4 @@
-"""`trl-dpo-ext memory`: peak memory of a recipe, part by part, and what fits a card."""
+"""`trl-dpo-ext memory`: estimates the peak memory of a recipe, part by part, and what fits a card."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("memory", help="estimate the peak memory of a recipe before it runs")
     command.add_argument("recipe", help="a recipe's YAML file")
-    command.add_argument("--gpu", type=_size, metavar="GB", help="size of the card; says what fits and what to change")
-    command.add_argument("--model", help="a model instead of the recipe's: folder, Hub id or a known shape")
+    command.add_argument("--gpu", type=_size, metavar="GB", help="size of the card; shows what fits and what to change")
+    command.add_argument(
+        "--model", help="model to use instead of the recipe's: a folder, Hub id or short name such as qwen3-8b"
+    )
     command.add_argument("--responses", type=int, default=2, metavar="K", help="responses per prompt (default 2)")
     command.add_argument("--prompt", type=int, metavar="TOKENS", help="prompt length (default: half of max_length)")
     command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting instead of the recipe's; repeatable"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the recipe; repeatable"
     )
     command.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
     command.set_defaults(run=_memory)
@@ -30,13 +32,13 @@ def add(commands: Commands) -> None:
 def _size(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not the size of a card")
+        raise argparse.ArgumentTypeError(f"{text} is no card size; give GB, such as 24")
     return value
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the warnings of models and libraries, which are about a real run, out of the report."""
+    """Hide the warnings of models and libraries: they concern a real run."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -62,7 +64,7 @@ def _report(arguments: argparse.Namespace) -> int:
     for setting in arguments.set:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise ParseError(f"--set {setting}: give KEY=VALUE.")
+            raise ParseError(f"--set {setting}: write it as KEY=VALUE.")
         changes[key] = yaml.safe_load(value)
     if arguments.model is not None:
         changes["model_name_or_path"] = arguments.model

@@ -1,4 +1,4 @@
-"""`trl-dpo-ext merge`: merge an adapter into the weights it was trained on."""
+"""`trl-dpo-ext merge`: merges an adapter into the weights it was trained on."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ def add(commands: Commands) -> None:
         "--into",
         choices=["trained", "original"],
         default="trained",
-        help="the weights that training saw, dequantized (default), or the base model's un-quantized ones",
+        help="merge into the dequantized weights that training saw (default), or into the base model's original ones",
     )
     command.add_argument(
-        "--dtype", choices=["float16", "bfloat16", "float32"], default="float16", help="of the merged weights"
+        "--dtype", choices=["float16", "bfloat16", "float32"], default="float16", help="dtype of the merged weights"
     )
-    command.add_argument("--base-model", help="where the base model is, if not where adapter_config.json says")
-    command.add_argument("--prompts", type=Path, help="text file, one prompt a line, to compare the two models on")
-    command.add_argument("--device", help="cpu or cuda; by default the GPU if there is one")
+    command.add_argument(
+        "--base-model", help="folder or Hub id of the base model, if adapter_config.json is out of date"
+    )
+    command.add_argument("--prompts", type=Path, help="text file with one prompt a line, to compare the two models on")
+    command.add_argument(
+        "--allowed-kl",
+        type=float,
+        metavar="NATS",
+        help="largest mean KL between the trained and the merged model (default: by dtype, see docs/hub.md)",
+    )
+    command.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
     command.set_defaults(run=_merge)
 
 
@@ -40,6 +48,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         base_model=arguments.base_model,
         prompts=prompts,
+        allowed_kl=arguments.allowed_kl,
         device=arguments.device,
     )
     console().print(describe_merge(report), markup=False)

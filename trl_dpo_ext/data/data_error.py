@@ -56,6 +56,10 @@ class FaultReason(Enum):
         "all tied",
         "Remove the row, or use a loss that reads ties (`trl-dpo-ext losses --reads ties` lists them).",
     )
+    CANNOT_TOKENIZE = (
+        "cannot tokenize",
+        "Use roles that the model's chat template accepts, in the order that it accepts, or another template.",
+    )
     OTHER = ("unusable data", "Follow the message; it says what is wrong.")
 
     def __init__(self, label: str, advice: str) -> None:

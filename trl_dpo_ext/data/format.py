@@ -5,8 +5,6 @@ All rows are checked here, before anything expensive; each fault is reported wit
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Collection
 from functools import partial
 from typing import Any, Literal
@@ -14,14 +12,12 @@ from typing import Any, Literal
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
 from .data_error import DataError, FaultReason
+from .map_rows import map_rows
 from .row_reading.column_form import ColumnForm
 from .row_reading.form_selection import check_columns
 from .row_reading.ranked_row import to_ranked
 
-logger = logging.getLogger(__name__)
-
 _PASSED_ON = ("tools", "chat_template_kwargs")
-_SHOWN = 5
 
 
 def format_dataset(
@@ -60,31 +56,16 @@ def format_dataset(
     conversational = _is_conversational(dataset, name, reads_ties, strict=streamed and invalid_rows == "error")
     features = _features(form, columns, conversational)
     convert = partial(_convert, name=name, reads_ties=reads_ties, conversational=conversational, columns=list(features))
-    map_kwargs = {"with_indices": True, "remove_columns": columns}
-    if streamed and invalid_rows == "error":
-        return dataset.map(convert, features=features, **map_kwargs)
-
-    features = Features({**features, "problem": Value("string"), "reason": Value("string")})
-    convert_or_note = partial(_convert_or_note, convert=convert, columns=list(features))
-    if streamed:
-        mapped = dataset.map(convert_or_note, features=features, **map_kwargs)
-        return mapped.filter(partial(_keep, name=name, dropped=Counter())).remove_columns(["problem", "reason"])
-
-    mapped = dataset.map(
-        convert_or_note, features=features, num_proc=num_proc, desc=f"Formatting {name} dataset", **map_kwargs
+    return map_rows(
+        dataset,
+        convert,
+        features,
+        name=name,
+        columns=columns,
+        invalid_rows=invalid_rows,
+        doing="Formatting",
+        num_proc=num_proc,
     )
-    problems, reasons = mapped["problem"][:], mapped["reason"][:]
-    mapped = mapped.remove_columns(["problem", "reason"])
-    kept = [row for row, problem in enumerate(problems) if problem is None]
-    if len(kept) == len(problems):
-        return mapped
-    counts = Counter(reason for reason in reasons if reason is not None)
-    if invalid_rows == "error" or not kept:
-        raise DataError(_all_problems(name, [p for p in problems if p is not None], len(problems), counts))
-    logger.warning(
-        "%s dataset: dropped %d of %d rows: %s.", name, len(problems) - len(kept), len(problems), _summary(counts)
-    )
-    return mapped.select(kept)
 
 
 def _is_conversational(dataset: Dataset | IterableDataset, name: str, reads_ties: bool, strict: bool) -> bool:
@@ -112,33 +93,3 @@ def _convert(
 ) -> dict[str, Any]:
     ranked = to_ranked(row, index=index, name=name, reads_ties=reads_ties, conversational=conversational)
     return {**{column: ranked.get(column) for column in columns}, "row": index}
-
-
-def _convert_or_note(row: dict[str, Any], index: int, convert: partial[dict[str, Any]], columns: list[str]) -> Any:
-    try:
-        return {**convert(row, index), "problem": None, "reason": None}
-    except DataError as error:
-        return {**dict.fromkeys(columns), "problem": str(error), "reason": error.reason.label}
-
-
-def _keep(row: dict[str, Any], name: str, dropped: Counter[str]) -> bool:
-    """Tell whether a streamed row is good; the count is logged at 1, 10, 100, ... rows, because a stream may not end"""
-    if row["problem"] is None:
-        return True
-    dropped[row["reason"]] += 1
-    total = dropped.total()
-    if total == 10 ** (len(str(total)) - 1):
-        logger.warning("%s dataset: dropped %d rows so far: %s.", name, total, _summary(dropped))
-    return False
-
-
-def _summary(counts: Counter[str]) -> str:
-    return ", ".join(f"{reason} ({count})" for reason, count in counts.most_common())
-
-
-def _all_problems(name: str, problems: list[str], total: int, counts: Counter[str]) -> str:
-    lines = [f"{name} dataset: {len(problems)} of {total} rows can't be trained on: {_summary(counts)}."]
-    lines += [f"  {problem}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  ... and {len(problems) - _SHOWN} more.")
-    return "\n".join([*lines, 'Correct the rows, or set invalid_rows="drop" to leave them out.'])

@@ -5,16 +5,26 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .data_error import DataError
+from .data_error import DataError, FaultReason
+from .map_rows import InvalidRows, map_rows
 from .prompt_rendering import prompt_token_ids, template_options
 
 logger = logging.getLogger(__name__)
 
 TOKEN_COLUMNS = ("row", "prompt_ids", "completion_ids", "ranks", "scores")
 _COUNTS = ["_cut", "_merged"]
+_OPTIONAL = ("row", "scores")
+_FEATURES = {
+    "row": Value("int64"),
+    "prompt_ids": List(Value("int64")),
+    "completion_ids": List(List(Value("int64"))),
+    "ranks": List(Value("int64")),
+    "scores": List(Value("float64")),
+    **dict.fromkeys(_COUNTS, Value("int64")),
+}
 
 
 def _common_prefix_length(sequences: list[list[int]]) -> int:
@@ -57,6 +67,17 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
     }
 
 
+def _tokenize_or_refuse(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:
+    """Tokenize a row; a `DataError` that begins with `where` stands for whatever the template or tokenizer raises."""
+    try:
+        return tokenize_row(row, tokenizer)
+    except Exception as error:  # a chat template is a program and may fail in any way
+        what = "tokenizer" if isinstance(row["prompt"], str) else "chat template"
+        raise DataError(
+            f"{where}: the {what} refuses it ({type(error).__name__}: {error}).", FaultReason.CANNOT_TOKENIZE
+        ) from error
+
+
 def _usable(completion_ids: list[list[int]], ranks: list[int], reads_ties: bool) -> bool:
     return len(completion_ids) >= 2 and (reads_ties or len(set(ranks)) >= 2)
 
@@ -68,6 +89,7 @@ def tokenize_dataset(
     name: str,
     max_length: int | None,
     reads_ties: bool = False,
+    invalid_rows: InvalidRows = "error",
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
     """Tokenize a dataset of ranked rows, truncate it, and drop the prompts that become unusable.
@@ -82,17 +104,20 @@ def tokenize_dataset(
         name: the dataset's name, for messages ("train").
         max_length: tokens of prompt and completion together; None without a limit.
         reads_ties: keep prompts whose responses are all tied, for losses that read ties.
+        invalid_rows: what to do with rows that the chat template refuses: "error" lists them in one error, "drop"
+            leaves them out.
         num_proc: processes for `Dataset.map`.
 
     Returns:
         Columns `prompt_ids`, `completion_ids`, `ranks`, and `row` and `scores` where given.
 
     Raises:
-        DataError: no row is left, or the rows are messages and the tokenizer has no chat template.
+        DataError: no row is left, the rows are messages and the tokenizer has no chat template, or (with
+            `invalid_rows="error"`) the template refuses rows.
     """
 
-    def process(row: dict[str, Any]) -> dict[str, Any]:
-        ids = tokenize_row(row, tokenizer)
+    def process(row: dict[str, Any], index: int) -> dict[str, Any]:
+        ids = _tokenize_or_refuse(row, tokenizer, f"{name} dataset, row {row.get('row', index)}")
         prompt_ids, completion_ids = ids["prompt_ids"], ids["completion_ids"]
         cut = 0
         if max_length is not None:
@@ -109,6 +134,8 @@ def tokenize_dataset(
         }
         if "scores" in row:
             out["scores"] = [row["scores"][i] for i in kept]
+        if "row" in row:
+            out["row"] = row["row"]
         return out
 
     def keep(row: dict[str, Any]) -> bool:
@@ -121,12 +148,23 @@ def tokenize_dataset(
             "tokenizer.chat_template, give text prompts, or use a model that was trained to chat."
         )
     columns: list[str] = dataset.column_names or list(first)
-    remove = [c for c in columns if c not in TOKEN_COLUMNS]
-    if isinstance(dataset, IterableDataset):
-        return dataset.map(process, remove_columns=remove).filter(keep).remove_columns(_COUNTS)
+    features = Features(
+        {column: feature for column, feature in _FEATURES.items() if column in columns or column not in _OPTIONAL}
+    )
+    tokens = map_rows(
+        dataset,
+        process,
+        features,
+        name=name,
+        columns=columns,
+        invalid_rows=invalid_rows,
+        doing="Tokenizing",
+        num_proc=num_proc,
+    )
+    if isinstance(tokens, IterableDataset):
+        return tokens.filter(keep).remove_columns(_COUNTS)
 
-    total = len(dataset)
-    tokens = dataset.map(process, remove_columns=remove, num_proc=num_proc, desc=f"Tokenizing {name} dataset")
+    total = len(tokens)
     kept = tokens.filter(keep, num_proc=num_proc, desc=f"Checking {name} dataset")
     if len(kept) < total:
         logger.warning(

@@ -12,19 +12,18 @@ from .figures import error_bar_arms
 from .figures import figure as make_figure
 from .stats import Interval
 
-# Panels of `plot_curves`: title, unit, and the logged keys in order of preference. Rewards exist only with a
-# reference; without one, the log-probs order the responses.
+# Panels of `plot_curves`: title, unit, and the logged keys in order of preference.
 _PANELS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
     ("loss", "nats", (("loss",),)),
     (
         "margin, best against worst",
         "nats",
-        (("rewards/margins",), ("mean_logps/margins",), ("logps/margins",)),
+        (("rewards/margins",),),
     ),
     (
         "agreement with the ranking",
         "share of prompts",
-        tuple((f"{p}/accuracies", f"{p}/top1_accuracies") for p in ("rewards", "mean_logps", "logps")),
+        (("rewards/accuracies", "rewards/top1_accuracies"),),
     ),
     ("log-prob of best and worst response", "nats", (("logps/chosen", "logps/rejected"),)),
 )

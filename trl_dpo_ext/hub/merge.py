@@ -14,7 +14,7 @@ import ctypes
 import gc
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .._compat.peft import LoraLayer, LoraLinear, dequantize_module_weight
+from .._compat.peft import BaseTunerLayer, LoraLayer, LoraLinear, TrainableTokensLayer, dequantize_module_weight
 from .._compat.transformers import Conv1D
 from ..record import versions, write_json
 from .adapter_loading import load_base
@@ -38,6 +38,10 @@ Into = Literal["trained", "original"]
 _DTYPES = ("float16", "bfloat16", "float32")
 _SHARD_SIZE = "2GB"  # safetensors holds a copy of a shard while it writes it
 _PROMPTS = 64
+# The largest mean KL, nats, at which a merge counts as the model that was trained. In 16 bits it is thirty times what
+# rounding cost in docs/hub.md. An 8-bit base rounds activations too, which no merged model repeats.
+_ALLOWED_KL = {"float32": 1e-6, "float16": 2e-4, "bfloat16": 6e-3}
+_ALLOWED_KL_8BIT = 6e-3
 _QUANTIZED = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
 
 
@@ -53,6 +57,7 @@ def merge_adapter(
     dtype: str = "float16",
     base_model: str | None = None,
     prompts: Sequence[str] | None = None,
+    allowed_kl: float | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -72,6 +77,8 @@ def merge_adapter(
         base_model: Hub id or folder of the base model, if it isn't where adapter_config.json says.
         prompts: real prompts to compare the two models on, at least two, of which the first 64 are used; by default
             those of the run's samples.
+        allowed_kl: largest mean KL(trained || merged), nats, for a merge into "trained"; by default 1e-6 for float32,
+            2e-4 for float16, and 6e-3 for bfloat16 and for an 8-bit base.
         device: "cpu", "cuda", ...; by default the GPU if there is one.
         progress: show progress bars.
 
@@ -81,7 +88,8 @@ def merge_adapter(
 
     Raises:
         RunError: the folder holds no adapter, or doesn't say how its base model was loaded.
-        MergeError: the adapter can't be merged as asked.
+        MergeError: the adapter can't be merged as asked, or the merged model isn't the one that was trained. `output`
+            is then unchanged.
     """
     run = read_run(adapter)
     base = run.trained_base()
@@ -101,28 +109,52 @@ def merge_adapter(
     merged = merge_in_place(model, getattr(torch, dtype), progress=progress)
     del model
 
+    with _atomic_folder(output) as partial:
+        merged.save_pretrained(partial, max_shard_size=_SHARD_SIZE)
+        tokenizer.save_pretrained(partial)
+        del merged
+        _release_memory()
+        written: Any = AutoModelForCausalLM.from_pretrained(partial, dtype=getattr(torch, dtype))
+        written.to(device)
+        difference = compare_distributions(trained_logits, next_token_logits(written, tokenizer, texts))
+        if into == "trained" or base.quantization is None:
+            _check_difference(difference["kl_mean"], base, dtype, allowed_kl)
+        report = {
+            "into": into,
+            "dtype": dtype,
+            "base_model": base.model,
+            "quantization": None if base.quantization is None else dict(base.quantization),
+            "prompts": len(texts),
+            "difference": difference,
+            "versions": versions(),
+        }
+        write_json(partial / MERGE_RECORD, report)
+    return report
+
+
+@contextlib.contextmanager
+def _atomic_folder(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `output`, which is missing or empty; after an error it is deleted."""
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    merged.save_pretrained(partial, max_shard_size=_SHARD_SIZE)
-    tokenizer.save_pretrained(partial)
-    del merged
-    _release_memory()
-    written: Any = AutoModelForCausalLM.from_pretrained(partial, dtype=getattr(torch, dtype))
-    written.to(device)
-    report = {
-        "into": into,
-        "dtype": dtype,
-        "base_model": base.model,
-        "quantization": None if base.quantization is None else dict(base.quantization),
-        "prompts": len(texts),
-        "difference": compare_distributions(trained_logits, next_token_logits(written, tokenizer, texts)),
-        "versions": versions(),
-    }
-    write_json(partial / MERGE_RECORD, report)
-    if output.exists():
-        output.rmdir()  # empty, as checked
-    partial.rename(output)
-    return report
+    try:
+        yield partial
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_difference(kl: float, base: TrainedBase, dtype: str, allowed: float | None) -> None:
+    if allowed is None:
+        allowed = _ALLOWED_KL_8BIT if (base.quantization or {}).get("load_in_8bit") else _ALLOWED_KL[dtype]
+    if not kl <= allowed:  # NaN fails too
+        raise MergeError(
+            f"The merged model is not the one that was trained: mean KL {kl:.2e} nats, and {allowed:g} is allowed. "
+            "Nothing was saved. If it is only rounding, merge with --dtype float32, or allow more with --allowed-kl "
+            "NATS. If not, load the adapter without merging it, and please report this."
+        )
 
 
 def _check(
@@ -172,19 +204,27 @@ def merge_in_place(model: PeftModel, dtype: torch.dtype, *, progress: bool = Fal
     Raises:
         MergeError: a layer's merged weights aren't finite, or it is of a type that can't be merged.
     """
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [(n, module) for n, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    replicated = any(getattr(config, "layer_replication", None) for config in model.peft_config.values())
     for name, layer in tqdm(layers, desc="Merging", disable=not progress):
+        if not isinstance(layer, LoraLayer | TrainableTokensLayer):
+            raise MergeError(f"{name} is a {type(layer).__name__}, which can't be merged.")
         base = layer.get_base_layer()
+        if any(getattr(layer, "lora_bias", {}).values()) and getattr(base, "bias", None) is None:
+            raise MergeError(
+                f"{name}: the adapter has a bias (lora_bias=True), and this layer of the base model has none to merge "
+                "it into. Load the adapter without merging it, or train one with lora_bias=False."
+            )
         try:
             if isinstance(base, _QUANTIZED):
                 layer.base_layer = _dequantized(base)
                 # PEFT's merge for quantized layers rounds the sum to 4 bits again; the one for plain layers doesn't.
-                LoraLinear.merge(layer, safe_merge=True)
+                LoraLinear.merge(layer, safe_merge=True)  # type: ignore[arg-type]
             else:
                 _own_float32_weights(base)
                 layer.merge(safe_merge=True)
-        except ValueError as error:
-            raise MergeError(f"{name}: {error}") from error
+        except (ValueError, RuntimeError, NotImplementedError) as error:  # PEFT's, for what has no merged form
+            raise MergeError(f"{name} can't be merged: {error}") from error
         _cast(layer.get_base_layer(), dtype)
         _trim()
     plain: Any = model.unload()
@@ -193,6 +233,8 @@ def merge_in_place(model: PeftModel, dtype: torch.dtype, *, progress: bool = Fal
             plain.set_submodule(name, _cast(_dequantized(module), dtype))
     if getattr(plain, "hf_quantizer", None) is not None:
         plain.hf_quantizer.remove_quantization_config(plain)
+    if replicated:
+        _unshare(plain)
     plain.__dict__.pop("hf_device_map", None)  # all weights are on the CPU now
     _cast(plain, dtype)
     _untie_if_different(plain)
@@ -224,6 +266,16 @@ def _own_float32_weights(layer: nn.Module) -> None:
     # New parameters, so that an output embedding tied to this layer's weight keeps the unmerged one, as in training.
     for name, parameter in list(layer.named_parameters(recurse=False)):
         setattr(layer, name, nn.Parameter(parameter.detach().float().clone(), requires_grad=False))
+
+
+def _unshare(model: Any) -> None:
+    """Give each layer its own weights: PEFT's replicated layers share those that have no adapter."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in seen and module is not model.get_output_embeddings():
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+            seen.add(id(parameter))
 
 
 def _cast(module: Any, dtype: torch.dtype) -> Any:

@@ -1,1 +1,1 @@
-"""From token ids to per-token log-probs: row layouts, attention masks, the language-model head, the self-check."""
+"""Compute per-token log-probs from token ids: row layouts, attention masks, the LM head, the self-check."""

@@ -1,9 +1,9 @@
-"""TRL's fused language-model head, given only the positions that are scored.
+"""Run TRL's fused language-model head on scored positions only.
 
-TRL scores every position where there is no Triton (the CPU among others) and drops most of the results: with a prompt
-of 350 tokens and responses of 40, nine tenths of the head's work. Here the hidden states are picked before TRL's head
-sees them, so its arithmetic (soft-capped and scaled logits, chunks over vocabulary and tokens, all its outputs) stays
-the only one.
+Without Triton (on a CPU, for example), TRL computes every position and discards the unscored ones: with 350 prompt
+tokens and 40 response tokens, about 90% of the head's work. This module selects the hidden states before they reach
+TRL's head. TRL's arithmetic (soft-capped and scaled logits, chunking over vocabulary and tokens, all outputs) is reused
+unchanged.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _FUSED = "fused_forward_of_trl"  # attribute of a patched model
 def add_compact_head(model: PreTrainedModel, *, own_head: bool = False) -> None:
     """Make `model(..., fused_lm_head=True)` project only the scored positions through the language-model head.
 
-    Args:
-        model: causal language model to which TRL's `add_fused_lm_head` has been applied. With PEFT, the base model.
-            Applied a second time, the last one counts.
-        own_head: run the model's own head in place of TRL's. It is right for every model and holds the logits of all
-            scored positions in memory: for models whose head does more than a product and a bias (see `check_head`).
+    `labels`, `shift_labels` and all outputs keep their meaning and shape. The forward gains one argument, `token_mask`
+    [R, L]: 1 for each token that counts in the load-balancing loss of a mixture-of-experts model. It is needed when
+    `attention_mask` isn't [R, L].
 
-    `labels`, `shift_labels` and every output keep their meaning and shape. One argument is added: `token_mask`
-    [R, L], 1 for each token that counts in the load-balancing loss of a mixture-of-experts model, where
-    `attention_mask` is a mask of another form than [R, L].
+    Args:
+        model: causal language model patched by TRL's `add_fused_lm_head`. With PEFT, the base model. A second call
+            replaces the first.
+        own_head: run the model's own head instead of TRL's. It is right for every model, and holds the logits of all
+            scored positions in memory. For models whose head is more than a product and a bias, see `check_head`.
     """
     fused_forward = getattr(model, _FUSED, model.forward)
     setattr(model, _FUSED, fused_forward)
@@ -57,23 +57,24 @@ def add_compact_head(model: PreTrainedModel, *, own_head: bool = False) -> None:
             return fused_forward(*args, attention_mask=attention_mask, **kwargs)
         if shift_labels is None:
             if labels is None:
-                raise ValueError("fused_lm_head=True needs labels or shift_labels.")
+                raise ValueError("fused_lm_head=True, but there are no targets. Pass labels or shift_labels.")
             targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         else:
             targets = shift_labels
         scored = targets != IGNORED
 
-        def see(module: Any, positional: Any, named: dict[str, Any]) -> Any:
+        # TRL's head reads `token_mask` from the `attention_mask` argument; the model body needs the real mask.
+        def restore_mask(module: Any, positional: Any, named: dict[str, Any]) -> Any:
             return positional, {**named, "attention_mask": attention_mask}
 
-        def pick(module: Any, positional: Any, output: Any) -> Any:
+        def keep_scored(module: Any, positional: Any, output: Any) -> Any:
             hidden = output.last_hidden_state
             output.last_hidden_state = hidden[scored.to(hidden.device)].unsqueeze(0)
             return output
 
         hooks = (
-            self.base_model.register_forward_pre_hook(see, with_kwargs=True),
-            self.base_model.register_forward_hook(pick),
+            self.base_model.register_forward_pre_hook(restore_mask, with_kwargs=True),
+            self.base_model.register_forward_hook(keep_scored),
         )
         # Only the router's loss reads this mask; the layers see the other one.
         kwargs["attention_mask"] = attention_mask if token_mask is None else token_mask
@@ -86,12 +87,12 @@ def add_compact_head(model: PreTrainedModel, *, own_head: bool = False) -> None:
         finally:
             for hook in hooks:
                 hook.remove()
-        one_each = (1, int(scored.sum()))
+        scored_shape = (1, int(scored.sum()))
         columns = slice(None) if shift_labels is not None else slice(-1)
         for field in fields(outputs):
             value = getattr(outputs, field.name)
-            if isinstance(value, Tensor) and value.shape == one_each:
-                # masked_scatter keeps a row without any scored position connected to the model.
+            if isinstance(value, Tensor) and value.shape == scored_shape:
+                # masked_scatter keeps the graph connected even if a row has no scored position.
                 spread = value.new_zeros(scored.shape).masked_scatter(scored.to(value.device), value)
                 setattr(outputs, field.name, spread[:, columns])
         return outputs

@@ -1,4 +1,4 @@
-"""Dropout that isn't a module of its own."""
+"""Disable dropout that models apply without an `nn.Dropout` module."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import nn
 
 
 def disable_functional_dropout(model: nn.Module) -> None:
-    """Set every dropout probability that a module keeps as a plain number to 0.
+    """Set every dropout probability that a module stores as a plain float to 0.
 
-    TRL's `disable_dropout` sets `nn.Dropout` modules to 0. The attention of Llama, Qwen and most others keeps
-    `attention_dropout` as a number and hands it to the attention function, where it would make the policy differ from
-    a reference of the same weights.
+    TRL's `disable_dropout` only changes `nn.Dropout` modules. Llama, Qwen and most other models store
+    `attention_dropout` as a float and pass it to the attention function. Left on, it makes the policy differ from a
+    reference with the same weights.
 
     >>> attention = nn.MultiheadAttention(4, 2, dropout=0.3)
     >>> disable_functional_dropout(attention)

@@ -1,4 +1,4 @@
-"""From a batch to token log-probs: the one way, for policy, reference, cache, self-check and memory estimate."""
+"""Compute token log-probs of a batch: one code path for policy, reference, cache, self-check and memory estimate."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .masks import model_inputs
 
 @dataclass(frozen=True)
 class TokenOutputs:
-    """What a model says about each token of a batch.
+    """Token-wise outputs of a model for a batch.
 
     Attributes:
-        model_outputs: as the model returned them, one value per position of each row.
-        index: [R, L] where each position belongs, from the batch's layout.
+        model_outputs: the model's return value, with one value per position of each row.
+        index: [R, L] flat position of each value in [B, K, T], from the batch's layout.
         shape: (B, K, T): prompts, responses per prompt, tokens of the longest response.
     """
 
@@ -35,7 +35,7 @@ class TokenOutputs:
         return self.by_response("log_probs")
 
     def by_response(self, name: str) -> Tensor:
-        """Return another token-wise output of the fused head as [B, K, T] float32.
+        """Return a token-wise output of the fused head as [B, K, T] float32.
 
         Args:
             name: "log_probs", "entropy", "mean_logits", "is_top1" or "log_sum_sq_probs".
@@ -45,14 +45,15 @@ class TokenOutputs:
 
 
 def prepare_inputs(model: nn.Module, config: PreTrainedConfig, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Build the keyword arguments of the model for a batch of any layout.
+    """Build the model's keyword arguments for a batch of any layout.
 
-    Build them once for policy and reference: the attention mask of shared rows grows with the square of their length.
+    Build them once and use them for both policy and reference: the attention mask of shared rows grows quadratically
+    with the row length.
 
     Args:
         model: policy or reference; only the dtype of its weights is read.
         config: the model's config.
-        batch: from the collator, on the model's device.
+        batch: the collator's output, on the model's device.
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return model_inputs(config, batch, dtype)
@@ -62,9 +63,9 @@ def token_outputs(model: nn.Module, inputs: Mapping[str, Any], batch: Mapping[st
     """Run a model on a batch.
 
     Args:
-        model: with the fused head (`add_compact_head`); may be wrapped by DDP or FSDP.
-        inputs: from `prepare_inputs`; options of the model's forward may be added.
-        batch: the same batch; its `index` and `lengths` [B, K] are read.
+        model: a model with the fused head (`add_compact_head`), wrapped by DDP or FSDP or not.
+        inputs: the result of `prepare_inputs`, plus any other arguments of the model's forward.
+        batch: the batch that `inputs` was built from; its `index` and `lengths` [B, K] are read.
     """
     outputs = model(**inputs, use_cache=False, fused_lm_head=True)
     prompts, responses = batch["lengths"].shape
@@ -79,16 +80,16 @@ def token_logps(model: nn.Module, config: PreTrainedConfig, batch: Mapping[str, 
         config: the model's config.
 
     Returns:
-        [B, K, T] float32, nats, 0 past the end of a response; with gradients where they are on.
+        [B, K, T] float32, nats, 0 past the end of a response. Differentiable if gradients are enabled.
     """
     return token_outputs(model, prepare_inputs(model, config, batch), batch).logps
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch a model to evaluation mode and restore the mode of each module afterwards.
+    """Switch a model to evaluation mode, then restore each module's mode.
 
-    Dropout, NEFTune's noise and the jitter of routers act in training mode only.
+    Evaluation mode turns off dropout, NEFTune noise and router jitter.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -1,8 +1,10 @@
-"""How the token ids of a batch are laid out in rows: one row per response, or each prompt once and nothing padded.
+"""Lay out the token ids of a batch in rows: one padded row per response, or shared prompts in packed rows.
 
-Every layout gives the tensors the model is called with, its labels, and `index`, which says where each scored
-log-prob belongs; `gather_token_logps` brings all of them to the same [B, K, T]. Plain CPU code for the dataloader:
-nothing here is quadratic in the length, and the attention masks are built later, on the model's device (`masks.py`).
+Every layout returns the model's input tensors, the labels, and `index`, which maps each scored log-prob to its prompt,
+response and token. `gather_token_logps` turns the log-probs of any layout into the same [B, K, T].
+
+This is CPU code for the dataloader. Nothing here is quadratic in the sequence length: `masks.py` builds the attention
+masks later, on the model's device.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ class PromptGroup:
     """One prompt and its K >= 1 responses, already truncated.
 
     Attributes:
-        prompt_ids: at least one token.
-        completion_ids: K lists of at least one token each.
+        prompt_ids: token ids of the prompt, at least one.
+        completion_ids: token ids of each of the K responses, at least one each.
 
     Raises:
-        ValueError: no response, or an empty prompt or response.
+        ValueError: the group has no response, an empty prompt, or an empty response.
     """
 
     prompt_ids: list[int]
@@ -34,19 +36,19 @@ class PromptGroup:
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
-            raise ValueError("A group has an empty prompt; its first response token would have nothing to predict it.")
+            raise ValueError("A group has an empty prompt, so nothing predicts the first response token. Drop the row.")
         if not self.completion_ids:
-            raise ValueError("A group has no response.")
+            raise ValueError("A group has no response. Drop the row.")
         if empty := [k for k, ids in enumerate(self.completion_ids) if not ids]:
-            raise ValueError(f"Responses {empty} of a group are empty; drop them, and their ranks, before the layout.")
+            raise ValueError(f"Responses {empty} of a group are empty. Drop them and their ranks before the layout.")
 
 
 @dataclass(frozen=True)
 class _Sequence:
-    """Token ids in one row: a prefix, and branches that see the prefix and themselves, but not each other.
+    """A prefix and its branches in one row. Each branch attends to the prefix and itself, not to other branches.
 
-    A branch begins with the last prompt token, at the position it has in the prompt, so that the outputs of a branch
-    are exactly the predictions of its response. The last token of a response predicts nothing and is left out.
+    A branch starts with the last prompt token, at its original position, so that the branch's outputs are exactly the
+    predictions of its response. A response's last token predicts nothing and is left out.
     """
 
     prefix: list[int]
@@ -59,19 +61,19 @@ class _Sequence:
 
 
 def padded_layout(groups: Sequence[PromptGroup], width: int) -> dict[str, Tensor]:
-    """One row per response, prompt first, padded at the right: what TRL does.
+    """Lay out one row per response: the prompt, the response, right padding, as in TRL.
 
     Args:
-        groups: the batch, B prompts with their responses.
+        groups: the batch: B prompts with their responses.
         width: K of the result, at least the largest number of responses.
 
     Returns:
-        Tensors of R rows (one per response, in order) of L columns, with T = longest completion of the batch:
-        `input_ids`, `attention_mask`, `labels` [R, L], unshifted, -100 where nothing is scored, and `index`
-        [R, L - 1]: flat position (b * width + k) * T + t of the log-prob of each next token, -1 where not scored.
+        Tensors with R rows (one per response, in order) and L columns. T is the longest completion of the batch.
+        `input_ids`, `attention_mask` and `labels` are [R, L]; `labels` are unshifted, -100 for unscored positions.
+        `index` [R, L - 1] is the flat position (b * width + k) * T + t of each next token's log-prob, -1 if unscored.
 
     Raises:
-        ValueError: no groups, or one with more than `width` responses.
+        ValueError: there are no groups, or one has more than `width` responses.
 
     >>> batch = padded_layout([PromptGroup([5, 6], [[7, 8], [9]])], width=2)
     >>> batch["input_ids"].tolist(), batch["labels"].tolist()
@@ -104,30 +106,32 @@ def shared_layout(
     share: bool = True,
     last_tokens: bool = False,
 ) -> dict[str, Tensor]:
-    """Each prompt once with its responses behind it, and several groups packed in a row.
+    """Lay out each prompt once, followed by its responses, and pack several groups into a row.
 
-    A group is laid out as prompt without its last token, then for each response the last prompt token and the
-    response without its own last token: `prompt[:-1] p y1[:-1] p y2[:-1] ...`. Positions go on from the prompt's in
-    every response. Groups are packed by first-fit-decreasing and never split; one over the budget gets its own row.
+    A group becomes `prompt[:-1] p y1[:-1] p y2[:-1] ...`: the prompt without its last token p, then for each response
+    p and the response without its last token. The positions of every response continue from the prompt's. Groups are
+    packed by first-fit decreasing and never split. A group over the budget gets a row of its own.
 
     Args:
-        groups: the batch, B prompts with their responses.
+        groups: the batch: B prompts with their responses.
         width: K of the result, at least the largest number of responses.
-        max_tokens: budget of a row; None = as long as the longest group, so that packing only fills what would be
-            padding; 0 = no packing, one row per group.
-        share: False lays every response out with its own prompt, as plain causal sequences, and only packs.
-        last_tokens: True keeps the last token of each response, which only a count of all tokens (the load-balancing
-            loss of mixture-of-experts models) needs.
+        max_tokens: token budget of a row. None: the longest group, so that packing only fills padding. 0: no packing,
+            one row per group.
+        share: False gives each response its own prompt, as a plain causal sequence, and only packs.
+        last_tokens: True keeps the last token of each response. Only a loss that counts all tokens needs it (the
+            load-balancing loss of mixture-of-experts models).
 
     Returns:
-        Tensors of R rows of L columns, with T = longest completion of the batch: `input_ids`; `position_ids`;
-        `segment_ids`, number of the prefix or response a token belongs to, 0 = padding; `prefix_ids`, number of the
-        prefix it may see besides its own segment; `token_mask`, 1 for each real token once (0 = padding or a repeated
-        prompt token); `shift_labels`, the token each position predicts, -100 where not scored; `index`: flat position
-        (b * width + k) * T + t of the log-prob at each position, -1 where not scored. All int64 [R, L].
+        int64 tensors [R, L]. T is the longest completion of the batch.
+        `input_ids`, `position_ids`.
+        `segment_ids`: number of the prefix or response that the token belongs to; 0 = padding.
+        `prefix_ids`: number of the prefix that the token attends to in addition to its own segment.
+        `token_mask`: 1 for each real token, counted once; 0 for padding and repeated prompt tokens.
+        `shift_labels`: the token that the position predicts, -100 if unscored.
+        `index`: flat position (b * width + k) * T + t of the log-prob at the position, -1 if unscored.
 
     Raises:
-        ValueError: no groups, or one with more than `width` responses.
+        ValueError: there are no groups, or one has more than `width` responses.
 
     >>> batch = shared_layout([PromptGroup([4, 5, 6], [[7, 8], [9]])], width=2)
     >>> batch["input_ids"].tolist(), batch["position_ids"].tolist()
@@ -150,22 +154,22 @@ def shared_layout(
             sequences += [_Sequence(prefix, [x], [y], [z]) for x, y, z in zip(branches, labels, slots, strict=True)]
     lengths = [len(sequence) for sequence in sequences]
     budget = max(lengths) if max_tokens is None else max_tokens
-    rows = [_row([sequences[i] for i in members], longest) for members in _pack(lengths, budget)]
+    rows = [_build_row([sequences[i] for i in members], longest) for members in _pack(lengths, budget)]
     padding = {"shift_labels": IGNORED, "index": -1}
     return {name: _pad([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
 
 
 def gather_token_logps(log_probs: Tensor, index: Tensor, shape: Sequence[int]) -> Tensor:
-    """Bring the log-probs of any layout to their prompt, response and token.
+    """Gather the log-probs of any layout by prompt, response and token.
 
     Args:
-        log_probs: [R, >= S] one value per scored or unscored position, any float dtype. Only the last S columns are
-            read: prompt-learning adapters put virtual tokens in front.
-        index: [R, S] int64, flat position in the result, -1 = nowhere, as the layouts give it.
+        log_probs: [R, >= S] float, one value per position, scored or not. Only the last S columns are read, because
+            prompt-learning adapters prepend virtual tokens.
+        index: [R, S] int64, flat position in the result, -1 = none; from the layout.
         shape: (B, K, T) of the result.
 
     Returns:
-        [B, K, T] float32, 0 where no log-prob belongs, differentiable.
+        [B, K, T] float32, 0 past the end of a response; differentiable.
 
     >>> logps = gather_token_logps(torch.tensor([[-9.0, -1.0, -2.0], [-9.0, -3.0, -9.0]]),
     ...                            torch.tensor([[-1, 0, 1], [-1, 2, -1]]), (1, 2, 2))
@@ -174,21 +178,21 @@ def gather_token_logps(log_probs: Tensor, index: Tensor, shape: Sequence[int]) -
     """
     size = torch.Size(shape).numel()
     values = log_probs[:, -index.shape[1] :].float().flatten()
-    # -1 goes to one slot past the end, which is cut off: no boolean indexing, so no wait for the device.
+    # Index -1 scatters into one extra slot, which is dropped. Boolean indexing would synchronize with the device.
     return values.new_zeros(size + 1).scatter(0, index.flatten() % (size + 1), values)[:size].view(*shape)
 
 
 def _check(groups: Sequence[PromptGroup], width: int) -> int:
     """Return T, the longest completion of the batch."""
     if not groups:
-        raise ValueError("A batch needs at least one group.")
+        raise ValueError("The batch is empty; it needs at least one group.")
     if (most := max(len(group.completion_ids) for group in groups)) > width:
-        raise ValueError(f"A group has {most} responses, but width is {width}; width must be at least {most}.")
+        raise ValueError(f"A group has {most} responses, but width is {width}. Set width to at least {most}.")
     return max(len(ids) for group in groups for ids in group.completion_ids)
 
 
 def _pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """First-fit-decreasing: return the members of each row, in input order within a row.
+    """Pack by first-fit decreasing; return the members of each row, in input order within a row.
 
     >>> _pack([3, 5, 2, 9], budget=8)
     [[3], [0, 1], [2]]
@@ -206,7 +210,7 @@ def _pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return [sorted(members) for members in rows]
 
 
-def _row(sequences: Sequence[_Sequence], longest: int) -> dict[str, list[int]]:
+def _build_row(sequences: Sequence[_Sequence], longest: int) -> dict[str, list[int]]:
     row: dict[str, list[int]] = {
         name: []
         for name in (

@@ -1,8 +1,8 @@
-"""The attention mask of a shared or packed row, in the form the model's attention takes.
+"""Build the attention mask of a shared or packed row in the form that the model's attention implementation takes.
 
-The mask is quadratic in the length, so it is built here, on the model's device, once a batch, and used for the policy
-and the reference alike. Which form it has (bool for SDPA, additive for eager, a BlockMask for FlexAttention) is left to
-transformers' registry of mask functions.
+The mask is quadratic in the row length. It is built once per batch, on the model's device, and used for both policy and
+reference. transformers' registry of mask functions decides its form: bool for SDPA, additive for eager, a BlockMask for
+FlexAttention.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from .._compat.transformers import attention_of
 _ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention")
 
 MODEL_INPUTS = ("input_ids", "position_ids", "labels", "shift_labels", "token_mask")
-"""What a layout hands to the model as it is; the attention mask is made by `model_inputs`."""
+"""Tensors of a layout that go to the model unchanged. `model_inputs` adds the attention mask."""
 
 
 class UnsupportedAttentionError(ValueError):
-    """The model's attention takes no custom mask, or its layers are not of a kind a mask can describe."""
+    """The attention implementation takes no custom mask, or a mask can't describe some layers of the model."""
 
 
 def takes_masks(config: PreTrainedConfig) -> bool:
-    """Say whether the model's attention takes a mask of any form (FlashAttention takes none)."""
+    """Return whether the model's attention implementation takes a custom mask (FlashAttention doesn't)."""
     implementation = attention_of(config)
     return "flash" not in implementation and implementation in AttentionMaskInterface()
 
 
-def follows_masks(config: PreTrainedConfig) -> bool:
-    """Say whether all layers are of a kind that a mask can describe, as far as the config tells."""
+def layers_follow_masks(config: PreTrainedConfig) -> bool:
+    """Return whether, according to the config, a mask can describe the attention of all layers."""
     try:
-        _kinds(config.get_text_config())
+        _layer_kinds(config.get_text_config())
     except UnsupportedAttentionError:
         return False
     return True
 
 
 def model_inputs(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """Pick and build what a model is called with, for a batch of any layout.
+    """Return the model's keyword arguments for a batch of any layout.
 
     Args:
         config: the model's config.
-        batch: what a layout returned (more may be in it), on the model's device.
-        dtype: of the model's embeddings, for an additive mask.
+        batch: the result of a layout, on the model's device; other keys are ignored.
+        dtype: dtype of the model's embeddings, for an additive mask.
 
     Returns:
-        Keyword arguments of the model, the same for policy and reference. Where the attention takes no masks, the
-        positions alone tell the sequences of a packed row apart, as transformers documents.
+        Keyword arguments, the same for policy and reference. If the attention takes no mask, `position_ids` alone
+        separate the sequences of a packed row, as transformers documents.
 
     Raises:
         UnsupportedAttentionError: see `attention_mask`.
@@ -65,31 +65,31 @@ def model_inputs(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype: t
 
 
 def attention_mask(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
-    """Build what a model takes as `attention_mask` for a batch of `shared_layout`.
+    """Build the `attention_mask` argument of a model for a batch of `shared_layout`.
 
-    A token sees the prefix of its own group and its own segment, up to itself; sliding windows and chunks are counted
-    in positions, not in columns, since the columns of a shared row run on from one response to the next.
+    A token attends to its group's prefix and to its own segment, up to itself. Sliding windows and chunks are measured
+    in positions, not columns, because the columns of a shared row continue from one response to the next.
 
     Args:
-        config: the model's config; of a multimodal model, its text part counts.
-        batch: `position_ids`, `segment_ids` and `prefix_ids` of `shared_layout`, [R, L] on the model's device.
-        dtype: of the model's embeddings, for an additive mask.
+        config: the model's config; for a multimodal model, the text config is used.
+        batch: `position_ids`, `segment_ids` and `prefix_ids` of `shared_layout`, [R, L], on the model's device.
+        dtype: dtype of the model's embeddings, for an additive mask.
 
     Returns:
-        One mask [R, 1, L, L] (bool, additive, or a BlockMask), or for models with several kinds of layers a dict of
-        them by the name of the kind.
+        One mask [R, 1, L, L] (bool, additive, or a BlockMask). For models with several layer types, a dict from layer
+        type to mask.
 
     Raises:
-        UnsupportedAttentionError: FlashAttention, an attention nobody registered a mask function for, or layers that
-            are not attention (recurrent, convolution).
+        UnsupportedAttentionError: the attention is FlashAttention or has no registered mask function, or some layers
+            aren't attention (recurrent, convolution).
     """
     config = config.get_text_config()
     if not takes_masks(config):
         raise UnsupportedAttentionError(
-            f"attn_implementation={attention_of(config)!r} takes no custom mask; 'sdpa' and, on a GPU, "
-            "'flex_attention' do."
+            f"attn_implementation={attention_of(config)!r} takes no custom mask. Use 'sdpa' or, on a GPU, "
+            "'flex_attention'."
         )
-    kinds = _kinds(config)
+    kinds = _layer_kinds(config)
     positions, segments, prefixes = batch["position_ids"], batch["segment_ids"], batch["prefix_ids"]
     rows, length = positions.shape
 
@@ -120,21 +120,23 @@ def attention_mask(config: PreTrainedConfig, batch: Mapping[str, Tensor], dtype:
     return build(kinds) if isinstance(kinds, str) else {kind: build(kind) for kind in kinds}
 
 
-def _kinds(config: PreTrainedConfig) -> str | list[str]:
-    """Return the kind of all layers, or the kinds of a model that takes one mask for each.
+def _layer_kinds(config: PreTrainedConfig) -> str | list[str]:
+    """Return the layer type of a uniform model, or the layer types of a model that takes one mask per type.
 
-    The order of the questions is that of transformers' `create_masks_for_generate`, which every model follows.
+    The checks run in the order of transformers' `create_masks_for_generate`, which every model follows.
     """
     for name, value in config.to_dict().items():
-        # GPT-Neo and Doge cut their attention themselves, by columns, where no mask can tell them better.
+        # GPT-Neo and Doge apply their own window, measured in columns; a mask can't override it.
         if name.endswith("window_size") and value:
-            raise UnsupportedAttentionError(f"The model cuts its attention itself ({name}={value}), counting columns.")
+            raise UnsupportedAttentionError(
+                f"The model applies its own attention window ({name}={value}), measured in columns."
+            )
     if getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False):
-        # Over a short row the error is small, and in bfloat16 the self-check could miss it.
-        raise UnsupportedAttentionError("ALiBi biases the attention by columns, not by positions.")
+        # The error is small on short rows, so the self-check could miss it in bfloat16.
+        raise UnsupportedAttentionError("ALiBi biases attention by column distance, not by position.")
     if (layer_types := getattr(config, "layer_types", None)) is not None:
         if unknown := sorted(set(layer_types) - set(_ATTENTIONS)):
-            raise UnsupportedAttentionError(f"Layers of the kind {', '.join(unknown)} take no mask of this form.")
+            raise UnsupportedAttentionError(f"Layers of type {', '.join(unknown)} take no attention mask of this form.")
         return sorted(set(layer_types))
     if getattr(config, "sliding_window", None) is not None:
         return "sliding_attention"

@@ -1,8 +1,7 @@
-"""Next-token distributions at chosen positions, a few at a time.
+"""Compute next-token distributions at selected positions, a few at a time.
 
-A batch's logits, [tokens, vocabulary], are by far the largest tensor of a forward: 2048 tokens of a vocabulary of
-150 000 take 1.2 GB in float32. Here the body of the model runs once, and its head on as many positions as are asked
-for.
+A batch's logits, [tokens, vocabulary], are by far the largest tensor of a forward pass: 2048 tokens with a vocabulary
+of 150,000 take 1.2 GB in float32. Here the model's body runs once, and its head runs on the requested positions only.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from torch import Tensor
 
 
 class NextTokenLogits:
-    """What a causal language model predicts at chosen positions.
+    """Next-token log-probs of a causal language model at selected positions.
 
-    The head is run by the model's own `forward`, which is handed hidden states in place of the body's, so soft-capped
-    and scaled logits are what the model makes of them.
+    The head runs inside the model's own `forward`, with the body replaced by its stored output, so that soft-capping
+    and scaling of logits apply as usual.
 
     Args:
         model: a transformers causal language model, or a PEFT model over one, in evaluation mode.
-        chosen: [R, L] bool, the positions whose next token is asked for.
-        **inputs: of the model: `input_ids` and `attention_mask`, [R, L].
+        chosen: [R, L] bool, the positions whose next token is predicted.
+        **inputs: the model's inputs: `input_ids` and `attention_mask`, [R, L].
     """
 
     def __init__(self, model: Any, chosen: Tensor, **inputs: Tensor) -> None:
@@ -31,7 +30,7 @@ class NextTokenLogits:
 
         def keep(module: Any, positional: Any, output: Any) -> Any:
             self._hidden = output.last_hidden_state[chosen.to(output.last_hidden_state.device)]
-            output.last_hidden_state = self._hidden[None, :1]  # little to do for the head
+            output.last_hidden_state = self._hidden[None, :1]  # the head's result is unused here
             self._output = output
             return output
 
@@ -45,13 +44,13 @@ class NextTokenLogits:
         return len(self._hidden)
 
     def logps(self, rows: slice) -> Tensor:
-        """Return the log-probs of every next token.
+        """Return the log-probs of all vocabulary tokens.
 
         Args:
-            rows: which of the chosen positions, counted row by row.
+            rows: a slice of the selected positions, in row-major order.
 
         Returns:
-            [number of those, V] float32, nats.
+            [positions, V] float32, nats.
         """
         self._output.last_hidden_state = self._hidden[None, rows]
         own = vars(self._body).get("forward")

@@ -1,4 +1,4 @@
-"""Quirks of quantized layers."""
+"""Keep quantized layers trainable on the CPU."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 def keep_4bit_weights(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on the CPU.
+    """Stop bitsandbytes from repacking 4-bit weights on the CPU.
 
-    On a CPU with AVX512-BF16 it does so at the first forward in evaluation mode, for good, and packed weights give no
-    gradients (after one evaluation a run would go on without learning anything) and can't be dequantized.
+    On a CPU with AVX512-BF16, the first forward in evaluation mode repacks the weights permanently. Repacked weights
+    propagate no gradients, so the run would learn nothing after its first evaluation, and they can't be dequantized.
     """
     module: Any
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Which rows a run uses: each prompt once, only packed, or padded; decided once, and for each batch by its cost."""
+"""Decide how a run lays out rows: shared prompts, packed, or padded. Sharing can also depend on each batch's cost."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from transformers import PreTrainedConfig
 
 from .._compat.transformers import attention_of
 from .layout import PromptGroup, padded_layout, shared_layout
-from .masks import follows_masks, takes_masks
+from .masks import layers_follow_masks, takes_masks
 from .self_check import check_rows
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Lays out batches; the collator calls it. `plan_rows` makes it.
+    """Lays out the batches of a run. `plan_rows` creates it, the collator calls it.
 
     Attributes:
         share: compute each prompt once for all its responses.
         pack: put several sequences in a row.
-        choose: share a batch only where that costs less.
-        pair_cost: what one query-key pair costs, in tokens; 0 where masked pairs cost nothing.
-        one_row: the attention needs all sequences in one row (FlashAttention's variable-length path).
-        last_tokens: lay out the last token of each response too, for a loss that counts all tokens.
-        note: what was decided, and why, for the log.
+        if_cheaper: share only the batches for which sharing costs less.
+        pair_cost: cost of one query-key pair relative to one token; 0 if masked pairs cost nothing.
+        one_row: put all sequences in one row, as FlashAttention's variable-length path requires.
+        last_tokens: keep the last token of each response, for a loss that counts all tokens.
+        note: the decision and the reason, for the log.
     """
 
     share: bool = False
     pack: bool = False
-    choose: bool = False
+    if_cheaper: bool = False
     pair_cost: float = 0.0
     one_row: bool = False
     last_tokens: bool = False
     note: str = "One padded row per response."
 
     def __call__(self, groups: Sequence[PromptGroup], width: int) -> dict[str, Tensor]:
-        """Lay out B groups for a result of K = `width`; see `padded_layout` and `shared_layout` for what comes back."""
+        """Lay out B groups with K = `width`; see `padded_layout` and `shared_layout` for the tensors returned."""
         if not self.share:
             return self._plain(groups, width)
         shared = shared_layout(groups, width, None if self.pack else 0, last_tokens=self.last_tokens)
-        if not self.choose or self.pair_cost == 0:
+        if not self.if_cheaper or self.pair_cost == 0:
             return shared
         return min(shared, self._plain(groups, width), key=self._cost)
 
@@ -67,18 +67,18 @@ def plan_rows(
     last_tokens: bool = False,
     full_precision: bool = True,
 ) -> RowLayout:
-    """Decide how a run lays out its rows, and check that the model computes the same in them.
+    """Decide how a run lays out its rows, and check that the model computes the same log-probs in them.
 
     Args:
         model, config, full_precision: see `check_rows`. The model needs the fused head.
-        groups: a few groups of the data; the longest is tried.
-        prefix_sharing: "auto" shares where the model can, and where a batch becomes cheaper by it; True insists;
-            False doesn't.
-        packing: put several groups (or, unshared, several responses) in a row, as far as that fills padding.
+        groups: a few groups of the data; the longest is used for the check.
+        prefix_sharing: "auto" shares prompts if the model supports it, in the batches that become cheaper. True always
+            shares, False never.
+        packing: fill padding with further groups (or responses, if prompts aren't shared).
         last_tokens: see `RowLayout`; needed with a load-balancing loss.
 
     Raises:
-        ValueError: `prefix_sharing=True`, and the model can't.
+        ValueError: `prefix_sharing=True`, but the model doesn't support it.
     """
     layout = _layout(config, bool(prefix_sharing), prefix_sharing == "auto", packing, last_tokens)
     note = ""
@@ -92,37 +92,39 @@ def plan_rows(
             )
     if not (layout.share or layout.pack):
         return replace(layout, note=note + layout.note)
-    # A group of single tokens would show nothing.
+    # A group of single tokens can't reveal a leak.
     group = max(groups, key=lambda group: min(len(group.prompt_ids), *map(len, group.completion_ids)))
     check = check_rows(model, config, group, share=layout.share, full_precision=full_precision)
     if check.failure is not None:
         if prefix_sharing is True:
-            raise ValueError(f"prefix_sharing=True, but this model can't share prompts. {check.failure}")
-        return RowLayout(note=f"Prompts are not shared and rows not packed. {check.failure} {RowLayout.note}")
+            raise ValueError(
+                f"prefix_sharing=True, but this model can't share prompts. {check.failure} Set prefix_sharing='auto'."
+            )
+        return RowLayout(note=f"Prompts are not shared and rows are not packed. {check.failure} {RowLayout.note}")
     if layout.share:
         note = "Each prompt is computed once for all its responses" + (", rows are packed" if packing else "")
     else:
         note += "Each response has its own prompt, rows are packed"
-    return replace(layout, note=f"{note} (checked: log-probs differ by {check.error:.1g} nats a token).")
+    return replace(layout, note=f"{note} (checked: log-probs differ by {check.error:.1g} nats per token).")
 
 
 def layout_without_check(
     config: PreTrainedConfig, *, prefix_sharing: str = "auto", packing: bool = True, last_tokens: bool = False
 ) -> RowLayout:
-    """Return the layout `plan_rows` decides for where the model passes the check, without a model to check.
+    """Return the layout that `plan_rows` chooses if the model passes the check, without running a model.
 
     Args:
-        config: the model's config, with its attention chosen.
+        config: the model's config, with its attention implementation set.
         prefix_sharing: "auto", "true" or "false", as in the configuration.
         packing, last_tokens: see `plan_rows`.
     """
-    if takes_masks(config) and not follows_masks(config):
+    if takes_masks(config) and not layers_follow_masks(config):
         return RowLayout()
     return _layout(config, prefix_sharing != "false", prefix_sharing == "auto", packing, last_tokens)
 
 
-def _layout(config: PreTrainedConfig, share: bool, choose: bool, packing: bool, last_tokens: bool) -> RowLayout:
-    """Return the layout that was asked for, as far as the attention allows it."""
+def _layout(config: PreTrainedConfig, share: bool, if_cheaper: bool, packing: bool, last_tokens: bool) -> RowLayout:
+    """Return the requested layout, reduced to what the attention implementation supports."""
     flash = not takes_masks(config)
     share = share and not flash
     if not (share or packing):
@@ -130,7 +132,7 @@ def _layout(config: PreTrainedConfig, share: bool, choose: bool, packing: bool, 
     return RowLayout(
         share=share,
         pack=packing,
-        choose=choose,
+        if_cheaper=if_cheaper,
         pair_cost=_pair_cost(config),
         one_row=flash,
         last_tokens=last_tokens,
@@ -138,11 +140,11 @@ def _layout(config: PreTrainedConfig, share: bool, choose: bool, packing: bool, 
 
 
 def _pair_cost(config: PreTrainedConfig) -> float:
-    """Return the time of one query-key pair in that of one token.
+    """Return the time of one query-key pair relative to that of one token.
 
-    A decoder layer of width h has about 12 h^2 weights: 24 h^2 operations a token, 4 h a pair, that is 1 / (6 h);
-    attention runs at about two thirds of the speed of the matrix products (SmolLM2-135M on a CPU: 1 / (4.3 h)).
-    FlexAttention skips the masked blocks.
+    A decoder layer of width h has about 12 h^2 weights: 24 h^2 operations per token and 4 h per pair, a ratio of
+    1 / (6 h). Attention runs at about two thirds of the speed of the matrix products, which gives 1 / (4 h) (measured:
+    1 / (4.3 h) for SmolLM2-135M on a CPU). FlexAttention skips masked blocks.
     """
     if attention_of(config) == "flex_attention":
         return 0.0

@@ -1,8 +1,8 @@
-"""Whether a model gives the same log-probs in shared or packed rows as in plain ones, found out by trying.
+"""Check by experiment that a model gives the same log-probs in shared or packed rows as in plain rows.
 
-A model with recurrent or convolution layers, or with biases by column, gives wrong log-probs in such rows without any
-error: what it computes for one response leaks into the next. No list of architectures can be complete, so one small
-group runs through both paths before training.
+Models with recurrent or convolution layers, or with column-based attention biases, give wrong log-probs in such rows
+without raising an error: one response leaks into the next. No list of such architectures can be complete. So before
+training, one small group runs through both layouts.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from .layout import PromptGroup, padded_layout, shared_layout
 from .masks import UnsupportedAttentionError
 
 _PROMPT_TOKENS, _RESPONSE_TOKENS = 16, 8
-# Allowed error and crosstalk, as parts of the leak.
+# Allowed error and crosstalk, as fractions of the leak.
 _FLOAT32, _LOWER_PRECISION = (1e-3, 1e-3), (0.3, 0.05)
 
 
 @dataclass(frozen=True)
 class RowCheck:
-    """Outcome of `check_rows`; all differences are of a token's log-prob, in nats.
+    """Result of `check_rows`. All differences are absolute differences of token log-probs, in nats.
 
     Attributes:
-        error: mean difference between the plain rows and the shared or packed ones.
-        crosstalk: largest change in one response when all tokens that it must not see are changed.
-        leak: mean difference to the plain rows when these rows are run without any separation: how large errors can be.
-        allowed: of `error`, and of `crosstalk`.
-        failure: why the model can't take such rows, or None where it can.
+        error: mean difference between plain rows and shared or packed rows.
+        crosstalk: largest change in one response when every token that it must not attend to changes.
+        leak: mean difference from plain rows without any separation in the row: the size of a complete failure.
+        allowed: limits of `error` and of `crosstalk`.
+        failure: why the model can't use such rows; None if it can.
     """
 
     error: float
@@ -43,7 +43,7 @@ class RowCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether the model can be trained on such rows."""
+        """Whether the model can train on such rows."""
         return self.failure is None
 
 
@@ -51,38 +51,39 @@ class RowCheck:
 def check_rows(
     model: nn.Module, config: PreTrainedConfig, group: PromptGroup, *, share: bool = True, full_precision: bool = True
 ) -> RowCheck:
-    """Run one small group through plain rows and through shared (or only packed) ones, and compare.
+    """Run one small group through plain rows and through shared (or only packed) rows, and compare.
 
-    Differences count in relation to the leak of the same rows without separation, which makes the answer independent
-    of the model's size and training. In float32 the error is a millionth of it, and 0.001 is allowed. In bfloat16, on
-    a GPU (TF32) or with a quantized base, rounding alone makes it 0.01 to 0.03 (SmolLM2-135M; 0.17 where experts are
-    chosen by it), so 0.3 is allowed. A leak could hide below that, but it shows in the crosstalk, which rounding
-    hardly touches, since the shapes are the same: exactly 0 in all these, 0.02 with experts, and 0.05 is allowed.
+    Error and crosstalk are measured relative to the leak of the same rows without separation, so that the limits hold
+    for models of any size and at any stage of training. In float32 the error is about 1e-6 of the leak; 0.001 is
+    allowed. In bfloat16, on a GPU (TF32), or with a quantized base, rounding alone gives 0.01 to 0.03 (SmolLM2-135M;
+    0.17 if rounding changes the choice of experts); 0.3 is allowed. A leak below that limit still shows as crosstalk,
+    which rounding hardly affects because the shapes are the same: exactly 0 in all these cases, 0.02 with experts;
+    0.05 is allowed.
 
     Args:
-        model: with the fused head; may be wrapped (DDP, FSDP: then every process must call this). It runs in
-            evaluation mode, without autocast and gradients, and comes back as it was.
+        model: a model with the fused head. If it is wrapped (DDP, FSDP), every process must call this. It runs in
+            evaluation mode without autocast and gradients, and its mode is restored.
         config: the model's config.
-        group: any group of the data; its first tokens are used.
-        share: False checks rows that are only packed.
-        full_precision: False where the wrapped model itself lowers the precision, as FSDP and accelerate's mixed
-            precision do. Weights that aren't float32 are noticed.
+        group: any group of the data; only its first tokens are used.
+        share: False checks packed rows without shared prompts.
+        full_precision: False if the wrapped model lowers the precision itself, as FSDP and accelerate's mixed precision
+            do. Weights in a lower precision are detected.
     """
     prompt = group.prompt_ids[-_PROMPT_TOKENS:]
     responses = [ids[:_RESPONSE_TOKENS] for ids in (group.completion_ids * 2)[:2]]
-    # A second group behind the first shows what leaks from group to group, most clearly with a prompt of one token.
+    # The second group reveals leaks between groups, most clearly with a one-token prompt.
     groups = [PromptGroup(prompt, responses), PromptGroup(prompt[-1:], responses[::-1])]
     plain = padded_layout(groups, width=2)
     shared = shared_layout(groups, width=2, max_tokens=10**9, share=share)
     unseparated = shared | {name: torch.ones_like(shared[name]) for name in ("segment_ids", "prefix_ids")}
     unseparated["position_ids"] = torch.arange(shared["position_ids"].shape[1]).unsqueeze(0)
-    last = shared["segment_ids"] == shared["segment_ids"][0, -1]  # its prefix is empty: it sees nothing else
+    last = shared["segment_ids"] == shared["segment_ids"][0, -1]  # its prefix is empty, so it attends to itself only
     changed = shared | {"input_ids": shared["input_ids"].where(last, shared["input_ids"][0, -1])}
 
-    # ZeRO-3's weights are empty between forwards, but they know their device and dtype.
+    # Under ZeRO-3, weights are empty between forwards but keep their device and dtype.
     weights = list(model.parameters())
     device = weights[0].device
-    # On a GPU, float32 products may run in TF32, which torch reports in several ways.
+    # On a GPU, float32 products may use TF32, which torch reports in several ways.
     exact = full_precision and device.type == "cpu" and all(p.dtype == torch.float32 for p in weights)
     lengths = torch.tensor([[len(ids) for ids in one.completion_ids] for one in groups])
 
@@ -101,27 +102,27 @@ def check_rows(
             mixed = logps(unseparated)
         except UnsupportedAttentionError as failure:
             return refused(str(failure))
-        except Exception as failure:  # models fail in their own ways when they see a mask they don't expect
+        except Exception as failure:  # models raise all kinds of errors for an unexpected mask
             return refused(f"The model fails on such rows: {_first_line(failure)}")
 
     tokens = int((plain["index"] >= 0).sum())
     error = float((got - expected).abs().sum()) / tokens
     crosstalk = float((beside_others - got)[1, 1].abs().max())
     leak = float((mixed - expected).abs().sum()) / tokens
-    # Float32 rounding is all that is left where attention hardly matters.
+    # If attention hardly matters, the leak is small too and only float32 rounding remains.
     rounding = 1e-6 * (1 + float(expected.abs().max()))
     of_error, of_crosstalk = (max(part * leak, rounding) for part in (_FLOAT32 if exact else _LOWER_PRECISION))
     failure_text = None
     if not (error <= of_error and crosstalk <= of_crosstalk):  # also where one is NaN
         failure_text = (
-            f"Log-probs differ from the plain path by {error:.2g} nats a token (allowed: {of_error:.2g}), and by up to "
-            f"{crosstalk:.2g} with what other responses say (allowed: {of_crosstalk:.2g}): the model has layers that "
-            "don't follow the attention mask (recurrent, convolution, or biases by column)."
+            f"Log-probs differ from those of plain rows by {error:.2g} nats per token (allowed: {of_error:.2g}), and "
+            f"change by up to {crosstalk:.2g} nats with the text of other responses (allowed: {of_crosstalk:.2g}). "
+            "Some layers don't follow the attention mask (recurrent, convolution, or column-based biases)."
         )
     return RowCheck(error, crosstalk, leak, (of_error, of_crosstalk), failure_text)
 
 
 def _first_line(error: Exception) -> str:
-    # torch.compile's errors are pages long.
+    # torch.compile errors are pages long.
     line = next(iter(str(error).splitlines()), "")[:200]
     return f"{type(error).__name__}: {line}"

@@ -1,4 +1,4 @@
-"""What the losses see of a batch: token log-probs of policy and reference, brought to `RankedResponses`."""
+"""Build the losses' input (`RankedResponses`) from a batch, and reduce their output to the loss of a step."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def ranked_responses(
     needs: Collection[str],
     use_weighting: bool = False,
 ) -> RankedResponses:
-    """Sum token log-probs and add what the data says.
+    """Sum token log-probs per response, and add lengths, ranks, mask and scores from the batch.
 
     Args:
-        policy: of the batch.
-        ref_token_logps: [B, K, T] float32 of the reference, nats; None without one.
-        batch: from the collator: `lengths`, `ranks`, `mask`, `scores`.
-        needs: of the losses; "token_logps" keeps the token log-probs.
+        policy: the policy's outputs for the batch.
+        ref_token_logps: [B, K, T] float32, the reference's log-probs, nats; None without a reference.
+        batch: the collator's output: `lengths`, `ranks`, `mask`, `scores`.
+        needs: the needs of the losses; "token_logps" keeps the token log-probs.
         use_weighting: compute WPO's weights (arXiv 2406.11827, Eq. 2).
     """
     token_logps = policy.logps
@@ -50,20 +50,21 @@ def ranked_responses(
 
 
 def step_loss(per_prompt: Tensor, prompts: Tensor | None, parts: int) -> Tensor:
-    """Reduce a micro-batch so that all prompts of an optimizer step weigh the same.
+    """Reduce a micro-batch so that all prompts of an optimizer step get the same weight.
 
-    transformers divides the loss by the number of micro-batches and DDP by the number of processes; a last micro-batch
-    that is smaller would count too much.
+    transformers divides the loss by the number of micro-batches, and DDP by the number of processes. With plain means,
+    a smaller last micro-batch would get too much weight.
 
     Args:
         per_prompt: [B] float32.
-        prompts: of the whole step, over all micro-batches and processes; None outside training: the plain mean.
-        parts: micro-batches of the step times processes.
+        prompts: number of prompts in the optimizer step, over all micro-batches and processes. None outside training;
+            the result is then the plain mean.
+        parts: number of micro-batches in the step, times processes.
     """
     return per_prompt.mean() if prompts is None else per_prompt.sum() * parts / prompts
 
 
 def token_count(batch: Mapping[str, Any]) -> Tensor:
-    """Return how many tokens a batch computes, padding and repeated prompt tokens left out."""
+    """Return the number of tokens in a batch, without padding and repeated prompt tokens."""
     count: Tensor = batch["attention_mask" if "attention_mask" in batch else "token_mask"].sum()
     return count

@@ -1,4 +1,4 @@
-"""The training configuration: TRL's `DPOConfig`, with losses from the registry and everything checked at once."""
+"""The training configuration: TRL's `DPOConfig` with losses from the registry, validated on creation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from .modifiers import F_DIVERGENCES, LossModifiers
 from .objective import Objective, Term
 from .preflight.hardware import check_bf16, check_processes
 
-# A TRL config that spells these out at TRL's defaults moves over unchanged, whether or not a loss reads them.
+# A TRL config may set these fields explicitly to TRL's defaults. Accept that even if no loss reads them.
 _TRL_DEFAULTS = {name: TRL_LOSS_FIELDS[name] for name in ("label_smoothing", "discopop_tau")}
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(
-            f"{name}={value!r} is unknown.{did_you_mean(str(value), known)} It is one of: {', '.join(known)}."
+            f"{name}={value!r} is unknown.{did_you_mean(str(value), known)} Choose one of: {', '.join(known)}."
         )
+
+
+class UnsetLosses(list[str]):
+    """The default of `loss_type`, told from the same losses given by the user."""
 
 
 @dataclass
@@ -31,44 +35,43 @@ class PreferenceConfig(HookedConfig):
     """Configuration of `PreferenceTrainer`. Every field of `trl.DPOConfig` keeps its meaning.
 
     Args:
-        loss_type: one or several registered losses (TRL's names are aliases); `trl-dpo-ext losses` lists them.
-        loss_weights: one weight per loss; 1 each by default.
+        loss_type: one or more registered losses (TRL's names are aliases); `trl-dpo-ext losses` lists them.
+        loss_weights: one weight per loss, 1 by default.
         loss_kwargs: hyperparameters per loss, for example `{"simpo": {"gamma_beta_ratio": 0.3}}`.
-        beta: goes to every loss that has one; None means each loss's own default.
-        label_smoothing, discopop_tau: TRL's fields; they go to every loss that has them, None as above. Where no loss
-            has one of the three, giving it is an error, except these two at TRL's defaults.
-        pairing: the pairs a ranking of K > 2 gives to pairwise losses: `all`, `best_vs_rest`, `adjacent`,
+        beta: passed to every loss that has a beta. None: each loss's own default. An error if no loss has one.
+        label_smoothing, discopop_tau: TRL's fields, treated like `beta`. TRL's defaults are accepted even if no loss
+            has the field.
+        pairing: the pairs that a ranking of K > 2 gives to pairwise losses: `all`, `best_vs_rest`, `adjacent`,
             `best_vs_worst`.
-        prefix_sharing: compute each prompt once for all its responses: `auto` where the model can (checked before
-            training) and a batch becomes cheaper by it, `true` insists, `false` doesn't.
-        packing: put several prompts with their responses in a row, as far as that fills padding.
-        invalid_rows: `error` stops at unusable rows and names them; `drop` leaves them out and counts them.
-        ref_cache_dir: folder of the reference log-probs that `precompute_ref_log_probs` stores, for all runs; by
-            default below the Hugging Face cache home. See docs/reference_cache.md.
-        enable_jit_checkpoint: on SIGTERM, finish the step, write a checkpoint (unless `save_strategy` is "no"), and end
-            with code 143.
-
-        hub_base_model, hub_base_revision: the base model's name on the Hub, for what is pushed, where it is trained
-            from a local path.
-        resume_from_hub: repository whose last checkpoint (`hub_strategy="checkpoint"`) training goes on from.
+        prefix_sharing: compute each prompt once for all its responses. `auto`: if the model supports it (checked before
+            training), in the batches that become cheaper. `true`: always, `false`: never.
+        packing: fill padding by putting several prompts with their responses in a row.
+        invalid_rows: `error` stops at unusable rows and lists them; `drop` skips and counts them.
+        ref_cache_dir: folder for the reference log-probs of `precompute_ref_log_probs`, shared by all runs. By default
+            inside the Hugging Face cache home. See docs/reference_cache.md.
+        enable_jit_checkpoint: on SIGTERM, finish the step, write a checkpoint (unless `save_strategy` is "no"), and
+            exit with code 143.
+        hub_base_model, hub_base_revision: Hub id and revision of the base model, for runs that train from a local path
+            and push.
+        resume_from_hub: Hub repository to resume from: its last checkpoint (`hub_strategy="checkpoint"`).
 
     Raises:
-        ConfigError, UnknownNameError, HyperparameterError: whatever can't work, before a model is loaded.
+        ConfigError, UnknownNameError, HyperparameterError: the settings can't work. Raised before a model is loaded.
     """
 
     loss_type: list[str] = field(
-        default_factory=lambda: ["sigmoid"],
+        default_factory=lambda: UnsetLosses(["sigmoid"]),
         metadata={"help": "One or several registered losses; `trl-dpo-ext losses` lists them."},
     )
     loss_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Hyperparameters per loss, as a mapping from the loss's name."}
+        default=None, metadata={"help": "Hyperparameters per loss: a mapping from loss name to values."}
     )
     beta: float | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Goes to every loss that has a beta. By default each loss has its own."},
+        metadata={"help": "Passed to every loss that has a beta. By default each uses its own."},
     )
     label_smoothing: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Goes to every loss that has label smoothing. By default each has its own."}
+        default=None, metadata={"help": "Passed to every loss with label smoothing. By default each uses its own."}
     )
     discopop_tau: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Temperature of the `discopop` loss. By default its own."}
@@ -76,7 +79,7 @@ class PreferenceConfig(HookedConfig):
     pairing: str = field(
         default="all",
         metadata={
-            "help": "Which pairs a ranking gives to pairwise losses.",
+            "help": "The pairs that a ranking gives to pairwise losses.",
             "choices": list(PAIRINGS),
         },
     )
@@ -84,56 +87,56 @@ class PreferenceConfig(HookedConfig):
         default="auto", metadata={"help": "Compute each prompt once for all its responses: auto, true or false."}
     )
     packing: bool = field(
-        default=True, metadata={"help": "Put several prompts with their responses in a row, where that fills padding."}
+        default=True, metadata={"help": "Put several prompts with their responses in a row, to fill padding."}
     )
     invalid_rows: Literal["error", "drop"] = field(
         default="error",
         metadata={
-            "help": "What to do with unusable dataset rows: `error` names them and stops, `drop` counts them.",
+            "help": "What to do with unusable dataset rows: `error` lists them and stops, `drop` counts them.",
             "choices": ["error", "drop"],
         },
     )
     ref_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the reference log-probs that precompute_ref_log_probs stores, for all runs. By default "
-            "below the Hugging Face cache home."
+            "help": "Folder for the reference log-probs of precompute_ref_log_probs, shared by all runs. By default "
+            "inside the Hugging Face cache home."
         },
     )
     enable_jit_checkpoint: bool = field(
         default=True,
         metadata={
-            "help": "On SIGTERM, finish the step, write a checkpoint (unless save_strategy is 'no'), end with code 143."
+            "help": "On SIGTERM, finish the step, write a checkpoint (unless save_strategy is 'no'), exit with 143."
         },
     )
     hub_base_model: str | None = field(
-        default=None, metadata={"help": "The base model's name on the Hub, where it is trained from a local path."}
+        default=None, metadata={"help": "Hub id of the base model, for runs that train from a local path and push."}
     )
     hub_base_revision: str | None = field(default=None, metadata={"help": "Revision of hub_base_model."})
     resume_from_hub: str | None = field(
-        default=None, metadata={"help": "Repository on the Hub whose last checkpoint to go on from."}
+        default=None, metadata={"help": "Hub repository whose last checkpoint to resume from."}
     )
 
     def __post_init__(self) -> None:
-        check_processes(self.use_cpu)  # before the processes meet, in the next but one line
+        check_processes(self.use_cpu)  # must run before super().__post_init__, where the processes connect
         check_bf16(self.bf16, self.fp16, self.use_cpu)
         super().__post_init__()
         if self.accelerator_config.dispatch_batches:  # type: ignore[union-attr]
             raise ConfigError(
-                "accelerator_config: dispatch_batches=True cuts every tensor of a streamed batch at the number of "
+                "accelerator_config: dispatch_batches=True truncates every tensor of a streamed batch to the number of "
                 "prompts, but a batch has more rows than prompts. Leave it unset."
             )
-        # Unset means True for a streamed evaluation dataset; TRL sees to the training dataset only.
+        # For a streamed evaluation dataset, unset means True. TRL only handles the training dataset.
         self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
-        _one_of("pairing", self.pairing, PAIRINGS)
+        _check_choice("pairing", self.pairing, PAIRINGS)
         self.prefix_sharing = str(self.prefix_sharing).lower()
-        _one_of("prefix_sharing", self.prefix_sharing, ("auto", "true", "false"))
-        _one_of("invalid_rows", self.invalid_rows, ("error", "drop"))
-        _one_of("f_divergence_type", self.f_divergence_type, F_DIVERGENCES)
+        _check_choice("prefix_sharing", self.prefix_sharing, ("auto", "true", "false"))
+        _check_choice("invalid_rows", self.invalid_rows, ("error", "drop"))
+        _check_choice("f_divergence_type", self.f_divergence_type, F_DIVERGENCES)
         if self.truncation_mode != "keep_start":
             raise ConfigError(
-                f"truncation_mode={self.truncation_mode!r} (deprecated in TRL) cuts the prompt differently for each "
-                "response; here all responses share their prompt. Use 'keep_start'."
+                f"truncation_mode={self.truncation_mode!r} (deprecated in TRL) truncates the prompt differently for "
+                "each response, but here all responses share one prompt. Use 'keep_start'."
             )
         if self.pad_to_multiple_of is not None:
             raise ConfigError(
@@ -147,13 +150,15 @@ class PreferenceConfig(HookedConfig):
             )
         self._check_numbers()
         if self.max_length is not None and self.max_length < 2:
-            raise ConfigError(f"max_length={self.max_length} leaves no room for a prompt and a response.")
+            raise ConfigError(
+                f"max_length={self.max_length} leaves no room for a prompt and a response. Set it to 2 or more."
+            )
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
-            raise ConfigError(f"ld_alpha={self.ld_alpha} is out of range, expected >= 0, <= 1.")
+            raise ConfigError(f"ld_alpha={self.ld_alpha} is out of range. Expected >= 0, <= 1.")
         self.objective()
 
     def _check_numbers(self) -> None:
-        # transformers takes any number here, and fails, or trains nothing, much later.
+        # transformers accepts any number here. It fails much later, or trains nothing.
         for name in (
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
@@ -161,29 +166,30 @@ class PreferenceConfig(HookedConfig):
             "ref_model_sync_steps",
         ):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is out of range, expected >= 1.")
+                raise ConfigError(f"{name}={getattr(self, name)} is out of range. Expected >= 1.")
         if not 0 < self.ref_model_mixup_alpha <= 1:
             raise ConfigError(
-                f"ref_model_mixup_alpha={self.ref_model_mixup_alpha} is out of range, expected > 0, <= 1."
+                f"ref_model_mixup_alpha={self.ref_model_mixup_alpha} is out of range. Expected > 0, <= 1."
             )
         if not 0 <= self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate={self.learning_rate} is out of range, expected >= 0 and finite.")
+            raise ConfigError(f"learning_rate={self.learning_rate} is out of range. Expected >= 0 and finite.")
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             raise ConfigError(
-                f"num_train_epochs={self.num_train_epochs} trains nothing; set max_steps, or more epochs."
+                f"num_train_epochs={self.num_train_epochs} trains nothing. Increase it, or set max_steps."
             )
         if unusable := [weight for weight in self.loss_weights or [] if not math.isfinite(weight)]:
-            raise ConfigError(f"loss_weights={self.loss_weights} holds {unusable[0]}, expected finite numbers.")
+            raise ConfigError(f"loss_weights={self.loss_weights} contains {unusable[0]}. Expected finite numbers.")
 
     def objective(self) -> Objective:
-        """Build the mix of losses this configuration asks for.
+        """Build the configured mix of losses.
 
         Raises:
-            UnknownNameError, HyperparameterError, ConfigError: an unknown loss or hyperparameter, or bad weights.
+            UnknownNameError, HyperparameterError, ConfigError: a loss, hyperparameter or weight is invalid, or their
+                combination.
         """
         specs = [get_loss(name) for name in self.loss_type]
         if not specs:
-            raise ConfigError("loss_type is empty; name at least one loss.")
+            raise ConfigError("loss_type is empty. Name at least one loss.")
         weights = self.loss_weights or [1.0] * len(specs)
         objective = Objective(
             terms=[
@@ -201,12 +207,14 @@ class PreferenceConfig(HookedConfig):
     def _hyperparameters(self, specs: list[LossSpec]) -> list[dict[str, Any]]:
         given = self.loss_kwargs or {}
         if not isinstance(given, dict):
-            raise ConfigError(f"loss_kwargs={given!r} must map a loss's name to its hyperparameters.")
+            raise ConfigError(f"loss_kwargs={given!r} must map loss names to hyperparameters.")
         by_loss: dict[str, dict[str, Any]] = {}
         for name, values in given.items():
             canonical = get_loss(name).name
             if canonical not in {spec.name for spec in specs}:
-                raise HyperparameterError(f"loss_kwargs names {name!r}, but loss_type is {self.loss_type}.")
+                raise HyperparameterError(
+                    f"loss_kwargs has hyperparameters for {name!r}, but loss_type is {self.loss_type}."
+                )
             if not isinstance(values, dict):
                 raise HyperparameterError(f"loss_kwargs[{name!r}]={values!r} must be a mapping of hyperparameters.")
             by_loss[canonical] = values
@@ -217,7 +225,7 @@ class PreferenceConfig(HookedConfig):
             complete.append(spec.check({**shared, **by_loss.get(spec.name, {})}))
         for name, value in fields.items():
             if value != _TRL_DEFAULTS.get(name) and not any(name in spec.trl_fields for spec in specs):
-                raise HyperparameterError(f"{name}={value} is given, but no loss of {self.loss_type} has it.")
+                raise HyperparameterError(f"{name}={value} is set, but no loss of {self.loss_type} has it. Remove it.")
         return complete
 
     def _check_combination(self, objective: Objective) -> None:
@@ -226,20 +234,20 @@ class PreferenceConfig(HookedConfig):
             refused = sorted(n for n, spec in names.items() if not spec.f_divergence)
             if refused:
                 raise ConfigError(
-                    f"f_divergence_type={self.f_divergence_type!r} only works with losses built on the difference of "
-                    f"two rewards, which {', '.join(refused)} is not. Use f_divergence_type='reverse_kl'."
+                    f"f_divergence_type={self.f_divergence_type!r} needs losses of the difference of two rewards, "
+                    f"which {', '.join(refused)} is not. Use f_divergence_type='reverse_kl'."
                 )
         if self.use_weighting:
             refused = sorted(n for n, spec in names.items() if spec.listwise or spec.couples_batch)
             if refused:
                 raise ConfigError(
-                    f"use_weighting=True (WPO) weights single pairs, which {', '.join(refused)} doesn't have: it is "
-                    "listwise or couples the pairs of a batch. Set use_weighting=False."
+                    f"use_weighting=True (WPO) weights single pairs, so it doesn't support {', '.join(refused)}, which "
+                    "is listwise or couples the pairs of a batch. Set use_weighting=False."
                 )
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise ConfigError(
-                "sync_ref_model=True moves the reference while training, and precompute_ref_log_probs=True stores what "
-                "it says before: from the first move on, stored values are wrong. Set one of them False."
+                "sync_ref_model=True updates the reference during training, but precompute_ref_log_probs=True computes "
+                "its log-probs before. After the first update, stored values are wrong. Set one of the two to False."
             )
         if not objective.reads_reference:
             for name, on in {

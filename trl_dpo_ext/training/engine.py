@@ -37,39 +37,40 @@ from ..reference.fill_reference_cache import compute_dtype
 from ..reference.run_reference import NO_SECOND_MODEL, Reference
 from ..types import MissingReferenceError
 from .batch import ranked_responses, step_loss, token_count
+from .choose_layout import ChooseLayoutWhenWrapped, choose_layout
 from .config import PreferenceConfig
 from .metrics import RANKING_ONLY, batch_metrics
 from .objective import Objective
 from .preflight import run_checks
 from .publish import checkpoint_from_hub, push_checkpoint, push_output, write_record
-from .row_layout import PlanRowsWhenWrapped, planned_layout
 from .safety.checkpoint import atomic_checkpoint, find_checkpoint
 from .safety.guard import TrainingGuard
 from .safety.run_state import RunState, StopOnSigterm
 from .stored_reference import StoredReference, computes_online, open_cache
 
-# DPOTrainer calls these; PreferenceTrainer has another way to compute a loss and never would.
+# DPOTrainer calls these methods. PreferenceTrainer computes losses differently and never does.
 _NEVER_CALLED = ("_compute_loss", "compute_ref_log_probs", "_precompute_ref_logps")
 
 
 class PreferenceTrainer(HookedTrainer):
     """Train on pairs or rankings with any mix of registered losses.
 
-    Everything `trl.DPOTrainer` takes works here: PEFT, quantized bases, accelerate, the Hub, callbacks. Datasets may
-    have K >= 2 responses per prompt, ragged, with ties (see `trl_dpo_ext.data.format`). No reference model is loaded
-    and no reference forward runs where no loss reads the reference.
+    Everything that works with `trl.DPOTrainer` works here: PEFT, quantized models, accelerate, the Hub, callbacks. Each
+    prompt may have any number K >= 2 of responses, with ties (see `trl_dpo_ext.data.format`). If no loss reads the
+    reference, no reference model is loaded and no reference forward runs.
 
     Args:
-        model: Hub id, folder, `PreTrainedModel` or `PeftModel`. The reference of full fine-tuning is the model as it
-            stands in memory.
-        ref_model: a reference to use instead.
-        args: the configuration; checked before anything is loaded.
+        model: Hub id, folder, `PreTrainedModel` or `PeftModel`. In full fine-tuning, its weights in memory are also the
+            reference.
+        ref_model: a different reference.
+        args: the configuration.
         train_dataset, eval_dataset: rows in any accepted form; checked before the model is loaded.
-        **kwargs: as for `trl.DPOTrainer` (`processing_class`, `peft_config`, `quantization_config`, `callbacks`, ...).
+        **kwargs: arguments of `trl.DPOTrainer` (`processing_class`, `peft_config`, `quantization_config`, ...).
 
     Raises:
-        TypeError: `args` isn't a `PreferenceConfig`.
-        ConfigError, DataError: settings that can't work together, unusable rows.
+        TypeError: `args` isn't a `PreferenceConfig`, or a dataset isn't one of the `datasets` library.
+        ValueError: `train_dataset` is missing.
+        ConfigError, DataError: settings can't work together, or rows are unusable.
 
     Example:
         ```python
@@ -92,7 +93,7 @@ class PreferenceTrainer(HookedTrainer):
         for name in _NEVER_CALLED:
             if getattr(cls, name) is not getattr(DPOTrainer, name):
                 raise TypeError(
-                    f"{cls.__name__} overrides {name}, which PreferenceTrainer never calls. Override compute_loss, or "
+                    f"{cls.__name__} overrides {name}, but PreferenceTrainer never calls it. Override compute_loss, or "
                     "register a loss with trl_dpo_ext.register_loss."
                 )
 
@@ -110,20 +111,22 @@ class PreferenceTrainer(HookedTrainer):
             args = PreferenceConfig("trl-dpo-ext-output")
         if not isinstance(args, PreferenceConfig):
             raise TypeError(
-                f"args is a {type(args).__name__}; pass a PreferenceConfig, which takes every field of DPOConfig."
+                f"args is a {type(args).__name__}. Pass a PreferenceConfig; it accepts every field of DPOConfig."
             )
         if train_dataset is None:
             raise ValueError("train_dataset is missing. Pass a datasets.Dataset or IterableDataset.")
         self.objective = args.objective()
         run_checks.check_arguments(model, ref_model, args, kwargs, self.objective)
         # Rows are checked before the tokenizer is loaded, and tokenized before the model is.
-        train_dataset = self._checked(train_dataset, args, "train")
-        eval_dataset = _by_split(eval_dataset, lambda name, dataset: self._checked(dataset, args, name))
+        train_dataset = self._check_rows(train_dataset, args, "train")
+        eval_dataset = _map_by_name(eval_dataset, lambda name, dataset: self._check_rows(dataset, args, name))
         kwargs["processing_class"] = kwargs.get("processing_class") or load_processing_class(model, args)
         tokenizer = text_tokenizer(kwargs["processing_class"])
-        train = self._tokenized(train_dataset, tokenizer, args, "train")
-        evaluation = _by_split(eval_dataset, lambda name, dataset: self._tokenized(dataset, tokenizer, args, name))
-        stores = args.precompute_ref_log_probs and not computes_online(train, *_splits(evaluation).values())
+        train = self._tokenize_dataset(train_dataset, tokenizer, args, "train")
+        evaluation = _map_by_name(
+            eval_dataset, lambda name, dataset: self._tokenize_dataset(dataset, tokenizer, args, name)
+        )
+        stores = args.precompute_ref_log_probs and not computes_online(train, *_by_name(evaluation).values())
         self._reference = Reference(
             model,
             ref_model,
@@ -142,7 +145,7 @@ class PreferenceTrainer(HookedTrainer):
                 eval_dataset=evaluation,
                 **kwargs,
             )
-        self._tell_the_truth()
+        self._restore_public_attributes()
         self.recorded = False
         self.guard, self.run_state, self.sigterm = TrainingGuard(self), RunState(self), StopOnSigterm(self)
         for callback in (self.guard, self.run_state, self.sigterm):
@@ -160,13 +163,13 @@ class PreferenceTrainer(HookedTrainer):
         if args.sync_ref_model:
             self.add_callback(self._reference.callback())
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            self.add_callback(PlanRowsWhenWrapped(self))
+            self.add_callback(ChooseLayoutWhenWrapped(self))
         else:
-            self.data_collator = PreferenceCollator(planned_layout(self, self.model))
-        self._stored = self._store_reference() if stores else None
+            self.data_collator = PreferenceCollator(choose_layout(self, self.model))
+        self._stored = self._fill_reference_cache() if stores else None
 
-    def _tell_the_truth(self) -> None:
-        """Set the public attributes that DPOTrainer took from a plain config."""
+    def _restore_public_attributes(self) -> None:
+        """Set the public attributes that DPOTrainer's constructor read from the plain DPO config."""
         args = self.args
         self.loss_types, self.loss_weights = args.loss_type, [term.weight for term in self.objective.terms]
         self.f_divergence_type = args.f_divergence_type
@@ -181,40 +184,40 @@ class PreferenceTrainer(HookedTrainer):
 
     @property
     def ref_model(self) -> Any:
-        """The reference model, or None: adapters off, stored log-probs, or no loss reads a reference."""
+        """The second model, or None if the reference is the policy's base, is stored, or isn't needed."""
         return self._reference.model
 
     @ref_model.setter
     def ref_model(self, value: Any) -> None:
-        # DPOTrainer's constructor assigns what it was given.
+        # DPOTrainer's constructor assigns its ref_model argument.
         if value is not NO_SECOND_MODEL:
             raise AttributeError(
-                "The reference is settled when the trainer is made. Pass ref_model to its constructor."
+                "ref_model can't be changed after the trainer is created. Pass ref_model to the constructor."
             )
 
     @property
     def reference_identity(self) -> ReferenceIdentity:
-        """Which weights the reference is; with `sync_ref_model`, those it starts from."""
+        """Identifies the reference weights. With `sync_ref_model`, these are the initial weights."""
         assert self._reference.identity is not None
         return self._reference.identity
 
     @property
     def has_reference(self) -> bool:
-        """Whether the reference can be run at any time: a second model is in memory, or adapters can be taken off."""
+        """Whether the reference can always run: as a second model, or as the policy without its trained adapter."""
         return self.ref_model is not None or is_peft_model(self.model)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[Any]:
-        """Yield the model as the reference, in evaluation mode and without gradients.
+        """Yield the reference, in evaluation mode and without gradients.
 
-        That is the second model, or the policy with adapters off or with its starting adapter.
+        It is the second model, or the policy with its adapter off or replaced by the initial adapter.
 
         Raises:
-            MissingReferenceError: full fine-tuning has begun and no reference was kept.
+            MissingReferenceError: full fine-tuning has started and no reference was kept.
         """
         if not self.has_reference and self.state.global_step > 0:
             raise MissingReferenceError(
-                "No reference was kept in memory: no loss reads it, or its log-probs are stored."
+                "No reference is in memory: no loss reads it, or its log-probs are stored (precompute_ref_log_probs)."
             )
         with (
             torch.no_grad(),
@@ -223,23 +226,23 @@ class PreferenceTrainer(HookedTrainer):
         ):
             yield model
 
-    def _store_reference(self) -> StoredReference:
-        """Fill the cache with the reference log-probs of all datasets, and let the collator read it."""
+    def _fill_reference_cache(self) -> StoredReference:
+        """Fill the cache with the reference log-probs of all datasets, and connect the collator to it."""
         with self.reference() as reference, self.accelerator.autocast():
             dtype = compute_dtype(reference)
         cache = open_cache(self.reference_identity, self.args.ref_cache_dir, dtype)
         stored = StoredReference(
-            cache, dtype, self._reference_values, self.accelerator, progress=not self.args.disable_tqdm
+            cache, dtype, self._compute_reference, self.accelerator, progress=not self.args.disable_tqdm
         )
         batch_size = self.args.precompute_ref_batch_size
         stored.fill(self.train_dataset, "train", batch_size or self.args.per_device_train_batch_size)
-        for name, dataset in _splits(self.eval_dataset).items():
+        for name, dataset in _by_name(self.eval_dataset).items():
             stored.fill(dataset, name, batch_size or self.args.per_device_eval_batch_size)
         self.data_collator = PreferenceCollator(cast(PreferenceCollator, self.data_collator).layout, cache.lookup)
         return stored
 
-    def _reference_values(self, groups: Sequence[PromptGroup]) -> list[list[np.ndarray]]:
-        """Run the reference on B groups; return for each its K float32 arrays of a log-prob per token."""
+    def _compute_reference(self, groups: Sequence[PromptGroup]) -> list[list[np.ndarray]]:
+        """Run the reference on groups. Return K float32 arrays of token log-probs for each."""
         rows = [{**vars(group), "ranks": [0] * len(group.completion_ids)} for group in groups]
         collate = PreferenceCollator(cast(PreferenceCollator, self.data_collator).layout)
         batch = send_to_device(collate(rows), self.accelerator.device)
@@ -250,7 +253,7 @@ class PreferenceTrainer(HookedTrainer):
 
     # Data
 
-    def _checked(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:
+    def _check_rows(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:
         if dataset is None:
             return None
         run_checks.check_dataset_type(dataset, name)
@@ -265,7 +268,7 @@ class PreferenceTrainer(HookedTrainer):
         run_checks.check_needs(dataset, self.objective, name)
         return dataset
 
-    def _tokenized(self, dataset: Any, tokenizer: Any, args: PreferenceConfig, name: str) -> Any:
+    def _tokenize_dataset(self, dataset: Any, tokenizer: Any, args: PreferenceConfig, name: str) -> Any:
         if dataset is None or _is_tokenized(dataset):
             return dataset
         with args.main_process_first(desc=f"preparing the {name} dataset"):
@@ -275,36 +278,39 @@ class PreferenceTrainer(HookedTrainer):
                 name=name,
                 max_length=args.max_length,
                 reads_ties="ties" in self.objective.needs,
+                invalid_rows=args.invalid_rows,
                 num_proc=args.dataset_num_proc,
             )
 
     def prepare_dataset(self, dataset: Any, name: str) -> Any:
-        """Check and tokenize a dataset in any form that is accepted; see `trl_dpo_ext.data.format`."""
+        """Check and tokenize a dataset in any accepted form; see `trl_dpo_ext.data.format`."""
         if _is_tokenized(dataset):
             return dataset
         tokenizer = text_tokenizer(self.processing_class)
-        return self._tokenized(self._checked(dataset, self.args, name), tokenizer, self.args, name)
+        return self._tokenize_dataset(self._check_rows(dataset, self.args, name), tokenizer, self.args, name)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluate. A dataset given here, all of whose reference log-probs are stored, needs no reference in memory.
+        """Evaluate on the trainer's evaluation dataset, or on another dataset in any accepted form.
+
+        Another dataset needs no reference in memory if all its reference log-probs are stored.
 
         Raises:
-            MissingReferenceError: the dataset's reference log-probs aren't stored, and the reference is gone.
+            MissingReferenceError: the dataset's reference log-probs aren't stored, and no reference is in memory.
         """
         if eval_dataset is None or isinstance(eval_dataset, str):
             return self.evaluate_tokenized(eval_dataset, ignore_keys, metric_key_prefix)
-        prepared = {name: self.prepare_dataset(dataset, name) for name, dataset in _splits(eval_dataset).items()}
+        prepared = {name: self.prepare_dataset(dataset, name) for name, dataset in _by_name(eval_dataset).items()}
         if self._stored is not None:
-            self._store_late(prepared)
+            self._ensure_stored(prepared)
         metrics: dict[str, float] = {}
         for name, dataset in prepared.items():
             prefix = f"{metric_key_prefix}_{name}" if isinstance(eval_dataset, dict) else metric_key_prefix
             metrics |= self.evaluate_tokenized(dataset, ignore_keys, prefix)
         return metrics
 
-    def _store_late(self, datasets: Mapping[str, Any]) -> None:
+    def _ensure_stored(self, datasets: Mapping[str, Any]) -> None:
         assert self._stored is not None
         if self.has_reference or self.state.global_step == 0:
             for name, dataset in datasets.items():
@@ -313,14 +319,14 @@ class PreferenceTrainer(HookedTrainer):
         elif not self._stored.holds(*datasets.values()):
             raise MissingReferenceError(
                 "evaluate: the reference log-probs of this dataset aren't stored, and full fine-tuning with "
-                "precompute_ref_log_probs=True keeps no reference in memory after the first step. Pass the dataset as "
-                "eval_dataset to the constructor, pass ref_model, or set precompute_ref_log_probs=False."
+                "precompute_ref_log_probs=True keeps no reference in memory after the first step. Pass the dataset to "
+                "the constructor as eval_dataset, pass ref_model, or set precompute_ref_log_probs=False."
             )
 
     # Loss
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Collect the micro-batches of a step, and count their prompts over all processes."""
+        """Return the micro-batches of a step, and the number of their prompts over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.guard.begin_step(batches)
         prompts = torch.tensor(sum(len(batch["ranks"]) for batch in batches), device=device)
@@ -329,7 +335,7 @@ class PreferenceTrainer(HookedTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss of a micro-batch, scaled so that the whole step averages over its prompts."""
+        """Return the loss of a micro-batch, scaled so that the step's loss is the mean over all its prompts."""
         training = self.model.training
         arguments = prepare_inputs(self.model, self.model.config, inputs)
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
@@ -347,21 +353,21 @@ class PreferenceTrainer(HookedTrainer):
             aux_loss = policy.model_outputs.aux_loss
             loss = loss + self.router_aux_loss_coef * aux_loss
             totals["aux_loss"] = (aux_loss.detach(), torch.tensor(1))
-        broken, size = self._record("train" if training else "eval", loss.detach(), totals, inputs)
+        nonfinite, magnitude = self._record_metrics("train" if training else "eval", loss.detach(), totals, inputs)
         if training:
-            self.guard.check_loss(per_prompt, inputs, broken, size)
+            self.guard.check_loss(per_prompt, inputs, nonfinite, magnitude)
         return (loss, policy.model_outputs) if return_outputs else loss
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
-        """Evaluate a batch: loss and metrics only, since rows of rankings have no logits to hand on."""
+        """Evaluate a batch. Only the loss and metrics are computed; rankings have no logits to return."""
         return super().prediction_step(model, inputs, True, ignore_keys)
 
     @property
     def _micro_batches(self) -> int:
-        """Micro-batches of an optimizer step, over all processes."""
-        steps: int = getattr(self, "current_gradient_accumulation_steps", 1)  # set while training
+        """Number of micro-batches in an optimizer step, over all processes."""
+        steps: int = getattr(self, "current_gradient_accumulation_steps", 1)  # only set during training
         return steps * self.accelerator.num_processes
 
     def _run_reference(self, arguments: dict[str, Any], batch: dict[str, Tensor]) -> Tensor:
@@ -373,39 +379,45 @@ class PreferenceTrainer(HookedTrainer):
         total, count = self.accelerator.reduce(totals, reduction="sum")
         return total / count.clamp(min=1)
 
-    def _record(
+    def _record_metrics(
         self, mode: str, loss: Tensor, totals: Mapping[str, tuple[Tensor, Tensor]], batch: dict[str, Tensor]
     ) -> tuple[float, float]:
-        """Keep a batch's metrics; return on how many processes its loss isn't finite, and the sum of its size."""
+        """Queue a batch's metrics. Return the number of processes with a non-finite loss, and the sum of |loss|."""
         numbers = [part for total in totals.values() for part in total]
         more_than_pairs = torch.tensor(batch["ranks"].shape[1] > 2)
         numbers += [more_than_pairs, token_count(batch), ~torch.isfinite(loss), loss.abs()]
-        numbers.append(torch.tensor(self.sigterm.asked))
+        numbers.append(torch.tensor(self.sigterm.received))
         flat = torch.stack([number.detach().to(loss.device).double() for number in numbers])
-        # One sum over all processes for everything.
-        *sums, wide, tokens, broken, size, asked = self.accelerator.reduce(flat, reduction="sum").tolist()
+        # A single reduction over all processes.
+        *sums, rankings, tokens, nonfinite, magnitude, sigterms = self.accelerator.reduce(
+            flat, reduction="sum"
+        ).tolist()
         metrics = {
             name: numerator / denominator if denominator else 0.0
             for name, numerator, denominator in zip(totals, sums[::2], sums[1::2], strict=True)
-            if wide or not name.endswith(RANKING_ONLY)
+            if rankings or not name.endswith(RANKING_ONLY)
         }
-        self.log_later(mode, metrics, int(tokens))
-        self.sigterm.agreed |= asked > 0
-        return broken, size
+        self.queue_metrics(mode, metrics, int(tokens))
+        self.sigterm.any_received |= sigterms > 0
+        return nonfinite, magnitude
 
     def check_gradients(self, model: nn.Module, norm: Any) -> Any:
-        """Let the guard look at the gradients before the update."""
+        """Let the guard inspect the gradients before the update."""
         return self.guard.check_gradients(model, norm)
 
     # Checkpoints and records
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, from the start or from a checkpoint; see `find_checkpoint` for what can be given.
+        """Train from scratch or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: see `find_checkpoint`.
+            *args, **kwargs: as for `transformers.Trainer.train`.
 
         Raises:
-            DiskSpaceError, CheckpointError, ReferenceMismatchError: before anything is trained.
-            TrainingError: no weight moves, or NaN or infinity appear.
-            SystemExit: a checkpoint was written because of SIGTERM.
+            DiskSpaceError, CheckpointError, ReferenceMismatchError: the run can't start.
+            TrainingError: no weight changes, or NaN or infinity appears.
+            SystemExit: SIGTERM arrived; a checkpoint was written.
         """
         run_checks.check_disk(self.model, self.args)
         self._reference.check_trainable(self.model)
@@ -420,7 +432,7 @@ class PreferenceTrainer(HookedTrainer):
 
     @contextlib.contextmanager
     def checkpoint_writer(self, folder: Path) -> Iterator[None]:
-        """Write a checkpoint that is whole or not there; see `atomic_checkpoint`."""
+        """Write a checkpoint atomically; see `atomic_checkpoint`."""
         push = functools.partial(push_checkpoint, self)
         with atomic_checkpoint(folder, self.args, self.state, self.accelerator, push):
             yield
@@ -429,21 +441,21 @@ class PreferenceTrainer(HookedTrainer):
                 self._reference.save(folder, self.model)
 
     def weights_writer(self) -> contextlib.AbstractContextManager[None]:
-        """Leave out an adapter that was added as the reference."""
+        """Exclude the adapter that was added as the reference."""
         return self._reference.left_out(self.model)
 
-    def save_record(self, **further: Any) -> None:
-        """Write result.json, reference.json and the card into the output folder; the main process only.
+    def save_record(self, **extra: Any) -> None:
+        """Write result.json, reference.json and the model card to the output folder, on the main process.
 
         Args:
-            **further: more keys of result.json: `recipe`, `evaluation`, `seconds`, ...
+            **extra: additional keys of result.json: `recipe`, `evaluation`, `seconds`, ...
         """
         self.recorded = True
         if self.is_world_process_zero():
-            write_record(self, further)
+            write_record(self, extra)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the run's record and card; the arguments of TRL's card have no place in it."""
+        """Write the run's record and model card. The arguments of TRL's card are ignored."""
         self.save_record()
 
     def push_to_hub(
@@ -457,14 +469,14 @@ class PreferenceTrainer(HookedTrainer):
     ) -> Any:
         """Save the model, and push it with its record and card; see `trl_dpo_ext.hub.push_run`.
 
-        Call it on all processes: the model may have to be gathered, the main one pushes. It returns when the push is
-        done, whatever `blocking` says.
+        Call it on all processes, because saving may gather the model; the main process pushes. It always blocks until
+        the push is done; `blocking` is ignored.
 
         Returns:
-            The address of the commit, on the main process.
+            The URL of the commit, on the main process.
 
         Raises:
-            RunError, PushError: the folder can't be pushed, or the push did not finish; the folder is whole.
+            RunError, PushError: the folder can't be pushed, or the push didn't finish. The folder is intact.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_without_push()
@@ -480,12 +492,12 @@ def _is_tokenized(dataset: Any) -> bool:
     return {"prompt_ids", "completion_ids", "ranks"} <= set(columns)
 
 
-def _splits(dataset: Any) -> dict[str, Any]:
-    """Return evaluation datasets by name; a single one is called "eval"."""
+def _by_name(dataset: Any) -> dict[str, Any]:
+    """Return evaluation datasets by name. A single dataset is named "eval"."""
     return dataset if isinstance(dataset, dict) else {} if dataset is None else {"eval": dataset}
 
 
-def _by_split(dataset: Any, change: Callable[[str, Any], Any]) -> Any:
+def _map_by_name(dataset: Any, change: Callable[[str, Any], Any]) -> Any:
     if isinstance(dataset, dict):
         return {name: change(name, part) for name, part in dataset.items()}
     return None if dataset is None else change("eval", dataset)

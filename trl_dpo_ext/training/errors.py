@@ -1,4 +1,4 @@
-"""What the trainer raises: at settings and surroundings that can't work, at checkpoints, and while it trains."""
+"""Errors of the trainer: unusable settings, model folders, disks and checkpoints, and broken training."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Sequence
 
 
 class ConfigError(ValueError):
-    """A setting, or a combination of settings, that can't work. The message says what would."""
+    """A setting or combination of settings can't work. The message says what to set instead."""
 
 
 class DiskSpaceError(OSError):
-    """A run whose first checkpoint would not fit the disk."""
+    """The first checkpoint wouldn't fit on the disk."""
 
 
 class ModelFolderError(ValueError):
-    """A model folder that can't be loaded."""
+    """A model folder can't be loaded."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that a run can't go on from. The message says which, what is wrong with it, and what is right."""
+    """A run can't resume from a checkpoint. The message names it, says what is wrong, and lists alternatives."""
 
 
 class TrainingError(RuntimeError):
-    """A run that has to stop. The message says what was found, in which rows, what to look at, and what is kept.
+    """The run must stop. The message says what is wrong, in which rows, what to check, and which checkpoint is left.
 
     Attributes:
-        rows: the rows of the training dataset that the message is about, of all processes.
+        rows: the affected rows of the training dataset, from all processes.
     """
 
     def __init__(self, message: str, rows: Sequence[int] = ()) -> None:

@@ -1,4 +1,4 @@
-"""What a run logs: TRL's keys, and agreement with whole rankings."""
+"""Metrics of a run: TRL's keys, and agreement with whole rankings."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from torch import Tensor
 from ..losses.rank_masks import ranked_below
 from ..modeling.forward import TokenOutputs
 from ..types import PreferencePairs, RankedResponses, pair_indices
-from .objective import Objective, mean_over_prompts
+from .objective import Objective, mean_per_prompt
 
 Totals = dict[str, tuple[Tensor, Tensor]]
-"""Numerator and denominator of each metric, so that ranks and batches can be added up."""
+"""Numerator and denominator of each metric, so that processes and batches can be summed."""
 
 RANKING_ONLY = ("/top1_accuracies", "/kendall_tau")
-"""Endings of the metrics that say no more than the accuracy where no prompt of a batch has over two responses."""
+"""Suffixes of metrics that repeat the accuracy if every prompt of a batch has two responses."""
 
 
 def best_mask(responses: RankedResponses) -> Tensor:
-    """Return [B, K] bool: the responses of the best rank of each prompt (several where they tie)."""
+    """Return [B, K] bool: the best-ranked responses of each prompt (several if they tie)."""
     return responses.mask & ~ranked_below(responses.ranks, responses.mask).any(dim=1)
 
 
 def kendall_tau(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Compare the order by score with the given ranking.
+    """Compare the order of the scores with the given ranking (Kendall's tau).
 
     Args:
         scores: [B, K] float, higher is better.
-        ranks: [B, K] int64, 0 = best, equal = tie.
-        mask: [B, K] bool, False = no such response.
+        ranks: [B, K] int64, 0 = best, equal = tied.
+        mask: [B, K] bool, False = padding.
 
     Returns:
-        (tau [B], pairs [B]): (concordant - discordant) / comparable pairs, and their number. Pairs tied in the ranking
-        aren't comparable; pairs tied in score count as neither. tau is 0 where nothing is comparable.
+        tau [B] = (concordant - discordant) / comparable pairs, and the number of comparable pairs [B]. Pairs tied in
+        the ranking aren't comparable. Pairs tied in score are neither concordant nor discordant. tau is 0 if no pair is
+        comparable.
 
     >>> tau, pairs = kendall_tau(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([[0, 1, 2]]), torch.ones(1, 3) > 0)
     >>> round(tau.item(), 4), pairs.item()
@@ -59,77 +60,73 @@ def batch_metrics(
         policy: the policy's outputs for the batch.
         loss_metrics: the losses' own metrics, [B] each.
     """
-    ends = objective.modifiers.length_weighted(responses.pairs("best_vs_worst"))
-    normalized = all(term.spec.length_normalized for term in objective.terms)
-    totals = response_metrics(responses, ends, objective.reward_scale, objective.reads_reference, normalized)
+    best_and_worst = objective.modifiers.length_weighted(responses.pairs("best_vs_worst"))
+    totals = response_metrics(responses, best_and_worst, objective)
     entropy, logits, top1 = (policy.by_response(name) for name in ("entropy", "mean_logits", "is_top1"))
     totals |= token_metrics(entropy, logits, top1, responses)
     prompts = torch.tensor(len(responses))
     return totals | {name: (values.sum(), prompts) for name, values in loss_metrics.items()}
 
 
-def response_metrics(
-    responses: RankedResponses, ends: PreferencePairs, scale: float, reference: bool, length_normalized: bool
-) -> Totals:
-    """Log-probs and rewards of the best and the worst response, and how well the implied order fits the ranking.
+def response_metrics(responses: RankedResponses, best_and_worst: PreferencePairs, objective: Objective) -> Totals:
+    """Return log-probs and rewards of the best and worst responses, and the agreement of their order with the ranking.
 
     Args:
         responses: B prompts, [B, K].
-        ends: the best and the worst response of each prompt, as pairs.
-        scale: beta of the rewards.
-        reference: whether rewards (beta times the log-ratio) exist; else the order is by log-prob, and no
-            reference rewards are made up.
-        length_normalized: order by mean log-prob per token where there is no reference.
+        best_and_worst: the best and the worst response of each prompt, as pairs.
+        objective: says what a reward is, see `Objective.rewards`.
 
     Returns:
-        Totals over prompts. `rewards/*`, or `mean_logps/*` or `logps/*` without a reference: `chosen`, `rejected`,
-        `margins`, `accuracies` of best against worst, and `top1_accuracies` and `kendall_tau`. The same names for
-        every K: the processes of a run add their totals up.
+        Totals over prompts: `logps/chosen` and `rejected`; `rewards/chosen`, `rejected`, `margins`, `accuracies` of
+        best against worst, `top1_accuracies` and `kendall_tau`. The names don't
+        depend on K, because all processes of a run sum their totals.
     """
     prompts = len(responses)
-    if reference:
-        prefix, scores = "rewards", scale * responses.log_ratios
-        chosen, rejected = scale * ends.chosen_log_ratios, scale * ends.rejected_log_ratios
-    elif length_normalized:
-        prefix, scores = "mean_logps", responses.mean_logps
-        chosen, rejected = ends.chosen_mean_logps, ends.rejected_mean_logps
-    else:
-        prefix, scores = "logps", responses.logps
-        chosen, rejected = ends.chosen_logps, ends.rejected_logps
-
+    reference = objective.reads_reference
+    scores = objective.rewards(responses.log_ratios if reference else None, responses.logps, responses.mean_logps)
+    chosen = objective.rewards(
+        best_and_worst.chosen_log_ratios if reference else None,
+        best_and_worst.chosen_logps,
+        best_and_worst.chosen_mean_logps,
+    )
+    rejected = objective.rewards(
+        best_and_worst.rejected_log_ratios if reference else None,
+        best_and_worst.rejected_logps,
+        best_and_worst.rejected_mean_logps,
+    )
     values = {
-        "logps/chosen": ends.chosen_logps,
-        "logps/rejected": ends.rejected_logps,
-        f"{prefix}/chosen": chosen,
-        f"{prefix}/rejected": rejected,
-        f"{prefix}/margins": chosen - rejected,
-        f"{prefix}/accuracies": (chosen > rejected).float(),
+        "logps/chosen": best_and_worst.chosen_logps,
+        "logps/rejected": best_and_worst.rejected_logps,
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).float(),
     }
-    assert ends.prompts is not None
-    ranked = torch.bincount(ends.prompts, minlength=prompts) > 0  # not those whose responses are all tied
+    assert best_and_worst.prompts is not None
+    ranked = torch.bincount(best_and_worst.prompts, minlength=prompts) > 0  # False if all responses are tied
     count = ranked.sum()
-    totals: Totals = {k: (mean_over_prompts(v, ends, prompts).sum(), count) for k, v in values.items()}
+    totals: Totals = {k: (mean_per_prompt(v, best_and_worst, prompts).sum(), count) for k, v in values.items()}
     floor, best = torch.finfo(scores.dtype).min, best_mask(responses)
-    # Strictly above all others, so that a policy that tells nothing apart scores 0, not the order of the columns.
+    # Strict, so that a policy that gives all responses the same score gets 0, whatever the order of the columns.
     others = scores.masked_fill(best | ~responses.mask, floor).amax(dim=1)
     hit = scores.masked_fill(~best, floor).amax(dim=1) > others
     tau, _ = kendall_tau(scores, responses.ranks, responses.mask)
-    totals[f"{prefix}/top1_accuracies"] = ((hit & ranked).float().sum(), count)
-    totals[f"{prefix}/kendall_tau"] = (tau.sum(), count)
+    totals["rewards/top1_accuracies"] = ((hit & ranked).float().sum(), count)
+    totals["rewards/kendall_tau"] = (tau.sum(), count)
     return totals
 
 
 def token_metrics(entropy: Tensor, logits: Tensor, top1: Tensor, responses: RankedResponses) -> Totals:
-    """Token-level statistics of the policy.
+    """Return token-level statistics of the policy.
 
     Args:
         entropy, logits, top1: [B, K, T] float, 0 past each response's end: entropy of the next-token distribution
-            (nats), mean logit, and whether the token is the most likely one.
+            (nats), mean logit, and 1 if the token is the most likely one.
         responses: B prompts, [B, K].
 
     Returns:
-        Totals over tokens: `entropy` over all responses, `logits/chosen` and `mean_token_accuracy` over the best,
-        `logits/rejected` over the others.
+        Totals over tokens: `entropy` over all responses, `logits/chosen` and `mean_token_accuracy` over the
+        best, `logits/rejected` over the others.
     """
     best = best_mask(responses)
     others = responses.mask & ~best

@@ -1,4 +1,4 @@
-"""What multiplies the losses instead of adding names: f-divergences, LD-DPO's length weighting, WPO's weights."""
+"""Modifiers that apply to any loss: f-divergences, LD-DPO's length weighting, WPO's weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def f_divergence_rewards(log_ratios: Tensor, kind: str, alpha: float = 0.5) -> T
 
     Args:
         log_ratios: float, any shape; log pi - log pi_ref, nats.
-        kind: one of `F_DIVERGENCES`; `reverse_kl` gives the log-ratios back.
-        alpha: coefficient of the alpha-divergence; 1 gives `reverse_kl`.
+        kind: one of `F_DIVERGENCES`; `reverse_kl` returns the log-ratios unchanged.
+        alpha: coefficient of the alpha-divergence; 1 means `reverse_kl`.
 
     Returns:
-        float, same shape. Additive constants are kept as TRL keeps them; they cancel in differences.
+        float, same shape. Additive constants are the same as in TRL; they cancel in differences.
 
     Reference: arXiv 2309.16240, table 1.
     """
@@ -46,13 +46,13 @@ def tail_weighted_sum(token_logps: Tensor, shared: Tensor, alpha: float) -> Tens
 
     Args:
         token_logps: [..., T] float, 0 past each response's end.
-        shared: [...] int64, the length both (or all) compared responses have.
+        shared: [...] int64, the length that all compared responses reach.
         alpha: weight of the tail, in [0, 1].
 
     Returns:
         [...] float.
 
-    Reference: arXiv 2409.06411. As in TRL, policy and reference are weighted alike.
+    Reference: arXiv 2409.06411. As in TRL, policy and reference get the same weights.
     """
     position = torch.arange(token_logps.shape[-1], device=token_logps.device)
     return (token_logps * torch.where(position < shared.unsqueeze(-1), 1.0, alpha)).sum(dim=-1)
@@ -75,7 +75,7 @@ def _length_weighted(data: Data, alpha: float) -> Data:
 
 
 def _f_divergence(data: Data, kind: str, alpha: float) -> Data:
-    # A loss reads log-ratios as logps - ref_logps: with f' in place of the first and 0 of the second it reads f'.
+    # Losses compute log-ratios as logps - ref_logps. Setting logps to f' and ref_logps to 0 makes that f'.
     if isinstance(data, PreferencePairs):
         return data.replace(
             chosen_logps=f_divergence_rewards(data.chosen_log_ratios, kind, alpha),
@@ -90,12 +90,12 @@ def _f_divergence(data: Data, kind: str, alpha: float) -> Data:
 
 @dataclass(frozen=True)
 class LossModifiers:
-    """The settings that change what every loss sees.
+    """Settings that modify the input or the value of every loss.
 
     Attributes:
-        f_divergence_type, f_alpha_divergence_coef: see `f_divergence_rewards`.
-        ld_alpha: weight of the tokens past the shared length; None for no weighting.
-        use_weighting: multiply each pair's loss by the policy's own length-normalised probabilities (WPO).
+        f_divergence_type, f_alpha_divergence_coef: `kind` and `alpha` of `f_divergence_rewards`.
+        ld_alpha: weight of the tokens beyond the shared length; None for no weighting.
+        use_weighting: multiply each pair's loss by the policy's length-normalized probabilities (WPO).
     """
 
     f_divergence_type: str = "reverse_kl"
@@ -104,7 +104,7 @@ class LossModifiers:
     use_weighting: bool = False
 
     def length_weighted(self, data: Data) -> Data:
-        """Apply `ld_alpha` to data that carries token log-probs."""
+        """Apply `ld_alpha` to data with token log-probs."""
         return data if self.ld_alpha is None else _length_weighted(data, self.ld_alpha)
 
     def apply(self, data: Data) -> Data:

@@ -1,4 +1,4 @@
-"""The weighted mix of registered losses that a run minimises, from log-probs to one number per prompt."""
+"""The weighted mix of registered losses that a run minimizes: from log-probs to one value per prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GlobalMean = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of the mix, its hyperparameters checked and complete."""
+    """One loss of the mix, with its complete, validated hyperparameters and its weight."""
 
     spec: LossSpec
     hyperparameters: Mapping[str, Any]
@@ -39,8 +39,8 @@ def _check_shape(spec: LossSpec, losses: Any, data: PreferencePairs | RankedResp
     )
 
 
-def mean_over_prompts(values: Tensor, data: PreferencePairs | RankedResponses, prompts: int) -> Tensor:
-    """Return one value per prompt, [B]: the mean over its pairs (0 where it has none), or the listwise value itself."""
+def mean_per_prompt(values: Tensor, data: PreferencePairs | RankedResponses, prompts: int) -> Tensor:
+    """Return one value per prompt, [B]: the mean over its pairs (0 if it has none), or the listwise value itself."""
     if isinstance(data, RankedResponses):
         return values
     assert data.prompts is not None
@@ -50,13 +50,13 @@ def mean_over_prompts(values: Tensor, data: PreferencePairs | RankedResponses, p
 
 @dataclass
 class RunningMean:
-    """A moving average over batches that starts at 0: exponential with a momentum, plain without one."""
+    """A running mean over batches that starts at 0: exponential if there is a momentum, otherwise the plain mean."""
 
     value: float = 0.0
     batches: int = 0
 
     def update(self, batch_mean: float, momentum: float | None) -> None:
-        """Take in one batch."""
+        """Add the mean of one batch."""
         self.batches += 1
         past = 1 - 1 / self.batches if momentum is None else momentum
         self.value = past * self.value + (1 - past) * batch_mean
@@ -66,14 +66,14 @@ class RunningMean:
 class Objective:
     """A mix of losses over a batch of rankings.
 
-    The denominator, held everywhere: a listwise loss gives one value per prompt, a pairwise loss the mean over the
-    pairs of a prompt; the trainer then averages over prompts.
+    All losses are averaged the same way: a listwise loss gives one value per prompt, a pairwise loss the mean over the
+    pairs of a prompt. The trainer then averages over prompts.
 
     Attributes:
-        terms: the losses with weights.
-        pairing: which pairs a ranking gives to pairwise losses, see `pair_indices`.
-        modifiers: what changes the data every loss sees.
-        running_means: moving averages of the statistics that losses declare, by loss name; part of a checkpoint.
+        terms: the losses with their weights.
+        pairing: the pairs that a ranking gives to pairwise losses, see `pair_indices`.
+        modifiers: settings that apply to every loss.
+        running_means: running means of the statistics that losses declare, by loss name; saved in checkpoints.
     """
 
     terms: Sequence[Term]
@@ -83,19 +83,36 @@ class Objective:
 
     @property
     def reads_reference(self) -> bool:
-        """Whether any loss reads the reference's log-probs."""
+        """Whether any loss reads the reference log-probs."""
         return any(not term.spec.reference_free for term in self.terms)
 
     @property
     def needs(self) -> frozenset[str]:
-        """The declared needs of all losses, and token log-probs where `ld_alpha` reads them."""
+        """The needs that the losses declare, plus token log-probs if `ld_alpha` is set."""
         modifier_needs = {"token_logps"} if self.modifiers.ld_alpha is not None else set()
         return frozenset(modifier_needs).union(*(term.spec.needs for term in self.terms))
 
     @property
+    def rewarding_term(self) -> Term:
+        """The loss whose implicit reward is logged: the first one with a beta, else the first."""
+        return next((term for term in self.terms if term.spec.beta is not None), self.terms[0])
+
+    @property
     def reward_scale(self) -> float:
-        """The beta of rewards in metrics: that of the first loss that has one, else 1."""
-        return next((t.hyperparameters[t.spec.beta] for t in self.terms if t.spec.beta is not None), 1.0)
+        """The beta of rewards in metrics; 1 where no loss has one."""
+        term = self.rewarding_term
+        return 1.0 if term.spec.beta is None else term.hyperparameters[term.spec.beta]
+
+    def rewards(self, log_ratios: Tensor | None, logps: Tensor, mean_logps: Tensor) -> Tensor:
+        """Return implicit rewards: beta times the log-ratio, or without a reference beta times the log-prob.
+
+        Args:
+            log_ratios: of responses, nats; None without a reference.
+            logps, mean_logps: same shape; a length-normalized loss reads the mean per token (SimPO, ORPO).
+        """
+        if log_ratios is not None:
+            return self.reward_scale * log_ratios
+        return self.reward_scale * (mean_logps if self.rewarding_term.spec.length_normalized else logps)
 
     def __call__(
         self, responses: RankedResponses, *, training: bool, global_mean: GlobalMean = torch.mean
@@ -104,11 +121,11 @@ class Objective:
 
         Args:
             responses: B prompts, [B, K].
-            training: whether running means move.
-            global_mean: mean of a vector over the batch and all ranks, for losses that couple the batch.
+            training: update the running means.
+            global_mean: mean of a vector over the batches of all processes, for losses that couple the batch.
 
         Returns:
-            Loss [B] float32 and metrics {name: [B]}.
+            The loss, [B] float32, and the metrics, {name: [B]}.
         """
         total = responses.logps.new_zeros(len(responses))
         metrics: dict[str, Tensor] = {}
@@ -123,11 +140,11 @@ class Objective:
             _check_shape(spec, losses, data)
             if self.modifiers.use_weighting:
                 losses = losses * data.chosen_weights * data.rejected_weights
-            total = total + term.weight * mean_over_prompts(losses, data, len(responses))
+            total = total + term.weight * mean_per_prompt(losses, data, len(responses))
             if spec.metrics is not None:
                 with torch.no_grad():
                     for key, values in spec.metrics(data, **term.hyperparameters).items():
-                        metrics[f"{spec.name}/{key}"] = mean_over_prompts(values, data, len(responses))
+                        metrics[f"{spec.name}/{key}"] = mean_per_prompt(values, data, len(responses))
         return total, metrics
 
     def _with_means(self, data: Any, term: Term, training: bool, global_mean: GlobalMean) -> Any:

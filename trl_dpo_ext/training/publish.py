@@ -1,4 +1,4 @@
-"""The record and the card of a run, and pushes to the Hub: at the end, and of checkpoints while training."""
+"""Write a run's record and model card, and push the run and its checkpoints to the Hub."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from .safety.checkpoint import MARKER
 
 logger = logging.getLogger(__name__)
 
-_LAST_CHECKPOINT = "last-checkpoint"  # transformers' name for it in a repository
+_LAST_CHECKPOINT = "last-checkpoint"  # transformers' name for it in the repository
 
 
-def write_record(trainer: Any, further: Mapping[str, Any]) -> None:
-    """Write result.json, reference.json and, where a model is saved, the card into a run's output folder.
+def write_record(trainer: Any, extra: Mapping[str, Any]) -> None:
+    """Write result.json and reference.json to a run's output folder, and a model card if a model is saved there.
+
+    Call it on the main process only.
 
     Args:
-        trainer: a `PreferenceTrainer`, on the main process.
-        further: more keys of result.json.
+        trainer: a `PreferenceTrainer`.
+        extra: additional keys of result.json.
     """
     output = Path(trainer.args.output_dir)
     trainer.reference_identity.save(output)
-    write_json(output / "result.json", {**run_result(trainer), **further})
+    write_json(output / "result.json", {**run_result(trainer), **extra})
     if any((output / name).exists() for name in ("adapter_config.json", "config.json")):
         write_card(output)
 
 
 def run_result(trainer: Any) -> dict[str, Any]:
-    """Return the content of result.json: last metrics, losses, data, versions and hardware."""
+    """Return the content of result.json: the last metrics, losses, data, versions and hardware."""
     logged = [entry for entry in reversed(trainer.state.log_history) if "loss" in entry]
     return {
         "metrics": logged[0] if logged else {},
@@ -49,18 +51,18 @@ def run_result(trainer: Any) -> dict[str, Any]:
 
 
 def push_output(trainer: Any, message: str | None, **options: Any) -> str:
-    """Push a run's output folder, and return the address of the commit; the main process only.
+    """Push a run's output folder, and return the URL of the commit. Call it on the main process only.
 
     Args:
         trainer: a `PreferenceTrainer` whose model and record are saved.
-        message: of the commit.
-        **options: of `push_run`; None takes the configuration's.
+        message: the commit message.
+        **options: options of `push_run`; None means the value in the configuration.
     """
     return _push(trainer, trainer.args.output_dir, message=message, **options)
 
 
 def push_checkpoint(trainer: Any, folder: Path) -> None:
-    """Push a checkpoint as `hub_strategy` says. A push that fails is logged, and training goes on."""
+    """Push a checkpoint according to `hub_strategy`. A failed push is logged and training continues."""
     args = trainer.args
     if not trainer.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
         return
@@ -78,7 +80,9 @@ def push_checkpoint(trainer: Any, folder: Path) -> None:
                 revision=args.hub_revision,
             )
     except Exception as error:
-        logger.warning(f"Step {trainer.state.global_step} was not pushed, training goes on. {error}")
+        logger.warning(
+            f"The checkpoint of step {trainer.state.global_step} was not pushed; training continues. {error}"
+        )
 
 
 def _push(trainer: Any, folder: str | Path, **options: Any) -> str:
@@ -91,27 +95,25 @@ def _push(trainer: Any, folder: str | Path, **options: Any) -> str:
 
 
 def check_push(model: Any, args: PreferenceConfig) -> None:
-    """Refuse to start a run that is to be pushed, and whose base model has no name on the Hub.
+    """Check that the base model of a run that will be pushed has a Hub id.
 
     Raises:
-        ConfigError: trained from a path, without `hub_base_model`.
+        ConfigError: the model is a local path and `hub_base_model` is unset, or `hub_base_model` isn't a Hub id.
     """
     name = model if isinstance(model, str) else loaded_from(getattr(model, "config", None))
     if args.hub_base_model is not None:
         if not hub_id(args.hub_base_model):
-            raise ConfigError(
-                f"hub_base_model={args.hub_base_model!r} is no name on the Hub; it looks like OWNER/NAME."
-            )
+            raise ConfigError(f"hub_base_model={args.hub_base_model!r} is not a Hub id. Use the form OWNER/NAME.")
     elif args.push_to_hub and not (name and hub_id(name)):
         raise ConfigError(
-            f"push_to_hub is set, and the model is {name!r}, a path on this machine: nobody else could load what is "
-            "pushed. Set hub_base_model to its name on the Hub (OWNER/NAME)."
+            f"push_to_hub is set, but the model is {name!r}, a path on this machine, so nobody else could load the "
+            "pushed run. Set hub_base_model to the model's Hub id (OWNER/NAME)."
         )
 
 
 def _checkpoint_files(folder: Path, base_model: str | None) -> dict[str, Path | bytes]:
-    """Return a checkpoint's files for the Hub: all that resuming needs, the base model by its name there."""
-    # training_args.bin holds the access token, README.md is PEFT's and may name a local path; no resume needs either.
+    """Return a checkpoint's files for the Hub: all that resuming needs, with the base model's Hub id for its path."""
+    # training_args.bin holds the access token, and PEFT's README.md may name a local path. Resuming needs neither.
     left_out = ("training_args.bin", "README.md", MARKER)
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in left_out]
     files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
@@ -126,10 +128,10 @@ def _checkpoint_files(folder: Path, base_model: str | None) -> dict[str, Path | 
 
 
 def checkpoint_from_hub(repo: str, args: PreferenceConfig) -> str:
-    """Download the last checkpoint that `hub_strategy="checkpoint"` pushed, and return its folder.
+    """Download the last checkpoint pushed with `hub_strategy="checkpoint"`, and return its folder.
 
     Raises:
-        RunError: the repository holds none.
+        RunError: the repository has no such checkpoint.
     """
     with args.main_process_first(desc="downloading the checkpoint"):
         folder = snapshot_download(
@@ -138,7 +140,7 @@ def checkpoint_from_hub(repo: str, args: PreferenceConfig) -> str:
     found = Path(folder) / _LAST_CHECKPOINT
     if not found.is_dir():
         raise RunError(
-            f"resume_from_hub={repo!r} has no folder {_LAST_CHECKPOINT}. A run leaves one there with "
-            "push_to_hub: true, hub_strategy: checkpoint and a save_strategy."
+            f"resume_from_hub={repo!r} has no folder {_LAST_CHECKPOINT}. Only runs with push_to_hub: true, "
+            "hub_strategy: checkpoint and a save_strategy push one."
         )
     return str(found)

@@ -1,4 +1,4 @@
-"""Reference log-probs that are computed once, before training, and stored for all later runs."""
+"""Compute reference log-probs once, before training, and store them for all later runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 def computes_online(*datasets: Any) -> bool:
-    """Return whether a streamed dataset keeps a run from storing its reference log-probs, and log it."""
+    """Return whether the run must compute reference log-probs in each step because a dataset is streamed; log it."""
     flat = [one for some in datasets for one in (some.values() if isinstance(some, dict) else [some])]
     if not any(isinstance(dataset, IterableDataset) for dataset in flat):
         return False
     logger.warning(
-        "precompute_ref_log_probs=True: a streamed dataset can't be computed in advance. Its reference log-probs, and "
-        "those of the run's other datasets, are computed in each step."
+        "precompute_ref_log_probs=True, but a dataset is streamed and can't be precomputed. The reference log-probs of "
+        "all datasets of this run are computed in each step instead."
     )
     return True
 
@@ -32,17 +32,17 @@ def open_cache(identity: ReferenceIdentity, folder: str | None, dtype: str) -> R
     """Open the cache of a reference.
 
     Args:
-        identity: of the reference.
+        identity: identity of the reference.
         folder: `ref_cache_dir`, or None for the default.
-        dtype: precision the reference computes in, from `compute_dtype`.
+        dtype: the precision that the reference computes in, from `compute_dtype`.
 
     Raises:
         ConfigError: the reference has no fingerprint.
     """
     if identity.fingerprint is None:
         raise ConfigError(
-            "precompute_ref_log_probs=True stores log-probs under a fingerprint of the reference, and its weights "
-            "can't be read here (a warning says why). Set it to False: the log-probs are then computed in each step."
+            "precompute_ref_log_probs=True stores log-probs under a fingerprint of the reference weights, which can't "
+            "be read here (a warning says why). Set it to False to compute the log-probs in each step."
         )
     return ReferenceCache(folder or default_folder(), identity.fingerprint, dtype)
 
@@ -50,13 +50,13 @@ def open_cache(identity: ReferenceIdentity, folder: str | None, dtype: str) -> R
 class StoredReference:
     """Fills the cache of a run's reference.
 
-    Rows are found in the cache by their tokens, so they can be shuffled, filtered or exchanged.
+    The cache key is the tokens of a row, so rows can be shuffled, filtered or replaced.
 
     Args:
-        cache: of this reference in this precision.
+        cache: the cache of this reference in this precision.
         dtype: the precision, from `compute_dtype`.
-        compute: runs the reference on groups; only before training moves its weights.
-        accelerator: of the run; all processes share the work.
+        compute: runs the reference on groups. Valid only until training changes the reference weights.
+        accelerator: the run's accelerator; all processes share the work.
         progress: show a progress bar.
     """
 
@@ -68,13 +68,13 @@ class StoredReference:
         self._compute = compute
         self._main = accelerator.is_main_process
         self._processes = Processes(progress=progress)
-        if accelerator.parallelism_config is None:  # else several processes compute one forward together
+        if accelerator.parallelism_config is None:  # otherwise several processes share one forward pass
             self._processes = Processes(
                 accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone, progress
             )
 
     def fill(self, dataset: Any, name: str, batch_size: int) -> None:
-        """Store what is missing of a tokenized dataset; see `fill_cache`. A streamed one is left alone."""
+        """Compute and store the missing log-probs of a tokenized dataset; see `fill_cache`. Skips a streamed one."""
         if isinstance(dataset, IterableDataset):
             return
         missing = fill_cache(
@@ -82,15 +82,15 @@ class StoredReference:
         )
         if missing and self.dtype not in ("float32", "float64") and self._main:
             logger.warning(
-                "%s dataset: the stored reference log-probs are computed in %s, where they depend on the shape of the "
-                "batch, and training batches have other shapes: computed alone, the responses of the first prompt "
-                "differ by up to %.2g nats. Margins carry that as noise; in float32 they don't.",
+                "%s dataset: the stored reference log-probs are computed in %s, so they depend on the shape of the "
+                "batch, and training batches have other shapes. Computed alone, the responses of the first prompt "
+                "differ by up to %.2g nats. This adds noise to the margins. Use float32 to avoid it.",
                 name,
                 self.dtype,
                 batch_difference(self.cache, dataset, self._compute),
             )
 
     def holds(self, *datasets: Any) -> bool:
-        """Return whether every response of these tokenized datasets is stored."""
+        """Return whether the cache holds every response of these tokenized datasets."""
         self.cache.refresh()
         return all(not isinstance(rows, IterableDataset) and all_cached(self.cache, rows) for rows in datasets)

@@ -41,13 +41,6 @@ def check(to: list[Check], id: str, severity: Severity, advice: str) -> Callable
 
 # Losses that read ties train on rows that are all tied, so those are no error.
 READING_CHECKS = [
-    *(
-        Check(reason.check_id, "warning" if reason is FaultReason.ALL_TIED else "error", reason.advice)
-        for reason in FaultReason
-    ),
-    Check(
-        "cannot-tokenize",
-        "error",
-        "Use roles that the model's chat template accepts, in the order that it accepts, or another template.",
-    ),
+    Check(reason.check_id, "warning" if reason is FaultReason.ALL_TIED else "error", reason.advice)
+    for reason in FaultReason
 ]

@@ -60,9 +60,8 @@ class _SplitScan:
             try:
                 tokens = tokenize_row(ranked, self.context.tokenizer)
             except Exception as error:  # a chat template is a program and may fail in any way
-                self.note_finding(
-                    "cannot-tokenize", number, f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
-                )
+                note = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+                self.note_finding(FaultReason.CANNOT_TOKENIZE.check_id, number, note)
             else:
                 self.read_tokens(number, {**tokens, "ranks": ranked["ranks"]})
 

@@ -231,7 +231,7 @@ def _log_odds(mean_logps: Tensor) -> Tensor:
     return mean_logps - torch.log(-torch.expm1(mean_logps))
 
 
-@register_loss("orpo", paper="2403.07691", reference_free=True, length_normalized=True)
+@register_loss("orpo", paper="2403.07691", reference_free=True, length_normalized=True, trl_fields={"beta": "lam"})
 def orpo(pairs: PreferencePairs, *, lam: Annotated[float, Ge(0)] = 0.1) -> Tensor:
     """Odds Ratio Preference Optimization: fine-tuning on the chosen response, plus an odds-ratio penalty.
 

@@ -1,1 +1,1 @@
-"""Checks before a run: arguments, data, hardware, adapters, model folders. Nothing expensive has started yet."""
+"""Checks of arguments, data, hardware, adapters and model folders, run before anything expensive."""

@@ -1,4 +1,4 @@
-"""Checks of a quantized base and its adapter that need no weights: the model's config and the names of its modules."""
+"""Check a quantized base model and its adapter without weights, from the config and the module names alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
+from ..._compat.peft import converted_targets
 from ...reference.frozen_adapter import FROZEN, TRAINED
 from ...registry import did_you_mean
 from ..errors import ConfigError
@@ -20,23 +21,23 @@ logger = logging.getLogger(__name__)
 
 
 def check_quantization(model: Any, quantization_config: Any, peft_config: Any, args: Any) -> None:
-    """Refuse a quantized base that can't be trained, or that isn't the one asked for.
+    """Reject a quantized base model that can't be trained or that is stored with another quantization.
 
     Args:
-        model: Hub id, folder, or module; a module that is quantized already is transformers' to check.
+        model: Hub id, folder, or module. transformers checks modules that are already quantized.
         quantization_config: `BitsAndBytesConfig` or None.
-        peft_config: the adapter's, or None.
-        args: the configuration, for how the model is loaded.
+        peft_config: config of the new adapter, or None.
+        args: the configuration; it determines how the model is loaded.
 
     Raises:
-        ConfigError: no adapter on it, or the stored model is quantized in another way.
+        ConfigError: there is no adapter, or the stored model has another quantization.
     """
     if quantization_config is None or not isinstance(model, str):
         return
     if peft_config is None:
         raise ConfigError(
-            "The model is loaded quantized, and quantized weights can't be trained. Add an adapter (use_peft: true, or "
-            "peft_config), or load it unquantized (without load_in_4bit)."
+            "The model is loaded quantized, but quantized weights can't be trained. Add an adapter (use_peft: true, or "
+            "peft_config), or load the model unquantized (without load_in_4bit)."
         )
     stored = getattr(_config(model, args), "quantization_config", None)
     if stored is None:
@@ -46,61 +47,72 @@ def check_quantization(model: Any, quantization_config: Any, peft_config: Any, a
     if not stored.get(f"load_in_{bits}bit"):
         method = stored.get("quant_method", "another method")
         raise ConfigError(
-            f"The recipe loads the model in {bits} bit, but {model!r} is stored quantized by {method!r} already, which "
-            f"can't be quantized again. Give the unquantized model, or remove load_in_{bits}bit."
+            f"The recipe loads the model in {bits} bit, but {model!r} is already stored quantized with {method!r} and "
+            f"can't be quantized again. Use the unquantized model, or remove load_in_{bits}bit."
         )
 
 
 def check_reference_adapter(model: Any, ref_model: Any, peft_config: Any, args: Any) -> None:
-    """Refuse adapters that can't be, or can't have, the reference.
+    """Reject adapters that don't work with the reference.
 
     Args:
         model: Hub id, folder, or module.
         ref_model: a second model, or None.
-        peft_config: of a new adapter, or None.
+        peft_config: config of a new adapter, or None.
         args: the configuration.
 
     Raises:
-        ConfigError: says which names are wanted.
+        ConfigError: an adapter has the wrong name, or `sync_ref_model` has no adapter to update in `ref_model`.
     """
     adapters = list(model.peft_config) if isinstance(model, PeftModel) else []
     if ref_model is not None:
         if args.sync_ref_model and (adapters or peft_config is not None):
             raise ConfigError(
-                "sync_ref_model=True moves the reference to where the policy is. The policy has an adapter, and "
-                "ref_model has none to move. Remove ref_model: the reference is then a copy of the adapter."
+                "sync_ref_model=True updates the reference from the policy. The policy has an adapter, but "
+                "ref_model has none to update. Remove ref_model; the reference is then a copy of the adapter."
             )
     elif adapters and TRAINED not in adapters:
         raise ConfigError(
-            f"The model's adapters are called {', '.join(map(repr, adapters))}; the one to train must be called "
-            f"{TRAINED!r}, which is what PEFT calls it without adapter_name."
+            f"The model's adapters are named {', '.join(map(repr, adapters))}, but the adapter to train must be named "
+            f"{TRAINED!r}. Load it without adapter_name; {TRAINED!r} is PEFT's default."
         )
     elif FROZEN in adapters:
         raise ConfigError(
-            f"The model has an adapter called {FROZEN!r} already, perhaps from an earlier trainer: the name of the "
-            f"reference. Call model.delete_adapter({FROZEN!r}), or load the model again."
+            f"The model already has an adapter named {FROZEN!r}, perhaps from an earlier trainer. That name is "
+            f"reserved for the reference. Call model.delete_adapter({FROZEN!r}), or load the model again."
         )
 
 
 def check_target_modules(model: Any, peft_config: Any, args: Any) -> None:
-    """Refuse an adapter whose `target_modules` match nothing in the model; warn of single names that match nothing.
+    """Reject an adapter whose `target_modules` match nothing in the model. Warn if only some of them match nothing.
 
     Args:
-        model: Hub id, folder, or module. Of a path, the modules are built without weights, from the config alone.
-        peft_config: the adapter's, or None.
-        args: the configuration, for how the model is loaded.
+        model: Hub id, folder, or module. For an id or folder, the modules are built from the config, without weights.
+        peft_config: config of the adapter, or None.
+        args: the configuration; it determines how the model is loaded.
 
     Raises:
-        ConfigError: names what the model has.
+        ConfigError: no target matches. The message lists the model's layers.
     """
-    targets = getattr(peft_config, "target_modules", None)
-    if not targets or targets == "all-linear" or set(targets) == {"all-linear"}:
-        return
-    if getattr(peft_config, "target_parameters", None):
+    if peft_config is None:
         return
     modules = model if isinstance(model, nn.Module) else _without_weights(model, args)
     if modules is None:
         return
+    _check_names("lora_modules_to_save", getattr(peft_config, "modules_to_save", None), modules.named_modules())
+    _check_names("lora_target_parameters", getattr(peft_config, "target_parameters", None), modules.named_parameters())
+    targets = getattr(peft_config, "target_modules", None)
+    if not targets or targets == "all-linear" or set(targets) == {"all-linear"}:
+        return
+    try:
+        # PEFT takes the names that experts had as layers of their own (w1, gate_proj, ...) for the fused parameters.
+        converted = converted_targets(peft_config, modules)
+    except ValueError as error:
+        raise ConfigError(f"lora_target_modules={', '.join(sorted(targets))}: {error}") from error
+    if converted.target_parameters:
+        targets = converted.target_modules
+        if not targets:
+            return
     names = [name for name, _ in modules.named_modules() if name]
     listed = [targets] if isinstance(targets, str) else sorted(targets)
     unmatched = [
@@ -110,19 +122,31 @@ def check_target_modules(model: Any, peft_config: Any, args: Any) -> None:
     if len(unmatched) == len(listed):
         raise ConfigError(
             f"lora_target_modules={', '.join(map(repr, listed))} match nothing in this model."
-            f"{did_you_mean(listed[0], linear)} Its linear layers are called: {', '.join(linear)}. 'all-linear' takes "
-            "them all but the language-model head."
+            f"{did_you_mean(listed[0], linear)} Its linear layers are: {', '.join(linear)}. Use 'all-linear' for all "
+            "of them except the language-model head."
         )
     if unmatched:
         logger.warning(
-            "lora_target_modules: %s match nothing in this model and get no adapter. Its linear layers are called: %s.",
+            "lora_target_modules: %s match nothing in this model and get no adapter. Its linear layers are: %s.",
             ", ".join(map(repr, unmatched)),
             ", ".join(linear),
         )
 
 
+def _check_names(setting: str, wanted: Any, found: Iterable[tuple[str, Any]]) -> None:
+    """Refuse names that nothing in the model has; PEFT would leave them out without a word."""
+    names = [name for name, _ in found if name]
+    for name in wanted or ():
+        if not any(_matches(name, known, is_pattern=False) for known in names):
+            last_parts = sorted({known.rpartition(".")[2] for known in names})
+            raise ConfigError(
+                f"{setting}: nothing in this model is called {name!r}.{did_you_mean(name, last_parts)} Give the name "
+                "of a module or parameter, or the end of its path."
+            )
+
+
 def _matches(target: str, name: str, is_pattern: bool) -> bool:
-    # As PEFT does: a string is a pattern for whole names, a list holds names or their ends.
+    # As in PEFT: a string is a regular expression for full names; a list contains names or name suffixes.
     return bool(re.fullmatch(target, name)) if is_pattern else name == target or name.endswith(f".{target}")
 
 
@@ -141,7 +165,7 @@ def _config(model: str, args: Any) -> Any:
 def _without_weights(model: str, args: Any) -> nn.Module | None:
     config = _config(model, args)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return None  # code from the Hub: PEFT will say that nothing matches
+        return None  # custom code from the Hub; PEFT raises if nothing matches
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 

@@ -1,4 +1,4 @@
-"""What the hardware, and the way a model is spread over it, allow; found out before a model is loaded.
+"""Check before loading a model that the hardware and the sharding support the settings.
 
 docs/scaling.md has the table of combinations.
 """
@@ -19,36 +19,36 @@ logger = logging.getLogger(__name__)
 
 
 def on_cpu(use_cpu: bool) -> bool:
-    """Tell whether training runs on the CPU, by the configuration or by accelerate's environment."""
+    """Return whether the configuration or accelerate's environment requests the CPU."""
     return use_cpu or bool(strtobool(os.environ.get("ACCELERATE_USE_CPU", "false")))
 
 
 def check_processes(use_cpu: bool) -> None:
-    """Refuse more processes than GPUs: NCCL can't let two share one, and fails later and less clearly.
+    """Reject more processes than GPUs. NCCL can't share a GPU, and would fail later with a less clear error.
 
     Raises:
-        ConfigError.
+        ConfigError: more processes were launched than GPUs are visible.
     """
     launched = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if launched == 1 or on_cpu(use_cpu) or not torch.cuda.is_available():
         return
     if launched > (visible := torch.cuda.device_count()):
         raise ConfigError(
-            f"{launched} processes were launched on this machine, and {visible} GPU{'s are' if visible > 1 else ' is'} "
-            f"visible; two processes can't share one. Launch with --num_processes {visible} (a larger "
-            "gradient_accumulation_steps keeps the batch), or make more visible with CUDA_VISIBLE_DEVICES."
+            f"{launched} processes were launched on this machine, but {visible} GPU{'s are' if visible > 1 else ' is'} "
+            f"visible, and two processes can't share a GPU. Launch with --num_processes {visible} (raise "
+            "gradient_accumulation_steps to keep the batch size), or make more GPUs visible with CUDA_VISIBLE_DEVICES."
         )
 
 
 def check_bf16(bf16: bool | None, fp16: bool, use_cpu: bool) -> None:
-    """Refuse bfloat16 where it isn't there, or is only emulated; on a CPU, say that it is.
+    """Reject bfloat16 if the GPU lacks it or only emulates it. Warn if the CPU emulates it.
 
     Args:
-        bf16, fp16: the settings; None means bfloat16 unless `fp16`, as in TRL.
-        use_cpu: CPUs compute in bfloat16 where `use_cpu` says that one is meant.
+        bf16, fp16: the settings; `bf16=None` means bfloat16 unless `fp16`, as in TRL.
+        use_cpu: whether training on the CPU was requested.
 
     Raises:
-        ConfigError.
+        ConfigError: the GPU has no bfloat16, or there is no GPU and `use_cpu` is False.
     """
     wanted = not fp16 if bf16 is None else bf16
     if not wanted:
@@ -56,25 +56,27 @@ def check_bf16(bf16: bool | None, fp16: bool, use_cpu: bool) -> None:
     if use_cpu:
         if not cpu_has_bfloat16():
             logger.warning(
-                "bf16=True, but this CPU has no instructions for bfloat16 and emulates them: a matrix product took 70 "
-                "times as long as in float32 on one. Set bf16: false."
+                "bf16=True, but this CPU has no bfloat16 instructions and emulates them. On one such CPU, a matrix "
+                "product took 70 times as long as in float32. Set bf16: false."
             )
         return
-    instead = "Set bf16: false and dtype: float32 (fp16: true too, where the model isn't quantized)."
+    instead = "Set bf16: false and dtype: float32. Add fp16: true if the model isn't quantized."
     if torch.cuda.is_available():
-        # With emulation counted, torch says yes of every card.
+        # If emulation counts, torch reports support on every GPU.
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             major, minor = torch.cuda.get_device_capability()
             raise ConfigError(
-                f"bf16=True, but {torch.cuda.get_device_name()} (compute capability {major}.{minor}) has no bfloat16; "
-                f"8.0 and newer have it. {instead}"
+                f"bf16=True, but {torch.cuda.get_device_name()} (compute capability {major}.{minor}) has no bfloat16, "
+                f"which needs 8.0 or newer. {instead}"
             )
     elif not is_torch_bf16_gpu_available():
-        raise ConfigError("bf16=True (TRL's default), but there is no GPU here. Set bf16: false and dtype: float32.")
+        raise ConfigError(
+            "bf16=True (TRL's default), but there is no GPU on this machine. Set bf16: false and dtype: float32."
+        )
 
 
 def sharding(args: Any) -> str | None:
-    """Return what spreads a model's weights over processes: "FSDP", "DeepSpeed ZeRO-3", or None where each has all."""
+    """Return what shards a model's weights over processes: "FSDP", "DeepSpeed ZeRO-3", or None."""
     if args.fsdp or strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
         return "FSDP"
     plugin = args.deepspeed_plugin
@@ -82,33 +84,35 @@ def sharding(args: Any) -> str | None:
 
 
 def check_sharding(args: Any, quantization_config: Any) -> None:
-    """Refuse what can't work, or silently gives other numbers, where a model's weights are spread.
+    """Reject settings that fail, or silently change results, when a model's weights are sharded.
 
     Args:
         args: the configuration.
         quantization_config: `BitsAndBytesConfig` or None.
 
     Raises:
-        ConfigError.
+        ConfigError: the weights are sharded and a setting doesn't support it.
     """
     sharded = sharding(args)
     if sharded is None:
         return
     if args.precompute_ref_log_probs:
         raise ConfigError(
-            f"precompute_ref_log_probs runs the model before {sharded} has put it together. Set it False: with an "
-            "adapter the reference is the base model itself, without one it is sharded too."
+            f"precompute_ref_log_probs=True runs the model before {sharded} has wrapped it. Set it to False. With an "
+            "adapter, the reference is the base model itself; without one, the reference is sharded too."
         )
     optim = str(getattr(args.optim, "value", args.optim))
     if sharded == "FSDP" and any(kind in optim for kind in ("8bit", "paged", "bnb", "ademamix")):
         raise ConfigError(
-            f"optim={optim!r} can't update FSDP's sharded weights (bitsandbytes issues 89 and 1633). Use "
-            "optim='adamw_torch': adapters are small, and their state is sharded."
+            f"optim={optim!r} can't update weights sharded by FSDP (bitsandbytes issues 89 and 1633). Use "
+            "optim='adamw_torch'. Adapters are small, and FSDP shards their optimizer state."
         )
     if quantization_config is None:
         return
     if sharded == "FSDP" and getattr(quantization_config, "load_in_8bit", False):
-        raise ConfigError("load_in_8bit stores integers, which FSDP can't shard. Use load_in_4bit, or DDP.")
+        raise ConfigError(
+            "load_in_8bit stores integers, and FSDP can't shard them. Use load_in_4bit, or DDP instead of FSDP."
+        )
     if getattr(quantization_config, "load_in_4bit", False):
         storage = quantization_config.bnb_4bit_quant_storage
         dtype = (args.model_init_kwargs or {}).get("dtype", "float32")
@@ -116,6 +120,6 @@ def check_sharding(args: Any, quantization_config: Any) -> None:
         if not storage.is_floating_point or (dtype is not None and storage != dtype):
             name = str(dtype or quantization_config.bnb_4bit_compute_dtype).removeprefix("torch.")
             raise ConfigError(
-                f"bnb_4bit_quant_storage={str(storage).removeprefix('torch.')!r}: {sharded} only spreads 4-bit weights "
+                f"bnb_4bit_quant_storage={str(storage).removeprefix('torch.')!r}: {sharded} only shards 4-bit weights "
                 f"that are stored in the model's own dtype. Set bnb_4bit_quant_storage: {name}."
             )

@@ -1,4 +1,4 @@
-"""Checks that run before anything expensive: what was given, what the losses need, whether a checkpoint fits."""
+"""Checks before a run: the trainer's arguments, the columns that the losses need, disk space for a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,10 +27,16 @@ from .model_folder import check_model
 def check_arguments(
     model: Any, ref_model: Any, args: PreferenceConfig, kwargs: Mapping[str, Any], objective: Objective
 ) -> None:
-    """Refuse arguments that can't work together.
+    """Reject arguments that can't work together.
+
+    Args:
+        model, ref_model, args: arguments of the trainer.
+        kwargs: its other arguments.
+        objective: the losses that `args` configures.
 
     Raises:
-        FileNotFoundError, ModelFolderError, ConfigError.
+        FileNotFoundError, ModelFolderError: the model folder is missing or broken.
+        ConfigError: an argument isn't supported, or doesn't work with another one.
     """
     if isinstance(model, str):
         check_model(model, needs_tokenizer=kwargs.get("processing_class") is None)
@@ -39,10 +45,10 @@ def check_arguments(
     check_second_model(model, ref_model)
     check_push(model, args)
     if ref_model is not None and not objective.reads_reference:
-        raise ConfigError(f"ref_model is given, but none of {args.loss_type} reads a reference. Remove it.")
+        raise ConfigError(f"ref_model is set, but none of {args.loss_type} reads the reference. Remove it.")
     for name, instead in {
-        "compute_metrics": "rankings are in the logged metrics; evaluate samples with trl_dpo_ext.evaluation",
-        "data_collator": "rows are laid out by the trainer",
+        "compute_metrics": "the logged metrics cover rankings; use trl_dpo_ext.evaluation to evaluate samples",
+        "data_collator": "the trainer lays out the rows itself; remove it",
     }.items():
         if kwargs.get(name) is not None:
             raise ConfigError(f"{name} is not supported here: {instead}.")
@@ -55,35 +61,40 @@ def check_arguments(
 
 
 def check_dataset_type(dataset: Any, name: str) -> None:
-    """Refuse anything but one dataset of the `datasets` library.
+    """Reject anything but a single dataset of the `datasets` library.
 
     Raises:
-        TypeError: a list of rows, a dictionary of splits, ...
+        TypeError: it is a list of rows, a dict of splits, ...
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise TypeError(
             f"{name} dataset: it is a {type(dataset).__name__}, expected a datasets.Dataset or IterableDataset. "
-            "Dataset.from_list makes one from a list of rows; of a dictionary of splits, give one."
+            "Convert a list of rows with Dataset.from_list. Pass a single split of a dict of splits."
         )
 
 
 def check_needs(dataset: Any, objective: Objective, name: str) -> None:
-    """Refuse a dataset that lacks what a loss reads.
+    """Reject a dataset without the columns that the losses read.
 
     Raises:
-        DataError: scores are needed and the dataset has none.
+        DataError: a loss reads scores, but the dataset has none.
     """
     columns = dataset.column_names or next(iter(dataset))
     if "scores" in objective.needs and "scores" not in columns:
         losses = [term.spec.name for term in objective.terms if "scores" in term.spec.needs]
         raise DataError(
-            f"{name} dataset: {', '.join(losses)} reads scores, and there are none. Give the columns prompt, "
-            "completions and scores, or choose a loss that reads ranks only."
+            f"{name} dataset: {', '.join(losses)} reads scores, but the dataset has none. Provide the columns prompt, "
+            "completions and scores, or choose a loss that only reads ranks."
         )
 
 
 def log_data_findings(trainer: Any, train_dataset: Any, eval_dataset: Any) -> Report:
-    """Log in short what the linter finds in a new trainer's data, which are given here as text, and return it."""
+    """Run the linter on a trainer's datasets, log a summary, and return the report.
+
+    Args:
+        trainer: a `PreferenceTrainer`; its datasets are tokenized.
+        train_dataset, eval_dataset: the same datasets as text.
+    """
 
     def named(train: Any, evaluation: Any) -> dict[str, Any]:
         others = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
@@ -99,11 +110,11 @@ def log_data_findings(trainer: Any, train_dataset: Any, eval_dataset: Any) -> Re
 
 
 def check_disk(model: nn.Module, args: PreferenceConfig) -> None:
-    """Refuse to start a run whose first checkpoint can't be written.
+    """Check that the first checkpoint fits on the disk.
 
     Raises:
-        DiskSpaceError: less is free on the disk of `output_dir` than trainable weights, two optimizer moments, and a
-            reference that moves take.
+        DiskSpaceError: the disk of `output_dir` has no room for the trainable weights, two optimizer moments and, with
+            `sync_ref_model`, the reference weights.
     """
     if str(args.save_strategy) in ("no", "SaveStrategy.NO"):
         return
@@ -116,6 +127,7 @@ def check_disk(model: nn.Module, args: PreferenceConfig) -> None:
     free = shutil.disk_usage(existing).free
     if weights + moments > free:
         raise DiskSpaceError(
-            f"A checkpoint takes about {(weights + moments) / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on the "
-            f"disk of output_dir={args.output_dir!r}. Free some, choose another output_dir, or set save_strategy='no'."
+            f"A checkpoint takes about {(weights + moments) / 1e9:.2f} GB, but the disk of "
+            f"output_dir={args.output_dir!r} has {free / 1e9:.2f} GB free. Free some space, choose another output_dir, "
+            "or set save_strategy='no'."
         )

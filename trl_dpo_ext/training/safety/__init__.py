@@ -1,1 +1,1 @@
-"""Safety of a run: checkpoints that are whole, exact resuming, and a guard that stops runs that learn nothing."""
+"""Safety of a run: atomic checkpoints, exact resuming, and a guard that stops runs that learn nothing."""

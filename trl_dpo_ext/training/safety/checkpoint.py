@@ -1,4 +1,7 @@
-"""Which checkpoints are whole: a list of files written last, the search for the newest one, and rotation."""
+"""Write checkpoints atomically, find the newest complete one, and delete old ones.
+
+A checkpoint is complete if it has a list of its files, which is written last, and every file has the size listed.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ from ..errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 MARKER = "complete.json"
-_NEWEST = ("true", "latest", "last")
-_NONE = ("", "false", "none", "no")
+_ASKS_FOR_NEWEST = ("true", "latest", "last")
+_ASKS_FOR_NONE = ("", "false", "none", "no")
 
 
 def checkpoints(run_folder: str | Path) -> dict[int, Path]:
-    """Return the checkpoint folders of a run by their step, in order, whole or not."""
+    """Return all checkpoint folders of a run by step, in ascending order, complete or not."""
     found = {}
     for path in Path(run_folder).glob("checkpoint-*"):
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir():
@@ -36,14 +39,16 @@ def checkpoints(run_folder: str | Path) -> dict[int, Path]:
 
 
 def why_incomplete(folder: str | Path) -> str | None:
-    """Say in a clause what is missing from a checkpoint, or None where it is whole: each file has the size listed."""
+    """Return a clause that says why a checkpoint is incomplete, or None if it is complete."""
     folder = Path(folder)
     if not folder.is_dir():
         return "there is no such folder"
     try:
         files = dict(json.loads((folder / MARKER).read_text())["files"])
     except FileNotFoundError:
-        return f"it has no {MARKER}, which is written last: its run was killed before that, or was another program's"
+        return (
+            f"it has no {MARKER}, which is written last (the run was killed before that, or another program wrote it)"
+        )
     except (ValueError, KeyError, TypeError):
         return f"its {MARKER} can't be read"
     for name, size in files.items():
@@ -51,29 +56,29 @@ def why_incomplete(folder: str | Path) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         if (found := path.stat().st_size) != size:
-            return f"{name} has {found} bytes, and was written with {size}"
+            return f"{name} has {found} bytes, but was written with {size}"
     return None
 
 
-def newest(run_folder: str | Path) -> Path | None:
-    """Return the whole checkpoint of the latest step, or None."""
+def newest_complete(run_folder: str | Path) -> Path | None:
+    """Return the complete checkpoint with the highest step, or None."""
     return next((path for path in reversed(checkpoints(run_folder).values()) if why_incomplete(path) is None), None)
 
 
 def find_checkpoint(asked: str | bool | None, run_folder: str | Path) -> str | None:
-    """Return the folder to resume from, the same on all processes; None is a start at step 0.
+    """Return the checkpoint folder to resume from, the same on all processes. None means: start at step 0.
 
     Args:
-        asked: a checkpoint's folder; True, "true", "latest" or "last" for the newest whole one in `run_folder` (a run
-            that has none yet starts at step 0, so that a job can always be started with the same command); None, False
-            or "false" for none.
+        asked: a checkpoint folder. True, "true", "latest" or "last": the newest complete checkpoint in `run_folder`,
+            or step 0 if there is none, so that a job can always be started with the same command. None, False or
+            "false": start at step 0.
         run_folder: the run's `output_dir`.
 
     Raises:
-        CheckpointError: the folder named isn't a whole checkpoint, or holds no optimizer to go on with.
+        CheckpointError: the requested checkpoint is incomplete or has no optimizer state.
     """
     answer: list[str | None] = [None, None]
-    if PartialState().is_main_process:  # a shared disk may show each process something else
+    if PartialState().is_main_process:  # processes may see different states of a shared disk
         try:
             answer[0] = _find(str(asked), Path(run_folder))
         except CheckpointError as error:
@@ -85,13 +90,15 @@ def find_checkpoint(asked: str | bool | None, run_folder: str | Path) -> str | N
 
 
 def _find(asked: str, run_folder: Path) -> str | None:
-    if asked.lower() in _NONE:
+    if asked.lower() in _ASKS_FOR_NONE:
         return None
-    if asked.lower() not in _NEWEST:
+    if asked.lower() not in _ASKS_FOR_NEWEST:
         folder = Path(asked)
         if (problem := why_incomplete(folder)) is not None:
-            whole = [str(path) for path in _near(folder, run_folder) if why_incomplete(path) is None]
-            instead = f"Whole ones: {', '.join(whole)}." if whole else "There is no whole one beside it."
+            complete = [str(path) for path in _nearby_checkpoints(folder, run_folder) if why_incomplete(path) is None]
+            instead = (
+                f"Complete checkpoints: {', '.join(complete)}." if complete else "There is no complete one nearby."
+            )
             raise CheckpointError(f"Can't resume from {asked!r}: {problem}. {instead}")
     else:
         for path in reversed(checkpoints(run_folder).values()):
@@ -100,19 +107,21 @@ def _find(asked: str, run_folder: Path) -> str | None:
                 break
             logger.warning("Not resuming from %s: %s.", path, problem)
         else:
-            logger.warning("resume_from_checkpoint=%s: %s has no whole checkpoint; starting anew.", asked, run_folder)
+            logger.warning(
+                "resume_from_checkpoint=%s: %s has no complete checkpoint. Starting at step 0.", asked, run_folder
+            )
             return None
     if not json.loads((folder / MARKER).read_text())["resumable"]:
         raise CheckpointError(
-            f"Can't resume from {str(folder)!r}: it holds the weights only (save_only_model=True), so optimizer, "
-            "schedule and random state would start anew. Give it as the model of a new run instead."
+            f"Can't resume from {str(folder)!r}: it has only the weights (save_only_model=True), not the optimizer, "
+            "scheduler and random state. Use it as the model of a new run instead."
         )
     logger.info("Resuming from %s.", folder)
     return str(folder)
 
 
-def _near(folder: Path, run_folder: Path) -> list[Path]:
-    """The checkpoints that may have been meant: in the folder named, beside it, or in the run's own folder."""
+def _nearby_checkpoints(folder: Path, run_folder: Path) -> list[Path]:
+    """Return the checkpoints that the user may have meant: in the folder, next to it, or in the run's folder."""
     for place in (folder, folder.parent, run_folder):
         if found := list(checkpoints(place).values()):
             return found
@@ -123,15 +132,15 @@ def _near(folder: Path, run_folder: Path) -> list[Path]:
 def atomic_checkpoint(
     folder: Path, args: Any, state: Any, accelerator: Any, push: Callable[[Path], None]
 ) -> Iterator[None]:
-    """Let all processes write a checkpoint into `folder`, then mark it as whole, push it, and delete older ones.
+    """Let all processes write a checkpoint into `folder`, then mark it as complete, push it, and delete older ones.
 
-    transformers would push and delete older checkpoints before our files are written; a run killed in between would
-    be left without any. What an earlier run left in the folder is removed first.
+    transformers pushes and deletes older checkpoints before our files are written, so a run killed in between would
+    have no checkpoint left. Files of an earlier run in the folder are removed first.
 
     Args:
-        folder: of the checkpoint.
-        args, state, accelerator: of the trainer.
-        push: called with the whole checkpoint where `push_to_hub` is set.
+        folder: the checkpoint's folder.
+        args, state, accelerator: attributes of the trainer.
+        push: called with the complete checkpoint if `push_to_hub` is set.
     """
     if args.should_save:
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,8 +154,8 @@ def atomic_checkpoint(
             setattr(args, name, value)
     accelerator.wait_for_everyone()
     if args.should_save:
-        torch.save(args, folder / "training_args.bin")  # with the limit and the push that were asked for
-        _mark(folder, resumable=not args.save_only_model)
+        torch.save(args, folder / "training_args.bin")  # again, with the user's save_total_limit and push_to_hub
+        _write_marker(folder, resumable=not args.save_only_model)
     if args.push_to_hub:
         push(folder)
     if args.should_save:
@@ -155,8 +164,8 @@ def atomic_checkpoint(
     accelerator.wait_for_everyone()
 
 
-def _mark(folder: Path, resumable: bool) -> None:
-    """List all files with their sizes, once they are on the disk and not only on their way there."""
+def _write_marker(folder: Path, resumable: bool) -> None:
+    """Flush all files to disk, then write the list of their sizes."""
     paths = sorted(folder.rglob("*"))
     for path in paths:
         _flush(path)
@@ -167,7 +176,9 @@ def _mark(folder: Path, resumable: bool) -> None:
 
 
 def _flush(path: Path) -> None:
-    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():  # not every disk flushes folders
+    with (
+        contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext()
+    ):  # not every file system can flush folders
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -176,9 +187,14 @@ def _flush(path: Path) -> None:
 
 
 def rotate(run_folder: str | Path, limit: int | None, keep: list[Path]) -> None:
-    """Delete checkpoints beyond `limit`: first those that aren't whole, then the oldest; never those to `keep`.
+    """Delete checkpoints beyond `limit`: incomplete ones first, then the oldest, never those in `keep`.
 
-    transformers' own rotation counts half-written checkpoints, and may keep one of them instead of a whole one.
+    transformers' own rotation counts incomplete checkpoints, and may keep one of them instead of a complete one.
+
+    Args:
+        run_folder: the run's `output_dir`.
+        limit: number of checkpoints to keep; None or 0 keeps all.
+        keep: folders that are never deleted; they count toward the limit.
     """
     if limit is None or limit <= 0:
         return

@@ -1,4 +1,4 @@
-"""Likelihood displacement: chosen and rejected responses become less likely together (arXiv 2410.08847)."""
+"""Detect likelihood displacement: chosen and rejected responses become less likely together (arXiv 2410.08847)."""
 
 from __future__ import annotations
 
@@ -9,54 +9,56 @@ from typing import Any
 
 from ...losses import list_losses
 
-_FEWEST = 15  # logs
-_SIGMAS = 3.0
-_NATS = 1.0
+_SHORTEST_SPAN = 15  # logs
+_STANDARD_ERRORS = 3.0
+_SMALLEST_FALL = 1.0  # nats
 
 
-def falls(values: Sequence[float]) -> bool:
-    """Tell whether a noisy series falls all the way: its three thirds, each below the last by more than the noise.
+def falls_steadily(values: Sequence[float]) -> bool:
+    """Return whether a noisy series falls steadily: the mean of each third is below that of the previous third.
 
-    "More than the noise" is three standard errors of the difference of two thirds' means, with the spread inside the
-    thirds as the noise. From the first to the last third it must come to a nat at least.
+    Each difference of means must exceed three standard errors, estimated from the variance within the thirds. The total
+    fall from the first to the last third must exceed 1 nat.
 
     Args:
         values: nats, 6 or more.
 
     Example:
-        >>> falls([10, 11, 10, 7, 8, 7, 3, 4, 3]), falls([10, 11, 10, 7, 8, 7, 10, 11, 10]), falls([5] * 9)
-        (True, False, False)
+        >>> falls_steadily([10, 11, 10, 7, 8, 7, 3, 4, 3]), falls_steadily([10, 11, 10, 7, 8, 7, 10, 11, 10])
+        (True, False)
     """
     n = len(values) // 3
     thirds = [values[-3 * n : -2 * n], values[-2 * n : -n], values[-n:]]
     means, errors = [fmean(third) for third in thirds], [variance(third) / n for third in thirds]
-    steps = [means[i] - means[i + 1] > _SIGMAS * math.sqrt(errors[i] + errors[i + 1]) for i in (0, 1)]
-    return all(steps) and means[0] - means[2] > _NATS
+    steps = [means[i] - means[i + 1] > _STANDARD_ERRORS * math.sqrt(errors[i] + errors[i + 1]) for i in (0, 1)]
+    return all(steps) and means[0] - means[2] > _SMALLEST_FALL
 
 
-def displaced(history: Sequence[Mapping[str, Any]], reward_scale: float) -> tuple[int, float, float] | None:
-    """Look for displacement in a run's training logs, oldest first.
+def find_displacement(
+    history: Sequence[Mapping[str, Any]], reward_scale: float | None
+) -> tuple[int, float, float] | None:
+    """Look for displacement in a run's training logs.
 
-    Both log-probs must fall (see `falls`) over the last 15, 30, 60, ... logs. Each span is looked at once in its own
-    length, so that a run of any length makes few comparisons and noise has few chances. Where rewards are logged,
-    log-ratios (reward / beta) are looked at: they fall as the log-probs do, but don't vary with the prompts of a
-    batch.
+    Both log-probs must fall (see `falls_steadily`) over the last 15, 30, 60, ... logs. Each span is tested only when
+    the number of logs is a multiple of its length, so that long runs make few comparisons and false alarms stay rare.
+    With a reference, log-ratios (reward / beta) are tested instead: they fall like the log-probs, but don't vary
+    with the prompts of a batch.
 
     Args:
-        history: `state.log_history`; entries of evaluations are passed over.
-        reward_scale: beta of the logged rewards.
+        history: `state.log_history`, oldest first; evaluation entries are skipped.
+        reward_scale: beta of the logged rewards; None without a reference.
 
     Returns:
-        How many logs, and by how many nats chosen and rejected fell over them (between the means of the first and the
-        last third); None if they don't.
+        The number of logs in the span, and the fall of the chosen and the rejected log-probs in nats, between the means
+        of the first and last third. None if there is no displacement.
     """
     logs = [entry for entry in history if "loss" in entry and "logps/chosen" in entry]
-    prefix, scale = ("rewards", reward_scale) if logs and "rewards/chosen" in logs[-1] else ("logps", 1.0)
-    span = _FEWEST
+    prefix, scale = ("logps", 1.0) if reward_scale is None else ("rewards", reward_scale)
+    span = _SHORTEST_SPAN
     while span <= len(logs):
         if len(logs) % span == 0:
             pair = [[entry[f"{prefix}/{side}"] / scale for entry in logs[-span:]] for side in ("chosen", "rejected")]
-            if all(map(falls, pair)):
+            if all(map(falls_steadily, pair)):
                 n = span // 3
                 chosen, rejected = (fmean(values[:n]) - fmean(values[-n:]) for values in pair)
                 return span, chosen, rejected
@@ -64,13 +66,13 @@ def displaced(history: Sequence[Mapping[str, Any]], reward_scale: float) -> tupl
     return None
 
 
-def warning(found: tuple[int, float, float]) -> str:
-    """Return what `displaced` found in words, with the losses that counter it."""
+def displacement_warning(found: tuple[int, float, float]) -> str:
+    """Return the warning for a result of `find_displacement`, with the losses that counter displacement."""
     span, chosen, rejected = found
     losses = ", ".join(spec.name for spec in list_losses() if spec.counters_displacement)
     return (
-        f"Over the last {span} logs the log-probs of chosen and of rejected responses have both fallen steadily, by "
-        f"{chosen:.1f} and {rejected:.1f} nats: likelihood displacement (arXiv 2410.08847). The probability goes to "
-        f"responses that aren't in the data. Losses that counter it, alone or mixed in: {losses}. A lower learning "
-        "rate or a larger beta slows it."
+        f"Likelihood displacement (arXiv 2410.08847): over the last {span} logs, the log-probs of chosen and rejected "
+        f"responses both fell steadily, by {chosen:.1f} and {rejected:.1f} nats. Probability moves to responses that "
+        f"aren't in the data. These losses counter it, alone or in a mix: {losses}. A lower learning rate or a larger "
+        "beta slows it down."
     )

@@ -1,4 +1,4 @@
-"""What a run needs to go on as if it had not stopped, beyond what transformers saves; and stopping on SIGTERM."""
+"""Save the state that exact resuming needs beyond what transformers saves, and stop cleanly on SIGTERM."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ RUN_STATE = "run_state.json"
 
 
 class RunState(TrainerCallback):
-    """Keeps in checkpoints the losses' running means, metrics and loss since the last log, and tokens.
+    """Saves and restores the losses' running means, the metrics and loss since the last log, and the token count.
 
-    The `train_loss` at a run's end stays what it is in transformers: the mean over the steps of this call of `train`.
+    The final `train_loss` stays as in transformers: the mean over the steps of this call of `train`.
 
     Args:
-        trainer: the `PreferenceTrainer` this belongs to.
+        trainer: the `PreferenceTrainer` to save and restore.
 
     Attributes:
         checkpoint: the folder to restore from when training begins, or None.
@@ -39,7 +39,7 @@ class RunState(TrainerCallback):
         self.checkpoint: str | None = None
 
     def save(self, folder: str | Path) -> None:
-        """Write the state into a checkpoint's folder; every process calls this."""
+        """Write the state into a checkpoint folder. Every process must call this."""
         trainer = self.trainer
         state = {
             "running_means": {name: asdict(mean) for name, mean in trainer.objective.running_means.items()},
@@ -49,7 +49,7 @@ class RunState(TrainerCallback):
             write_json(Path(folder) / RUN_STATE, state)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Restore: transformers has just set its own counters to 0."""
+        """Restore the state. transformers has just reset its own counters."""
         if self.checkpoint is None:
             return
         state = json.loads((Path(self.checkpoint) / RUN_STATE).read_text())
@@ -59,61 +59,59 @@ class RunState(TrainerCallback):
 
 
 class StopOnSigterm(TrainerCallback):
-    """On SIGTERM, finish the step, write a checkpoint, and end with code 143 (128 + 15, as shells count).
+    """On SIGTERM, finish the step, write a checkpoint, and exit with code 143 (128 + 15).
 
-    transformers' `JITCheckpointCallback`, which `enable_jit_checkpoint` names, isn't used: it also saves between the
-    forward passes of a step and its update, when random state and metrics have moved on and the weights haven't; its
-    processes don't agree on the step; and `train` returns as if the run were over.
+    `enable_jit_checkpoint` doesn't use transformers' `JITCheckpointCallback` here, for three reasons. It may save
+    between the forward passes of a step and its update, when random state and metrics have advanced but the weights
+    haven't. Its processes don't agree on the step. And `train` returns as if the run had finished.
 
-    A scheduler must wait for the longest step (or evaluation) and a checkpoint; torchrun waits 30 seconds.
+    The scheduler must allow time for the longest step (or evaluation) and a checkpoint. torchrun waits 30 seconds.
 
     Args:
-        trainer: the `PreferenceTrainer` this belongs to.
+        trainer: the `PreferenceTrainer` to stop.
 
     Attributes:
-        asked: this process has had the signal.
-        agreed: some process has had it, as all of them know.
+        received: this process received the signal.
+        any_received: any process received it; the same on all processes.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.asked = self.agreed = False
+        self.received = self.any_received = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signal while open. Only Python's main thread can; `save_strategy="no"` leaves it alone."""
+        """Handle the signal inside the block. Does nothing outside the main thread or if `save_strategy="no"`."""
         args = self.trainer.args
-        self.asked = self.agreed = False
+        self.received = self.any_received = False
         wanted = args.enable_jit_checkpoint and args.save_strategy != "no"
         if not wanted or threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = signal.signal(signal.SIGTERM, self._ask)
+        previous = signal.signal(signal.SIGTERM, self._on_signal)
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, previous)
 
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-        logger.warning("SIGTERM: a checkpoint is written after this step, then the run ends.")
+    def _on_signal(self, *_: Any) -> None:
+        self.received = True
+        logger.warning("SIGTERM received. Writing a checkpoint after this step, then exiting.")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint."""
-        control.should_save |= self.agreed
+        """Request a checkpoint."""
+        control.should_save |= self.any_received
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint: an evaluation may take longer than a scheduler waits for the next step."""
-        control.should_save |= self.agreed
+        """Request a checkpoint now: after an evaluation, the scheduler may not wait for another step."""
+        control.should_save |= self.any_received
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End: the checkpoint is whole on all processes.
+        """Exit: the checkpoint is complete on all processes.
 
         Raises:
-            SystemExit: 143.
+            SystemExit: with code 143.
         """
-        if self.agreed:
-            logger.warning(
-                "SIGTERM: checkpoint-%d is written. Go on with resume_from_checkpoint=true.", state.global_step
-            )
+        if self.any_received:
+            logger.warning("SIGTERM: wrote checkpoint-%d. Resume with resume_from_checkpoint=true.", state.global_step)
             raise SystemExit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The head on the scored positions only gives what TRL's head gives, in every output, and does less."""
+"""The compact head gives the same outputs as TRL's head, with less work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH = shape_of(GROUPS)[1]
 
 
 def pair(family: str = "llama", **changes: Any) -> tuple[Any, Any]:
-    """The same model twice: with TRL's head alone, and with ours over it."""
+    """Return the same model twice: with TRL's head, and with the compact head on top."""
     models = []
     for compact in (False, True):
         torch.manual_seed(0)
@@ -69,7 +69,7 @@ def test_every_output_and_gradient_equals_trls(family: str, layout: str) -> None
 
 @pytest.mark.parametrize("layout", ["padded", "shared"])
 def test_only_scored_positions_reach_the_head(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also the proof that TRL's head still takes the hidden states that are picked for it."""
+    """This also shows that TRL's head still reads the selected hidden states."""
     _, model = pair()
     batch = padded_layout(GROUPS, WIDTH) if layout == "padded" else shared_layout(GROUPS, WIDTH)
     seen: list[int] = []
@@ -116,7 +116,7 @@ def test_without_the_fused_head_the_model_is_itself() -> None:
 
 
 def test_the_load_balancing_loss_counts_each_real_token_once() -> None:
-    """Against the definition (Switch Transformer, arXiv 2101.03961, Eq. 4-6) over each distinct token's routing."""
+    """Compare with the definition (Switch Transformer, arXiv 2101.03961, Eq. 4-6), each token counted once."""
     _, model = pair("mixtral", output_router_logits=True)
     model.eval()
     batch = shared_layout(GROUPS, WIDTH, 50, last_tokens=True)
@@ -134,12 +134,12 @@ def test_the_load_balancing_loss_counts_each_real_token_once() -> None:
     expected = 4 * (chosen.mean(0) * probabilities.mean(0)).sum()
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
 
-    without = shared_layout(GROUPS, WIDTH, 50)  # the last token of each response is missing: another number
+    without = shared_layout(GROUPS, WIDTH, 50)  # without the last token of each response, the result differs
     other = model(**model_inputs(model.config, without, torch.float32), fused_lm_head=True).aux_loss
     assert abs(other - expected) > 1e-4
 
 
-# What is used of TRL
+# TRL internals that the compact head relies on
 
 
 def test_trls_fused_head_has_the_form_that_is_relied_on() -> None:

@@ -1,4 +1,4 @@
-"""How a trainer's batches are laid out in rows: planned once, for the collator."""
+"""Choose the row layout of a trainer's batches, once, for the collator."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 _SHARING: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 
 
-def planned_layout(trainer: Any, model: nn.Module, full_precision: bool = True) -> RowLayout:
-    """Run one group through plain and through shared rows, compare, and return how all batches are laid out.
+def choose_layout(trainer: Any, model: nn.Module, full_precision: bool = True) -> RowLayout:
+    """Check shared rows against plain rows on one group, and return the layout for all batches.
 
     Args:
-        trainer: a `PreferenceTrainer`; its models get the compact head.
-        model: its model as it will be run, wrapped or not.
+        trainer: a `PreferenceTrainer`. Its models get the compact head.
+        model: the trainer's model as the forward pass will use it, wrapped or not.
         full_precision: see `plan_rows`.
     """
     rows = list(itertools.islice(trainer.train_dataset, 8))
@@ -61,15 +61,15 @@ def _add_head(trainer: Any, model: nn.Module, group: PromptGroup) -> None:
             logger.info("%s, so log-probs are computed from the model's own logits, which takes more memory.", problem)
 
 
-class PlanRowsWhenWrapped(TrainerCallback):
-    """Plans the rows of a sharded model, which can't run before `train` has wrapped it."""
+class ChooseLayoutWhenWrapped(TrainerCallback):
+    """Chooses the layout of a sharded model, which can't run before `train` has wrapped it."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self._planned = False
+        self._chosen = False
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Called by transformers, which has made the dataloader before: it holds the collator, so this one changes."""
-        if not self._planned:
-            self._planned = True
-            self.trainer.data_collator.layout = planned_layout(self.trainer, self.trainer.model_wrapped, False)
+        """Change the layout of the existing collator: the dataloader already holds it."""
+        if not self._chosen:
+            self._chosen = True
+            self.trainer.data_collator.layout = choose_layout(self.trainer, self.trainer.model_wrapped, False)
