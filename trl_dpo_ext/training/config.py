@@ -15,9 +15,6 @@ from .modifiers import F_DIVERGENCES, LossModifiers
 from .objective import Objective, Term
 from .preflight.hardware import check_bf16, check_processes
 
-# A TRL config may set these fields explicitly to TRL's defaults. Accept that even if no loss reads them.
-_TRL_DEFAULTS = {name: TRL_LOSS_FIELDS[name] for name in ("label_smoothing", "discopop_tau")}
-
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
@@ -38,9 +35,8 @@ class PreferenceConfig(HookedConfig):
         loss_type: one or more registered losses (TRL's names are aliases); `trl-dpo-ext losses` lists them.
         loss_weights: one weight per loss, 1 by default.
         loss_kwargs: hyperparameters per loss, for example `{"simpo": {"gamma_beta_ratio": 0.3}}`.
-        beta: passed to every loss that has a beta. None: each loss's own default. An error if no loss has one.
-        label_smoothing, discopop_tau: TRL's fields, treated like `beta`. TRL's defaults are accepted even if no loss
-            has the field.
+        beta, label_smoothing, discopop_tau: TRL's fields, passed to every loss that has them. None: each loss's own
+            default. An error if no loss has one, unless it is TRL's default.
         pairing: the pairs that a ranking of K > 2 gives to pairwise losses: `all`, `best_vs_rest`, `adjacent`,
             `best_vs_worst`.
         prefix_sharing: compute each prompt once for all its responses. `auto`: if the model supports it (checked before
@@ -224,7 +220,8 @@ class PreferenceConfig(HookedConfig):
             shared = {spec.trl_fields[f]: value for f, value in fields.items() if f in spec.trl_fields}
             complete.append(spec.check({**shared, **by_loss.get(spec.name, {})}))
         for name, value in fields.items():
-            if value != _TRL_DEFAULTS.get(name) and not any(name in spec.trl_fields for spec in specs):
+            # A TRL config may set a field explicitly to TRL's default. Accept that even if no loss reads it.
+            if value != TRL_LOSS_FIELDS[name] and not any(name in spec.trl_fields for spec in specs):
                 raise HyperparameterError(f"{name}={value} is set, but no loss of {self.loss_type} has it. Remove it.")
         return complete
 
