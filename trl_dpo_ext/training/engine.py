@@ -69,7 +69,7 @@ class PreferenceTrainer(HookedTrainer):
 
     Raises:
         TypeError: `args` isn't a `PreferenceConfig`, or a dataset isn't one of the `datasets` library.
-        ValueError: `train_dataset` is missing.
+        ValueError: `train_dataset` is not given.
         ConfigError, DataError: settings can't work together, or rows are unusable.
 
     Example:
@@ -114,7 +114,7 @@ class PreferenceTrainer(HookedTrainer):
                 f"args is a {type(args).__name__}. Pass a PreferenceConfig; it accepts every field of DPOConfig."
             )
         if train_dataset is None:
-            raise ValueError("train_dataset is missing. Pass a datasets.Dataset or IterableDataset.")
+            raise ValueError("`train_dataset` is required. Pass a datasets.Dataset or IterableDataset.")
         self.objective = args.objective()
         run_checks.check_arguments(model, ref_model, args, kwargs, self.objective)
         # Rows are checked before the tokenizer is loaded, and tokenized before the model is.
