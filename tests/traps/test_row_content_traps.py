@@ -498,8 +498,8 @@ def test_what_a_template_prints_in_its_own_way_is_not_left_out(name):
 
 
 def let_the_tokenizer_add_eos(patch: pytest.MonkeyPatch) -> None:
-    def as_it_comes(text: str, tokenizer: Any, *, ends: bool) -> list[int]:
-        return list(tokenizer(text=text + tokenizer.eos_token if ends else text)["input_ids"])
+    def as_it_comes(text: str, tokenizer: Any) -> list[int]:
+        return list(tokenizer(text=text)["input_ids"])
 
     for module in (tokenize, prompt_rendering):
         patch.setattr(module, "text_token_ids", as_it_comes)

@@ -39,7 +39,8 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
 
     As in TRL, prompt and completion are tokenized together, the completion starts at the first token that differs from
     the prompt's own tokens, and a plain-text completion ends with the EOS token. With K completions, the prompt is the
-    part of its own tokens with which all K begin.
+    part of its own tokens with which all K begin. Unlike in TRL, a completion ends once where the tokenizer adds EOS to
+    every text.
 
     Args:
         row: `prompt` (text or messages), `completions` (K texts or message lists), optionally `tools` and
@@ -54,7 +55,10 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
     tools, template_kwargs = row.get("tools"), row.get("chat_template_kwargs")
     prompt_ids = prompt_token_ids(prompt, tokenizer, tools, template_kwargs)
     if isinstance(prompt, str):
-        whole_ids = [text_token_ids(prompt + c, tokenizer, ends=True) for c in completions]
+        eos = tokenizer.eos_token or ""
+        wholes = [prompt + c + ("" if c.endswith(eos) else eos) for c in completions]
+        # Without an EOS of its own, a completion ends with what the tokenizer puts after a text (SEP).
+        whole_ids = [text_token_ids(w, tokenizer) if eos else list(tokenizer(text=w)["input_ids"]) for w in wholes]
     else:
         template: Any = tokenizer.apply_chat_template
         options = template_options(tools, template_kwargs)

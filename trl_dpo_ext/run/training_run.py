@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from trl import get_quantization_config
 
-from ..data.prompts import held_out_prompts
+from ..data.prompts import TokenizedPrompt, held_out_prompts
 from ..evaluation import Comparison, Evaluation, FrontierCallback, Reward, compare, evaluate_policy, get_reward
 from ..memory import check_fits, explain_out_of_memory, most_responses
 from ..training import ConfigError, PreferenceTrainer, sharding
@@ -84,7 +84,7 @@ def _train(trainer: PreferenceTrainer) -> dict[str, Any]:
 
 
 def _train_and_compare(
-    trainer: PreferenceTrainer, recipe: Recipe, reward: Reward, prompts: list[str]
+    trainer: PreferenceTrainer, recipe: Recipe, reward: Reward, prompts: list[TokenizedPrompt]
 ) -> tuple[dict[str, Any], Comparison]:
     """Sample, train, sample again; with `frontier_steps`, in between too."""
     arguments = recipe.arguments

@@ -34,38 +34,36 @@ def prompt_token_ids(
 ) -> list[int]:
     """Return the token ids of a prompt alone, as the model reads it before it generates.
 
-    Plain text is tokenized with the tokenizer's defaults (a BOS where it adds one), but without an EOS at the end;
-    messages go through the chat template, which writes its own special tokens. The arguments are those of
-    `prompt_text`.
+    Plain text is tokenized with `text_token_ids`, messages through the chat template, which writes its own special
+    tokens. The arguments are those of `prompt_text`.
 
     Returns:
         [P] token ids.
     """
     if isinstance(row_prompt, str):
-        return text_token_ids(row_prompt, tokenizer, ends=False)
+        return text_token_ids(row_prompt, tokenizer)
     options = template_options(tools, chat_template_kwargs)
     messages = fit_messages(row_prompt, tokenizer)
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)["input_ids"])
 
 
-def text_token_ids(text: str, tokenizer: Any, *, ends: bool) -> list[int]:
-    """Return the token ids of a plain text with exactly one EOS at its end, or with none.
+def text_token_ids(text: str, tokenizer: Any) -> list[int]:
+    """Return the token ids of plain text, with the BOS that the tokenizer adds and without the EOS that it adds.
 
-    Some tokenizers add an EOS to every text: a prompt would end before its response, and a response end twice.
-
-    Args:
-        text: without EOS at its end, unless that is the text's own.
-        tokenizer: may add BOS and EOS.
-        ends: the text is whole, so it ends with EOS.
+    An EOS after a prompt would end the text before the response, and one after a response that ends with EOS would
+    train the model to end twice.
     """
-    eos = tokenizer.eos_token
-    if ends and eos and not text.endswith(eos):
-        text += eos
     ids = list(tokenizer(text=text)["input_ids"])
-    own = 1 if eos and text.endswith(eos) else 0
-    if ids[-own - 1 :] == [tokenizer.eos_token_id] * (own + 1) and not text.endswith((eos or "") * (own + 1)):
-        ids.pop()
-    return ids
+    return ids[: len(ids) - _tokens_put_after_text(tokenizer)]
+
+
+def _tokens_put_after_text(tokenizer: Any) -> int:
+    """Return how many special tokens (EOS, SEP) the tokenizer puts after every text."""
+    if not tokenizer.num_special_tokens_to_add():
+        return 0
+    bare = tokenizer(text="x", add_special_tokens=False)["input_ids"]
+    reverse, bare = tokenizer(text="x")["input_ids"][::-1], bare[::-1]
+    return next((n for n in range(len(reverse)) if reverse[n : n + len(bare)] == bare), 0)
 
 
 def template_options(tools: Any, chat_template_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
