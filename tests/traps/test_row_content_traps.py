@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from tests import helpers
 from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import format_dataset, load_splits, tokenize, tokenize_dataset
+from trl_dpo_ext.data import format_dataset, load_splits, prompts, tokenize, tokenize_dataset
 from trl_dpo_ext.data.forms import ordered_completions
 from trl_dpo_ext.data.lint import lint_splits, scan
 from trl_dpo_ext.data.loading import dataset_loading
@@ -528,3 +528,27 @@ def test_a_response_ends_with_one_eos_and_a_prompt_with_none(adds_eos, bug, monk
         assert tokens["prompt_ids"] == ids(f"{bos}the film")
         assert tokens["completion_ids"] == [ids(f" was {word}{eos}") for word in ("great", "slow")]
         assert prompt_rendering.prompt_token_ids("the film", tokenizer) == tokens["prompt_ids"]
+
+
+# Evaluation that starts from another prompt than training
+
+
+def ignore_what_the_row_gives_the_template(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prompts, "prompt_text", lambda prompt, tokenizer, *_: prompt_rendering.prompt_text(prompt, tokenizer))
+
+
+@bugs(ignore_what_the_row_gives_the_template, give_templates_what_the_row_has)
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5"])
+def test_held_out_prompts_are_those_of_training(name, bug, monkeypatch):
+    """With the row's tools and template arguments, and with blocks as the template reads them."""
+    tokenizer = with_template(shipped(name))
+    row = {**chat(0), "prompt": blocks(chat(0)["prompt"]), "tools": [TOOL]}
+    data = Dataset.from_list([{**row, "chat_template_kwargs": {"enable_thinking": False}}])
+    with put_back(bug, monkeypatch):
+        (text,) = prompts.held_out_prompts(data, tokenizer, 1)
+        assert "lamp" in text
+        assert "the film 0" in text
+        assert "'type'" not in text
+        (tokens,) = tokenize_dataset(format_dataset(data, name="train"), tokenizer, name="train", max_length=None)
+        assert text.startswith(tokenizer.decode(tokens["prompt_ids"]))
+        assert name != "qwen3" or text.endswith("<think>\n\n</think>\n\n")

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
 from .format import format_dataset
+from .rendering.prompt_rendering import prompt_text
 
-
-def prompt_text(prompt: str | Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
-    """Return a prompt as the model reads it: text unchanged, a conversation through the chat template.
-
-    Args:
-        prompt: text, or messages with role and content.
-        tokenizer: the model's tokenizer.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+__all__ = ["first_rows", "held_out_prompts", "prompt_text"]
 
 
 def first_rows(dataset: Dataset | IterableDataset, count: int, *, name: str) -> Dataset | IterableDataset:
-    """Return the first `count` rows in the internal form, without the invalid and all-tied ones among them.
+    """Return the first `count` rows as ranked rows, without the invalid and all-tied ones among them.
 
     Args:
         dataset: rows in any accepted form; may stream.
@@ -38,7 +28,7 @@ def first_rows(dataset: Dataset | IterableDataset, count: int, *, name: str) -> 
 
 
 def held_out_prompts(dataset: Dataset | IterableDataset, tokenizer: Any, count: int) -> list[str]:
-    """Return the text of the first prompts of a test split.
+    """Return the text of the first prompts of a test split, with their own tools and template arguments.
 
     Args:
         dataset: rows in any accepted form; may stream.
@@ -48,4 +38,7 @@ def held_out_prompts(dataset: Dataset | IterableDataset, tokenizer: Any, count: 
     Returns:
         at most `count` prompts; invalid and all-tied rows have none.
     """
-    return [prompt_text(row["prompt"], tokenizer) for row in first_rows(dataset, count, name="test")]
+    return [
+        prompt_text(row["prompt"], tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
+        for row in first_rows(dataset, count, name="test")
+    ]
