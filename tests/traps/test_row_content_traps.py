@@ -552,3 +552,23 @@ def test_held_out_prompts_are_those_of_training(name, bug, monkeypatch):
         (tokens,) = tokenize_dataset(format_dataset(data, name="train"), tokenizer, name="train", max_length=None)
         assert text.startswith(tokenizer.decode(tokens["prompt_ids"]))
         assert name != "qwen3" or text.endswith("<think>\n\n</think>\n\n")
+
+
+def let_the_template_raise_in_evaluation(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prompts, "_render", lambda row, tokenizer: prompts.prompt_text(row["prompt"], tokenizer))
+
+
+@bugs(let_the_template_raise_in_evaluation)
+def test_held_out_prompts_that_the_template_refuses_are_left_out(bug, monkeypatch, caplog):
+    rows = [chat(0), chat(1, system="be kind"), chat(2)]
+    with put_back(bug, monkeypatch):
+        texts, message = [], ""
+        try:
+            texts = prompts.held_out_prompts(Dataset.from_list(rows), with_template(GEMMA), 3)
+        except jinja2.TemplateError as error:
+            message = str(error)
+        assert not message
+        assert [text.count("the film") for text in texts] == [1, 1]
+        assert "test dataset, row 1: the chat template refuses its prompt" in caplog.text
+        message = error_of(lambda: prompts.held_out_prompts(Dataset.from_list(rows[1:2]), with_template(GEMMA), 3))
+        assert message == "test dataset: the chat template refuses all of the first 1 prompts."

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from .data_error import DataError, FaultReason
 from .format import format_dataset
 from .rendering.prompt_rendering import prompt_text
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["first_rows", "held_out_prompts", "prompt_text"]
 
@@ -36,9 +40,29 @@ def held_out_prompts(dataset: Dataset | IterableDataset, tokenizer: Any, count: 
         count: number of rows to read.
 
     Returns:
-        at most `count` prompts; invalid and all-tied rows have none.
+        at most `count` prompts; rows that are invalid, all-tied or refused by the chat template have none.
+
+    Raises:
+        DataError: the chat template refuses all of them.
     """
-    return [
-        prompt_text(row["prompt"], tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
-        for row in first_rows(dataset, count, name="test")
-    ]
+    texts = [_render(row, tokenizer) for row in first_rows(dataset, count, name="test")]
+    if texts and not any(text is not None for text in texts):
+        raise DataError(
+            f"test dataset: the chat template refuses all of the first {len(texts)} prompts.",
+            FaultReason.CANNOT_TOKENIZE,
+        )
+    return [text for text in texts if text is not None]
+
+
+def _render(row: dict[str, Any], tokenizer: Any) -> str | None:
+    """Return the text of a row's prompt, or None, with a warning, where the chat template refuses it."""
+    try:
+        return prompt_text(row["prompt"], tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
+    except Exception as error:  # a chat template is a program and may fail in any way
+        logger.warning(
+            "test dataset, row %d: the chat template refuses its prompt, so it is left out (%s: %s).",
+            row["row"],
+            type(error).__name__,
+            error,
+        )
+        return None
