@@ -57,7 +57,7 @@ ROWS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "order-not-read": (
         lambda number, **changes: {"prompt": f"p {number}", "completions": [" a", " b"], "upvotes": [1, 1], **changes},
         {"upvotes": [1, 5]},
-        "column 'upvotes': found the column 'upvotes' with a number per response ([1, 5])",
+        "column 'upvotes': found the column 'upvotes' ([1, 5]), which seems to order the responses",
     ),
     "all-tied": (ranked, {"ranks": [1, 1, 1]}, "all 3 responses are equally good"),
     "replacement-character": (pair, {"chosen": " caf\ufffd"}, "response 0 holds U+FFFD at character 4"),

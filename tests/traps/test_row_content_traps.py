@@ -48,18 +48,21 @@ def believe_the_lists_order(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(form.__dict__, "read_order", lambda row, count: response_pair.Order(list(range(count))))
 
 
+def look_at_numbers_only(patch: pytest.MonkeyPatch) -> None:
+    for names in ("_JUDGEMENT_NAMES", "_CHOICE_NAMES"):
+        patch.setattr(unread_order, names, unread_order.re.compile("nothing"))
+
+
 def look_at_names_only(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ordered_completions, "refuse_unread_numbers", lambda *_, **__: None)
-
-
-def look_at_close_names_only(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(unread_order, "_ORDER_NAMES", unread_order.re.compile("nothing"))
+    patch.setattr(unread_order, "_is_number", lambda value: False)
 
 
 UNREAD: dict[str, Any] = {
     "ratings": [1, 5],
     "rewards": [0.5, 0.9],
-    "overall_scores": None,
+    "overall_scores": [1.0, 1.0],
+    "rating_list": ["bad", "good"],
+    "best": 1,
     "winner": "b",
     "preference": 1,
     "upvotes": [3, 30],
@@ -68,7 +71,7 @@ UNREAD: dict[str, Any] = {
 }
 
 
-@bugs(believe_the_lists_order, look_at_names_only, look_at_close_names_only)
+@bugs(believe_the_lists_order, look_at_names_only, look_at_numbers_only)
 def test_an_order_that_is_not_read_is_an_error(bug, monkeypatch):
     """Completions beside judgements of them, whatever these are called: the list's order isn't believed."""
     with put_back(bug, monkeypatch):
@@ -81,7 +84,10 @@ def test_an_order_that_is_not_read_is_an_error(bug, monkeypatch):
 
 def test_other_columns_beside_completions_in_order_are_fine():
     row = {"prompt": "q", "completions": [" good", " bad"]}
-    for other in ({"num_tokens": [3, 9]}, {"models": ["a", "b"]}, {"votes_total": 7}, {"embedding": [1.0, 2.0, 3.0]}):
+    for other in (
+        *({"num_tokens": [3, 9]}, {"models": ["a", "b"]}, {"votes_total": 7}, {"embedding": [1.0, 2.0, 3.0]}),
+        *({"safety_score": 0.9}, {"label": "safe"}, {"winner": None}, {"upvotes": [4, 4]}),
+    ):
         (formatted,) = format_dataset(Dataset.from_list([{**row, **other}]), name="train")
         assert formatted["ranks"] == [0, 1]
 
