@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from tests import helpers
 from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import format_dataset, load_splits, tokenize, tokenize_dataset
+from trl_dpo_ext.data import format_dataset, load_splits, prompts, tokenize, tokenize_dataset
 from trl_dpo_ext.data.forms import ordered_completions
 from trl_dpo_ext.data.lint import lint_splits, scan
 from trl_dpo_ext.data.loading import dataset_loading
@@ -48,18 +48,21 @@ def believe_the_lists_order(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(form.__dict__, "read_order", lambda row, count: response_pair.Order(list(range(count))))
 
 
+def look_at_numbers_only(patch: pytest.MonkeyPatch) -> None:
+    for names in ("_JUDGEMENT_NAMES", "_CHOICE_NAMES"):
+        patch.setattr(unread_order, names, unread_order.re.compile("nothing"))
+
+
 def look_at_names_only(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ordered_completions, "refuse_unread_numbers", lambda *_, **__: None)
-
-
-def look_at_close_names_only(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(unread_order, "_ORDER_NAMES", unread_order.re.compile("nothing"))
+    patch.setattr(unread_order, "_is_number", lambda value: False)
 
 
 UNREAD: dict[str, Any] = {
     "ratings": [1, 5],
     "rewards": [0.5, 0.9],
-    "overall_scores": None,
+    "overall_scores": [1.0, 1.0],
+    "rating_list": ["bad", "good"],
+    "best": 1,
     "winner": "b",
     "preference": 1,
     "upvotes": [3, 30],
@@ -68,7 +71,7 @@ UNREAD: dict[str, Any] = {
 }
 
 
-@bugs(believe_the_lists_order, look_at_names_only, look_at_close_names_only)
+@bugs(believe_the_lists_order, look_at_names_only, look_at_numbers_only)
 def test_an_order_that_is_not_read_is_an_error(bug, monkeypatch):
     """Completions beside judgements of them, whatever these are called: the list's order isn't believed."""
     with put_back(bug, monkeypatch):
@@ -81,7 +84,10 @@ def test_an_order_that_is_not_read_is_an_error(bug, monkeypatch):
 
 def test_other_columns_beside_completions_in_order_are_fine():
     row = {"prompt": "q", "completions": [" good", " bad"]}
-    for other in ({"num_tokens": [3, 9]}, {"models": ["a", "b"]}, {"votes_total": 7}, {"embedding": [1.0, 2.0, 3.0]}):
+    for other in (
+        *({"num_tokens": [3, 9]}, {"models": ["a", "b"]}, {"votes_total": 7}, {"embedding": [1.0, 2.0, 3.0]}),
+        *({"safety_score": 0.9}, {"label": "safe"}, {"winner": None}, {"upvotes": [4, 4]}),
+    ):
         (formatted,) = format_dataset(Dataset.from_list([{**row, **other}]), name="train")
         assert formatted["ranks"] == [0, 1]
 
@@ -528,3 +534,47 @@ def test_a_response_ends_with_one_eos_and_a_prompt_with_none(adds_eos, bug, monk
         assert tokens["prompt_ids"] == ids(f"{bos}the film")
         assert tokens["completion_ids"] == [ids(f" was {word}{eos}") for word in ("great", "slow")]
         assert prompt_rendering.prompt_token_ids("the film", tokenizer) == tokens["prompt_ids"]
+
+
+# Evaluation that starts from another prompt than training
+
+
+def ignore_what_the_row_gives_the_template(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prompts, "prompt_text", lambda prompt, tokenizer, *_: prompt_rendering.prompt_text(prompt, tokenizer))
+
+
+@bugs(ignore_what_the_row_gives_the_template, give_templates_what_the_row_has)
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5"])
+def test_held_out_prompts_are_those_of_training(name, bug, monkeypatch):
+    """With the row's tools and template arguments, and with blocks as the template reads them."""
+    tokenizer = with_template(shipped(name))
+    row = {**chat(0), "prompt": blocks(chat(0)["prompt"]), "tools": [TOOL]}
+    data = Dataset.from_list([{**row, "chat_template_kwargs": {"enable_thinking": False}}])
+    with put_back(bug, monkeypatch):
+        (text,) = prompts.held_out_prompts(data, tokenizer, 1)
+        assert "lamp" in text
+        assert "the film 0" in text
+        assert "'type'" not in text
+        (tokens,) = tokenize_dataset(format_dataset(data, name="train"), tokenizer, name="train", max_length=None)
+        assert text.startswith(tokenizer.decode(tokens["prompt_ids"]))
+        assert name != "qwen3" or text.endswith("<think>\n\n</think>\n\n")
+
+
+def let_the_template_raise_in_evaluation(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prompts, "_render", lambda row, tokenizer: prompts.prompt_text(row["prompt"], tokenizer))
+
+
+@bugs(let_the_template_raise_in_evaluation)
+def test_held_out_prompts_that_the_template_refuses_are_left_out(bug, monkeypatch, caplog):
+    rows = [chat(0), chat(1, system="be kind"), chat(2)]
+    with put_back(bug, monkeypatch):
+        texts, message = [], ""
+        try:
+            texts = prompts.held_out_prompts(Dataset.from_list(rows), with_template(GEMMA), 3)
+        except jinja2.TemplateError as error:
+            message = str(error)
+        assert not message
+        assert [text.count("the film") for text in texts] == [1, 1]
+        assert "test dataset, row 1: the chat template refuses its prompt" in caplog.text
+        message = error_of(lambda: prompts.held_out_prompts(Dataset.from_list(rows[1:2]), with_template(GEMMA), 3))
+        assert message == "test dataset: the chat template refuses all of the first 1 prompts."
