@@ -99,6 +99,7 @@ class _Rows(list):
     """What the linter uses of a Dataset."""
 
     column_names = ("prompt", "chosen", "rejected")
+    features = None
 
     def with_format(self, form: None) -> _Rows:
         return self

@@ -12,21 +12,16 @@ import jinja2
 import pytest
 import trl
 from datasets import Dataset, IterableDataset, load_dataset
+from tokenizers.processors import TemplateProcessing
 
 from tests import helpers
 from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import (
-    dataset_loading,
-    format_dataset,
-    left_out_text,
-    load_splits,
-    prompt_rendering,
-    tokenize,
-    tokenize_dataset,
-)
+from trl_dpo_ext.data import format_dataset, load_splits, tokenize, tokenize_dataset
 from trl_dpo_ext.data.forms import ordered_completions
 from trl_dpo_ext.data.lint import lint_splits, scan
+from trl_dpo_ext.data.loading import dataset_loading
+from trl_dpo_ext.data.rendering import left_out_text, prompt_rendering
 from trl_dpo_ext.data.row_reading import ranked_row, response_pair, unread_order
 
 
@@ -497,3 +492,39 @@ def test_what_a_template_prints_in_its_own_way_is_not_left_out(name):
         format_dataset(data, name="train"), with_template(shipped(name)), name="train", max_length=None
     )
     assert len(tokens) == 1
+
+
+# A tokenizer that adds EOS to every text
+
+
+def let_the_tokenizer_add_eos(patch: pytest.MonkeyPatch) -> None:
+    def as_it_comes(text: str, tokenizer: Any, *, ends: bool) -> list[int]:
+        return list(tokenizer(text=text + tokenizer.eos_token if ends else text)["input_ids"])
+
+    for module in (tokenize, prompt_rendering):
+        patch.setattr(module, "text_token_ids", as_it_comes)
+
+
+@bugs(let_the_tokenizer_add_eos)
+@pytest.mark.parametrize("adds_eos", [True, False])
+def test_a_response_ends_with_one_eos_and_a_prompt_with_none(adds_eos, bug, monkeypatch):
+    tokenizer = helpers.tiny_tokenizer(add_bos=True)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    if adds_eos:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A {eos}",
+            special_tokens=[(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)],
+        )
+    elif bug is not None:
+        pytest.skip("harmless for other tokenizers")
+    row = {"prompt": "the film", "chosen": " was great", "rejected": f" was slow{eos}"}
+    data = format_dataset(Dataset.from_list([row]), name="train")
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text=text, add_special_tokens=False)["input_ids"]
+
+    with put_back(bug, monkeypatch):
+        (tokens,) = tokenize_dataset(data, tokenizer, name="train", max_length=None)
+        assert tokens["prompt_ids"] == ids(f"{bos}the film")
+        assert tokens["completion_ids"] == [ids(f" was {word}{eos}") for word in ("great", "slow")]
+        assert prompt_rendering.prompt_token_ids("the film", tokenizer) == tokens["prompt_ids"]

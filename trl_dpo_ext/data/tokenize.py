@@ -9,10 +9,10 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from .data_error import DataError, FaultReason
-from .left_out_text import left_out
 from .map_rows import InvalidRows, map_rows
-from .prompt_rendering import prompt_token_ids, template_options
-from .template_needs import fit_messages
+from .rendering.left_out_text import left_out
+from .rendering.prompt_rendering import prompt_token_ids, template_options, text_token_ids
+from .rendering.template_needs import fit_messages
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +54,7 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
     tools, template_kwargs = row.get("tools"), row.get("chat_template_kwargs")
     prompt_ids = prompt_token_ids(prompt, tokenizer, tools, template_kwargs)
     if isinstance(prompt, str):
-        eos = tokenizer.eos_token or ""
-        wholes = [prompt + c + ("" if c.endswith(eos) else eos) for c in completions]
-        whole_ids = [tokenizer(text=whole)["input_ids"] for whole in wholes]
+        whole_ids = [text_token_ids(prompt + c, tokenizer, ends=True) for c in completions]
     else:
         template: Any = tokenizer.apply_chat_template
         options = template_options(tools, template_kwargs)

@@ -41,6 +41,7 @@ from .config import PreferenceConfig
 from .metrics import RANKING_ONLY, batch_metrics
 from .objective import Objective
 from .preflight import run_checks
+from .preflight.model_limits import check_model_limits
 from .publish import checkpoint_from_hub, push_checkpoint, push_output, write_record
 from .safety.checkpoint import atomic_checkpoint, find_checkpoint
 from .safety.guard import TrainingGuard
@@ -68,7 +69,7 @@ class PreferenceTrainer(HookedTrainer):
 
     Raises:
         TypeError: `args` isn't a `PreferenceConfig`, or a dataset isn't one of the `datasets` library.
-        ValueError: `train_dataset` is missing.
+        ValueError: `train_dataset` is not given.
         ConfigError, DataError: settings can't work together, or rows are unusable.
 
     Example:
@@ -113,7 +114,7 @@ class PreferenceTrainer(HookedTrainer):
                 f"args is a {type(args).__name__}. Pass a PreferenceConfig; it accepts every field of DPOConfig."
             )
         if train_dataset is None:
-            raise ValueError("train_dataset is missing. Pass a datasets.Dataset or IterableDataset.")
+            raise ValueError("`train_dataset` is required. Pass a datasets.Dataset or IterableDataset.")
         self.objective = args.objective()
         run_checks.check_arguments(model, ref_model, args, kwargs, self.objective)
         # Rows are checked before the tokenizer is loaded, and tokenized before the model is.
@@ -144,6 +145,7 @@ class PreferenceTrainer(HookedTrainer):
                 eval_dataset=evaluation,
                 **kwargs,
             )
+        check_model_limits(self.model, tokenizer, {"train": train, **_by_name(evaluation)})
         self._restore_public_attributes()
         self.recorded = False
         self.guard, self.run_state, self.sigterm = TrainingGuard(self), RunState(self), StopOnSigterm(self)
