@@ -1,4 +1,4 @@
-"""A run says which reference it has, keeps that with its checkpoints, and goes on with no other."""
+"""A run logs its reference, saves its identity with checkpoints, and resumes with no other."""
 
 from __future__ import annotations
 
