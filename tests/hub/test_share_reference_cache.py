@@ -1,4 +1,4 @@
-"""Stored reference log-probs go to the Hub and come back, over HTTP against the stand-in."""
+"""Stored reference log-probs are pushed and pulled over HTTP, with the stand-in."""
 
 from __future__ import annotations
 

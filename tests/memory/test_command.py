@@ -1,4 +1,4 @@
-"""`trl-dpo-ext memory`: the picture, the JSON, what fits a card, and mistakes."""
+"""`trl-dpo-ext memory`: the report as text and JSON, what fits a card, and mistakes."""
 
 import json
 from types import SimpleNamespace

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -56,6 +57,9 @@ def _memory(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    if sys.stderr.isatty():
+        print("Loading the libraries and estimating ...", file=sys.stderr)  # both take seconds
+
     import yaml
 
     from ..memory import Report, report_on
