@@ -15,10 +15,13 @@ import pytest
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import DPOTrainer
 
 from tests import helpers
 from tests.evaluation import vllm_stand_in
+from tests.training import support
 from tests.traps.support import bugs, put_back
+from trl_dpo_ext._compat import trl_trainer
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.cli.evaluate.sources import read_prompts
 from trl_dpo_ext.data import format_dataset, prompts, tokenize_dataset
@@ -444,3 +447,82 @@ def test_judges_read_the_text_of_content_blocks_and_calls(bug, monkeypatch, tmp_
         found = read_prompts(file_of(rows, tmp_path), **source)
         assert found.texts == ["User: the film\n\nAssistant: "]
         assert found.own == ['{"name": "look_up", "arguments": {"word": "film"}}']
+
+
+# Metrics of two evaluation sets
+
+
+def name_them_as_trl_does(patch: pytest.MonkeyPatch) -> None:
+    patch.delattr(trl_trainer.HookedTrainer, "log")
+
+
+@bugs(name_them_as_trl_does)
+@pytest.mark.parametrize("given", ["to the trainer", "to evaluate"])
+def test_trap_two_evaluation_sets_share_no_metric_name(given, bug, monkeypatch, tiny_model_dir, tmp_path):
+    """In TRL both are logged as `eval_rewards/margins`, so a best model is chosen by whichever came last."""
+    train, sets = helpers.pair_dataset(4), {"easy": helpers.pair_dataset(2), "hard": helpers.pair_dataset(2, seed=5)}
+    options = {"eval_dataset": sets} if given == "to the trainer" else {}
+    trainer = support.trainer(tiny_model_dir, tmp_path, train, loss_type="dpo", learning_rate=0.01, **options)
+    support.train(trainer)
+    with put_back(bug, monkeypatch):
+        alone = {name: trainer.evaluate(dataset)["eval_rewards/margins"] for name, dataset in sets.items()}
+        assert alone["easy"] != alone["hard"]
+        trainer.state.log_history.clear()
+        found = trainer.evaluate(*([] if options else [sets]))
+        logged = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+        for name, value in alone.items():
+            key = f"eval_{name}_rewards/margins"
+            assert found.get(key) == logged.get(key) == value
+        assert not {name for name in {*found, *logged} if name.startswith(("eval_rewards/", "eval_logps/"))}
+
+
+@bugs(name_them_as_trl_does)
+def test_trap_the_best_model_is_chosen_by_the_set_that_is_named(bug, monkeypatch, tiny_model_dir, tmp_path):
+    sets = {"first": helpers.pair_dataset(2), "last": helpers.pair_dataset(2, seed=5)}
+    schedule = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_first_rewards/margins"}
+    with put_back(bug, monkeypatch):
+        trainer = support.trainer(
+            tiny_model_dir, tmp_path, helpers.pair_dataset(4), eval_dataset=sets, loss_type="dpo", **schedule, **best
+        )
+        key, error = best["metric_for_best_model"], ""
+        try:
+            support.train(trainer)
+        except KeyError as missing:
+            error = str(missing)
+        assert not error
+        assert trainer.state.best_metric == max(e[key] for e in trainer.state.log_history if key in e)
+
+
+@bugs(name_them_as_trl_does)
+def test_trap_a_prefix_given_to_evaluate_names_every_metric(bug, monkeypatch, tiny_model_dir, tmp_path):
+    trainer = support.trainer(tiny_model_dir, tmp_path, helpers.pair_dataset(4), loss_type="dpo")
+    with put_back(bug, monkeypatch):
+        found = trainer.evaluate(helpers.pair_dataset(2), metric_key_prefix="held_out")
+        assert "held_out_rewards/margins" in found
+        assert not [name for name in found if name.startswith("eval_")]
+
+
+def leave_the_queue(patch: pytest.MonkeyPatch) -> None:
+    def evaluate(self: Any, dataset: Any, ignore_keys: Any, prefix: str) -> Any:
+        self._evaluation_prefix = prefix
+        return super(DPOTrainer, self).evaluate(dataset, ignore_keys, prefix)
+
+    patch.setattr(trl_trainer.HookedTrainer, "evaluate_tokenized", evaluate)
+
+
+@bugs(leave_the_queue)
+def test_trap_an_evaluation_that_failed_is_not_averaged_into_the_next(bug, monkeypatch, tiny_model_dir, tmp_path):
+    trainer = support.trainer(tiny_model_dir, tmp_path, helpers.pair_dataset(4), loss_type="dpo")
+    sets = [helpers.pair_dataset(2, seed=seed) for seed in (0, 5)]
+    expected = trainer.evaluate(sets[0])["eval_logps/chosen"]
+    with put_back(bug, monkeypatch):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(trainer), "log", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                trainer.evaluate(sets[1])
+        assert trainer.evaluate(sets[0])["eval_logps/chosen"] == expected
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt

@@ -40,6 +40,7 @@ class HookedTrainer(DPOTrainer):
 
     _tag_names = ["trl", "dpo", "trl-dpo-ext"]  # noqa: RUF012, as in TRL
     columns: Sequence[str] = ()
+    _evaluation_prefix: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with warnings.catch_warnings():
@@ -64,6 +65,14 @@ class HookedTrainer(DPOTrainer):
     def weights_writer(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context manager around transformers' writing of weights."""
         return contextlib.nullcontext()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the queued metrics too. DPOTrainer names those of every evaluation "eval_...", whatever its dataset."""
+        if self._evaluation_prefix is not None:
+            queued = self._metrics["eval"]
+            logs.update({f"{self._evaluation_prefix}_{name}": sum(v) / len(v) for name, v in queued.items()})
+            queued.clear()
+        super().log(logs, start_time)
 
     # Private methods that call the hooks
 
@@ -93,8 +102,16 @@ class HookedTrainer(DPOTrainer):
 
         This bypasses DPOTrainer.evaluate, which adds reference log-probs to the dataset, or refuses to after the first
         step.
+
+        Returns:
+            Metrics by name. Each name begins with `prefix`, so two datasets share none.
         """
-        metrics: dict[str, float] = super(DPOTrainer, self).evaluate(dataset, ignore_keys, prefix)
+        outer, self._evaluation_prefix = self._evaluation_prefix, prefix
+        self._metrics["eval"].clear()  # `predict` and failed evaluations leave metrics behind
+        try:
+            metrics: dict[str, float] = super(DPOTrainer, self).evaluate(dataset, ignore_keys, prefix)
+        finally:
+            self._evaluation_prefix = outer
         return metrics
 
     def save_without_push(self, folder: str | None = None) -> None:
