@@ -145,6 +145,16 @@ def test_a_plain_dpo_config(tiny_model_dir, tmp_path):
         PreferenceTrainer(tiny_model_dir, args=args, train_dataset=helpers.pair_dataset(2))
 
 
+@pytest.mark.parametrize("name", ["_compute_loss", "compute_ref_log_probs"])
+def test_overrides_that_would_never_be_called(name):
+    def override(self: Any, *args: Any) -> None:
+        raise NotImplementedError
+
+    type("Theirs", (DPOTrainer,), {name: override})
+    with pytest.raises(TypeError, match=f"{name}.*never calls it"):
+        type("Ours", (PreferenceTrainer,), {name: override})
+
+
 # Rows that TRL takes.
 
 ROWS = {
