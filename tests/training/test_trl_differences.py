@@ -186,6 +186,14 @@ def test_images(column, tiny_model_dir, tmp_path):
         support.trainer(tiny_model_dir, tmp_path, data)
 
 
+def test_unpaired_rows(tiny_model_dir, tmp_path):
+    data = Dataset.from_list([{"prompt": PAIR["prompt"], "completion": PAIR["chosen"], "label": True}])
+    with pytest.raises(KeyError, match="chosen"):
+        trl(tiny_model_dir, tmp_path, data)
+    with pytest.raises(DataError, match="prompt, completion, label"):
+        support.trainer(tiny_model_dir, tmp_path, data)
+
+
 def test_rows_without_a_completion_token_are_dropped_by_both(tiny_model_dir, tmp_path):
     data = Dataset.from_list([PAIR, {**PAIR, "prompt": PAIR["prompt"] * 10}])
     room = len(helpers.tiny_tokenizer()(PAIR["prompt"])["input_ids"]) + 1
@@ -254,6 +262,25 @@ def test_a_reference_that_moves_beside_an_adapter(tiny_model_dir, tmp_path):
     stays = support.train(support.trainer(tiny_model_dir, tmp_path, data, peft_config=support.lora()))
     assert moves.losses[0] == stays.losses[0]
     assert moves.losses[-1] != pytest.approx(stays.losses[-1], rel=1e-4)
+
+
+def test_a_reference_by_its_path(tiny_model_dir, tmp_path):
+    data, other = helpers.pair_dataset(4), helpers.save_tiny_model(tmp_path / "other", seed=3)
+    with pytest.raises(AttributeError):
+        trl(tiny_model_dir, tmp_path, data, ref_model=other)
+    second = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
+    support.assert_same_run(
+        support.train(support.trainer(tiny_model_dir, tmp_path, data, ref_model=other, optim="sgd")),
+        support.train(trl(tiny_model_dir, tmp_path, data, ref_model=second, optim="sgd")),
+    )
+
+
+def test_weights_of_wpo_with_hinge(tiny_model_dir, tmp_path):
+    settings: dict[str, Any] = {"loss_type": "hinge", "use_weighting": True, "max_steps": 1}
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        trl(tiny_model_dir, tmp_path, helpers.pair_dataset(2), **settings).train()
+    run = support.train(support.trainer(tiny_model_dir, tmp_path, helpers.pair_dataset(2), **settings))
+    assert all(torch.isfinite(gradient).all() for gradient in run.gradients[0].values())
 
 
 # What is counted in another way.
