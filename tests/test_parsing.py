@@ -134,3 +134,60 @@ def test_config_takes_its_file_in_either_form_and_needs_one(tmp_path):
 def test_help_is_an_option_and_no_setting(tmp_path):
     with pytest.raises(ParseError, match="Unknown key 'help'"):
         parse(tmp_path, "help: true\n")
+
+
+@dataclass
+class Optional:
+    limit: int | None = None
+    name: str = "a"
+    count: int = 1
+    places: None | str | list[str] = None  # noqa: RUF036, as transformers has it
+    kinds: list[str] | None = None
+    options: dict[str, int] | str | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("limit: 3\n", "limit", 3),
+        ("limit: null\n", "limit", None),
+        ("places: [here, there]\n", "places", ["here", "there"]),
+        ("places: here\n", "places", "here"),
+        ("kinds: null\n", "kinds", None),
+        ("options: {a: 1}\n", "options", {"a": 1}),
+    ],
+)
+def test_a_value_of_any_type_that_the_field_has_arrives(tmp_path, text, name, value):
+    config = tmp_path / "recipe.yaml"
+    config.write_text(text)
+    (settings,) = StrictParser([Optional]).parse_args_and_config(["--config", str(config)])
+    assert getattr(settings, name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("limit: many\n", "limit: 'many' is not valid; expected int, null."),
+        ("limit: [1]\n", "limit: [1] is not valid; expected int, null."),
+        ("count: null\n", "count: None is not valid; expected int."),
+        ("name: [a, b]\n", "name: ['a', 'b'] is not valid; expected text."),
+        ("name: {a: b}\n", "name: {'a': 'b'} is not valid; expected text."),
+        ("kinds: [a, [b]]\n", "kinds: ['b'] is not valid; expected text."),
+        ("options: [a]\n", "options: ['a'] is not valid; expected a mapping, text, null."),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_the_right_ones(tmp_path, text, said):
+    config = tmp_path / "recipe.yaml"
+    config.write_text(text)
+    with pytest.raises(ParseError) as caught:
+        StrictParser([Optional]).parse_args_and_config(["--config", str(config)])
+    assert str(caught.value) == said
+
+
+def test_named_settings_are_those_that_are_written_whatever_their_value(tmp_path):
+    config = tmp_path / "recipe.yaml"
+    config.write_text("beta: 0.1\n")
+    parser = StrictParser([Settings])
+    parser.parse_args_and_config(["--config", str(config), "--no_tidy", "--steps=10"])
+    assert parser.named == {"beta", "tidy", "steps"}
+    assert parser.given == {"tidy": False}

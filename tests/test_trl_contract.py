@@ -289,8 +289,8 @@ def test_the_processing_class(theirs, tiny_model_dir):
 
 def test_everything_private_stands_in_one_file():
     assert set(_trl.__all__) == {
+        "FusedCausalLMOutput",
         "add_fused_lm_head",
-        "disable_gradient_checkpointing",
         "head_as_on_a_gpu",
         "load_processing_class",
         "load_reference",
@@ -313,18 +313,6 @@ def test_the_head_runs_with_gpu_kernels_that_compute_nothing():
     assert not outputs.mean_logits.any(), f"{VERSIONS}: the fused head has another kernel than those replaced."
     plain = model(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True)
     assert plain.mean_logits.any()
-
-
-def test_disable_gradient_checkpointing():
-    found = list(inspect.signature(_trl.disable_gradient_checkpointing).parameters)
-    assert found == ["model", "gradient_checkpointing_kwargs"], (
-        f"{VERSIONS}: disable_gradient_checkpointing takes {found}."
-    )
-    model = helpers.tiny_model(helpers.tiny_tokenizer())
-    model.gradient_checkpointing_enable()
-    with _trl.disable_gradient_checkpointing(model, None):
-        assert not model.is_gradient_checkpointing
-    assert model.is_gradient_checkpointing
 
 
 def test_use_adapter():
@@ -365,3 +353,10 @@ def test_plain_dpo_config(tmp_path):
     with pytest.raises(KeyError):
         fail()
     assert {name: getattr(args, name) for name in _trl._LOSS_FIELDS} == before
+
+
+def test_what_the_fused_head_returns(theirs):
+    """The model's own head returns the same class, with the fields that this package reads."""
+    found = {field.name for field in fields(_trl.FusedCausalLMOutput)}
+    read = {"log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs", "aux_loss"}
+    assert read <= found, f"{VERSIONS}: FusedCausalLMOutput has lost {sorted(read - found)}."

@@ -3,6 +3,7 @@
 Public names load on first use, so `import trl_dpo_ext` imports neither torch nor trl.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ __all__ = [
     "list_losses",
     "register_loss",
 ]
+
+# bitsandbytes warns of an optional kernel for CPUs at its import, in every run, whether anything is quantized or not.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
 
 if TYPE_CHECKING:
     from .losses import LossSpec, get_loss, list_losses, register_loss

@@ -194,7 +194,7 @@ def test_first_prompts_are_those_of_a_recipe(capsys, tiny_model_dir, tmp_path):
     write(tmp_path / "data" / "test.jsonl", rows)
     dataset = load_splits(str(tmp_path / "data"), needs="test")["test"]
     prompts = held_out_prompts(dataset, tiny_tokenizer(), 6)
-    assert prompts == [rows[i]["prompt"] for i in (0, 1, 4, 5)]
+    assert [prompt.text for prompt in prompts] == [rows[i]["prompt"] for i in (0, 1, 4, 5)]
     options = ["--data", tmp_path / "data", "--first", "--prompts", 6, "--max-new-tokens", 3, "--samples", 2]
     found = run(capsys, "best-of-n", tiny_model_dir, "--reward", LENGTH, *options)
     assert found["prompts"] == 4

@@ -117,6 +117,22 @@ def test_rows_that_cannot_be_tokenized():
     assert lint(rows, tokenizer=none).as_dict()["splits"]["train"]["lengths"]["best_minus_worst"] is None
 
 
+def test_text_that_the_template_leaves_out():
+    kept = "for message in messages if message['role'] != 'system'"
+    no_system = with_template(TOKENIZER, lambda t: t.replace("for message in messages", kept))
+    rows = [chat(0), chat(1, prompt=[*says("be kind", "system"), *says("y", "user")]), chat(2)]
+    finding = only(lint(rows, tokenizer=no_system))
+    assert (finding.id, finding.severity, finding.rows) == ("text-left-out", "error", [1])
+    assert finding.note == "row 1: the chat template leaves out the system message of the prompt ('be kind')"
+
+
+def test_tool_calls_and_reasoning_are_text_where_there_is_no_template():
+    call = {"type": "function", "function": {"name": "lamp", "arguments": {"on": True}}}
+    rows = [chat(i, chosen=[{"role": "assistant", "tool_calls": [call], "reasoning_content": "why"}]) for i in range(2)]
+    lengths = lint(rows).as_dict()["splits"]["train"]["lengths"]
+    assert lengths["best_responses"]["max"] == len('why\n{"name": "lamp", "arguments": {"on": true}}')
+
+
 def test_lengths_are_tokens_where_there_is_a_tokenizer():
     rows = [pair(i) for i in range(3)]
     lengths = lint(rows, tokenizer=TOKENIZER).as_dict()["splits"]["train"]["lengths"]

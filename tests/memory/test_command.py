@@ -1,4 +1,4 @@
-"""`trl-dpo-ext memory`: the picture, the JSON, what fits a card, and mistakes."""
+"""`trl-dpo-ext memory`: the report as text and JSON, what fits a card, and mistakes."""
 
 import json
 from types import SimpleNamespace
@@ -8,10 +8,11 @@ import yaml
 
 from tests.helpers import ROOT
 from trl_dpo_ext.cli import main
-from trl_dpo_ext.memory import estimate, read_recipe, report_on
-from trl_dpo_ext.memory.largest_that_fits import advise, largest
+from trl_dpo_ext.memory import estimate, report_on
+from trl_dpo_ext.memory.largest_that_fits import Start, advise, largest
 from trl_dpo_ext.memory.peak_estimate import GIB
 from trl_dpo_ext.memory.recipe_setup import with_args
+from trl_dpo_ext.run.recipe_memory import read_memory_setup
 
 
 @pytest.fixture
@@ -31,6 +32,11 @@ def recipe(tmp_path, tiny_model_dir):
         return str(path)
 
     return write
+
+
+def report(path, card_gib):
+    setup, model = read_memory_setup(path)
+    return report_on(setup, recipe=path, model=model, card_gib=card_gib)
 
 
 def test_parts_sum_to_the_total(recipe, capsys):
@@ -58,26 +64,26 @@ def test_the_picture(recipe, capsys):
 @pytest.mark.slow
 def test_what_fits_a_card_and_what_to_change(recipe):
     path = recipe(gradient_checkpointing=True)
-    setup, _ = read_recipe(path)
+    setup, _ = read_memory_setup(path)
     whole, least = estimate(setup).total, estimate(with_args(setup, per_device_train_batch_size=1)).total
-    report = report_on(path, card_gib=(whole + least) / 2 / GIB / 0.98)
-    assert not report.fits
-    assert report.then_fits
-    assert report.largest["per_device_train_batch_size"] == 1
-    assert 128 <= report.largest["max_length"] < 256
-    assert report.largest["responses"] == 2
-    assert [change.settings for change in report.changes] == [
+    found = report(path, card_gib=(whole + least) / 2 / GIB / 0.98)
+    assert not found.fits
+    assert found.then_fits
+    assert found.largest["per_device_train_batch_size"] == 1
+    assert 128 <= found.largest["max_length"] < 256
+    assert found.largest["responses"] == 2
+    assert [change.settings for change in found.changes] == [
         "per_device_train_batch_size: 1, gradient_accumulation_steps: 2"
     ]
-    assert report.changes[0].peak == pytest.approx(least, rel=0.01)
-    assert "Changes, cheapest first" in _text(report)
+    assert found.changes[0].peak == pytest.approx(least, rel=0.01)
+    assert "Changes, cheapest first" in _text(found)
 
 
 def test_what_can_not_fit_is_said(recipe, monkeypatch):
-    monkeypatch.setattr("trl_dpo_ext.memory.advise", lambda setup, limit: ([], False))
-    report = report_on(recipe(), card_gib=0.1)
-    assert set(report.largest.values()) == {0}
-    assert "Even then" in _text(report)
+    monkeypatch.setattr("trl_dpo_ext.memory.advise", lambda setup, limit, peak: ([], False))
+    found = report(recipe(), card_gib=0.1)
+    assert set(found.largest.values()) == {0}
+    assert "Even then" in _text(found)
 
 
 def test_changes_are_tried_cheapest_first_and_kept_where_they_help(recipe, monkeypatch):
@@ -86,7 +92,7 @@ def test_changes_are_tried_cheapest_first_and_kept_where_they_help(recipe, monke
         "trl_dpo_ext.memory.largest_that_fits.estimate",
         lambda setup: SimpleNamespace(total=sizes[setup.args.gradient_checkpointing] + (setup.peft is None) * 5),
     )
-    setup, _ = read_recipe(recipe(optim="adamw_bnb_8bit"))
+    setup, _ = read_memory_setup(recipe(optim="adamw_bnb_8bit"))
     changes, fits = advise(setup, 52)
     assert fits
     assert [change.settings for change in changes] == [
@@ -116,6 +122,13 @@ def _text(report):
         ({}, ["--prompt", "128"], ["128 tokens"]),
         ({}, ["--responses", "1"], ["K = 1"]),
         ({}, ["--set", "nonsense"], ["KEY=VALUE"]),
+        ({}, ["--set", "max_lenght=5"], ["'max_lenght'", "'max_length'"]),
+        ({}, ["--set", "colour=red"], ["'colour'"]),
+        ({"colour": "red", "shape": "round"}, [], ["'colour'", "'shape'"]),
+        ({}, ["--set", "evaluation_strategy=steps"], ["'evaluation_strategy'", "eval_strategy"]),
+        ({"import_module": "no.such.module"}, [], ["import_module"]),
+        ({"import_module": ["no.such.module"]}, [], ["'no.such.module'"]),
+        ({}, ["--set", "max_length=long"], ["max_length", "'long'"]),
     ],
 )
 def test_mistakes(recipe, capsys, changes, options, said):
@@ -131,7 +144,7 @@ def test_a_recipe_that_is_not_there(capsys):
 
 @pytest.mark.slow
 def test_a_real_recipe_from_its_config_alone():
-    setup, _ = read_recipe(str(ROOT / "recipes" / "gpt-j-6b-tldr" / "dpo_qlora.yaml"))
+    setup, _ = read_memory_setup(str(ROOT / "recipes" / "gpt-j-6b-tldr" / "dpo_qlora.yaml"))
     peak = estimate(setup)
     parts = peak.parts
     # 28 layers of 12 * 4096^2 weights in 4 bits; constants: one byte for 64 weights, and a float32 for 256 of these.
@@ -141,8 +154,49 @@ def test_a_real_recipe_from_its_config_alone():
     assert 5 * GIB < peak.total < 11.7 * GIB
 
 
-def test_the_search_finds_the_last_that_fits():
-    for limit in (10, 100, 12_345, 10**9):
-        assert largest(lambda n: n**2 + 3 * n, limit, 1000) == max(
-            (n for n in range(1, 1001) if n**2 + 3 * n <= limit), default=0
-        )
+@pytest.mark.parametrize("start", [None, 1, 2, 7, 400, 1000])
+def test_the_search_finds_the_last_that_fits(start):
+    sizes = (lambda n: n**2 + 3 * n, lambda n: 50 + 7 * n, lambda n: max(40 + n, 9 * n))
+    for size_of in sizes:
+        for limit in (3, 10, 100, 12_345, 10**9):
+            known = start and Start(start, size_of(start), size_of(start) / start)
+            expected = max((n for n in range(1, 1001) if size_of(n) <= limit), default=0)
+            assert largest(size_of, limit, 1000, known) == expected
+
+
+def test_the_search_starts_from_what_is_known():
+    tried = []
+    assert largest(lambda n: tried.append(n) or 50 + 10 * n, 175, 1000, Start(2, 70, 10)) == 12
+    assert tried == [12]
+
+
+def test_the_estimate_shows_before_the_search(recipe, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("trl_dpo_ext.memory.largest_batch", lambda *args: shown.append(capsys.readouterr().out) or 1)
+    assert main(["memory", recipe(), "--gpu", "24"]) == 0
+    assert "CUDA context" in shown[0]
+    after = capsys.readouterr().out
+    assert "On a 24 GB card" in after
+    assert "CUDA context" not in after
+
+
+def test_the_search_repeats_no_estimate(recipe, monkeypatch):
+    """A tiny model that fits everywhere: each search goes to its largest n, and none estimates the recipe again."""
+    taken = []
+
+    def noted(setup, **options):
+        taken.append((setup.shape, setup.args.gradient_checkpointing))
+        return estimate(setup, **options)
+
+    for module in ("memory", "memory.largest_that_fits"):
+        monkeypatch.setattr(f"trl_dpo_ext.{module}.estimate", noted)
+    setup, _ = read_memory_setup(recipe())
+    found = report(recipe(), card_gib=(estimate(setup).total * 1.2) / GIB / 0.98)
+    assert found.fits
+    assert len(set(taken)) == len(taken)
+    assert len(taken) <= 2 + 3 * 4
+
+
+def test_a_recipe_of_any_device(recipe):
+    setup, _ = read_memory_setup(recipe(use_cpu=True))
+    assert estimate(setup).total == estimate(read_memory_setup(recipe())[0]).total

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import yaml
 from transformers import Trainer
 
 from tests.helpers import pair_rows, ranked_rows
-from trl_dpo_ext.run import USER_ERRORS, train_recipe
+from trl_dpo_ext.run import USER_ERRORS, parse_recipe, train_recipe
+from trl_dpo_ext.run.metric_names import evaluation_metrics
 
 GOOD = json.dumps(ranked_rows(1)[0])
 
@@ -154,7 +156,7 @@ CASES: dict[str, Case] = {
     "a negative beta": (setting(beta=-0.1), ["beta=-0.1", "> 0"]),
     "an infinite beta": (setting(beta=float("inf")), ["beta=inf"]),
     "a beta that is no number": (setting(beta=float("nan")), ["beta=nan"]),
-    "a beta for a loss without one": (setting(loss_type="sft", beta=0.1), ["beta=0.1", "sft"]),
+    "a beta for a loss without one": (setting(loss_type="sft", beta=0.2), ["beta=0.2", "sft"]),
     "weights that don't match": (setting(loss_weights=[1.0, 2.0]), ["loss_weights"]),
     "a weight that is no number": (setting(loss_weights=[float("nan")]), ["loss_weights", "nan"]),
     "an unknown hyperparameter": (setting(loss_kwargs={"plackett_luce": {"k": 1}}), ["'k'", "top_k"]),
@@ -186,6 +188,76 @@ CASES: dict[str, Case] = {
     "a reward module that isn't there": (setting(reward="nowhere.rewards:length"), ["nowhere"]),
     "a module that isn't there": (setting(import_module=["no_such_module"]), ["'no_such_module'", "PYTHONPATH"]),
     "one prompt to evaluate": (setting(reward="vader", eval_prompts=1), ["eval_prompts", "1"]),
+    "an unknown key and others": (
+        setting(torch_dtype="bfloat16", evaluation_strategy="no", rpo_alpha=1.0, learning_rat=1e-5, max_steps="few"),
+        [
+            "5 mistakes in the config file",
+            "Unknown key 'torch_dtype' in the config file. It is called dtype here.",
+            "It is called eval_strategy here.",
+            "Use loss_type: [dpo, sft] with loss_weights: [1.0, ALPHA].",
+            "Did you mean 'learning_rate'",
+            "max_steps: 'few'",
+        ],
+    ),
+    # settings that would do nothing, or fail late
+    "no training": (setting(do_train=False), ["do_train: false", "trl-dpo-ext eval"]),
+    "evaluation without a strategy": (setting(do_eval=True), ["do_eval", "eval_strategy: steps"]),
+    "evaluation at the start only": (setting(eval_on_start=True), ["eval_on_start", "eval_strategy: steps"]),
+    "the best model of no evaluation": (setting(load_best_model_at_end=True), ["load_best_model_at_end"]),
+    "a metric of no evaluation": (setting(metric_for_best_model="loss"), ["metric_for_best_model", "eval_strategy"]),
+    "prediction": (setting(do_predict=True), ["do_predict", "trl-dpo-ext eval sample"]),
+    "label smoothing of another task": (setting(label_smoothing_factor=0.1), ["label_smoothing_factor=0.1"]),
+    "rows grouped by length": (setting(train_sampling_strategy="group_by_length"), ["'group_by_length'", "packing"]),
+    "rows grouped by length, as it was called": (setting(group_by_length=True), ["'group_by_length'", "packing"]),
+    "no step between checkpoints": (setting(save_strategy="steps", save_steps=0), ["save_steps=0", "'no'"]),
+    "no step": (setting(max_steps=0), ["max_steps=0", "num_train_epochs"]),
+    "a stream without an end": (setting(dataset_streaming=True, max_steps=-1), ["dataset_streaming", "max_steps"]),
+    "a batch larger than the dataset": (
+        setting(dataloader_drop_last=True, per_device_train_batch_size=7),
+        ["dataloader_drop_last", "6 rows", "a batch has 7"],
+    ),
+    "a batch larger than what is left of the dataset": (
+        lambda place: (
+            rows({"prompt": ""}, {"ranks": [0]})(place),
+            place.settings.update(dataloader_drop_last=True, invalid_rows="drop"),
+        ),
+        ["dataloader_drop_last", "1 rows", "a batch has 2"],
+    ),
+    "a metric misspelt": (
+        setting(eval_strategy="steps", save_strategy="best", metric_for_best_model="eval_rewards/acuracies"),
+        ["'eval_rewards/acuracies'", "Did you mean 'rewards/accuracies'"],
+    ),
+    "a metric of another loss": (
+        setting(eval_strategy="steps", save_strategy="best", metric_for_best_model="minor_dpo/clipped"),
+        ["'minor_dpo/clipped'", "rewards/accuracies"],
+    ),
+    "an unknown tracker": (setting(report_to="wandbb"), ["report_to='wandbb'", "'wandb'"]),
+    "a tracker that isn't installed": (setting(report_to=["wandb"]), ["report_to='wandb'", "pip install wandb"]),
+    "Liger, not installed": (setting(use_liger_kernel=True), ["use_liger_kernel", "pip install liger-kernel"]),
+    "FlashAttention, not installed": (
+        setting(attn_implementation="flash_attention_2"),
+        ["'flash_attention_2'", "flash_attn or kernels", "sdpa"],
+    ),
+    "FlashAttention, not installed, in model_init_kwargs": (
+        setting(model_init_kwargs={"attn_implementation": "flash_attention_3"}),
+        ["'flash_attention_3'", "flash_attn_interface or kernels"],
+    ),
+    "an unknown attention": (setting(attn_implementation="sdpaa"), ["'sdpaa'", "'sdpa'"]),
+    "an optimizer that isn't installed": (setting(optim="galore_adamw"), ["'galore_adamw'", "galore_torch"]),
+    "DeepSpeed, not installed": (setting(deepspeed="ds.json"), ["deepspeed", "pip install deepspeed"]),
+    "FSDP with one process": (setting(fsdp="full_shard"), ["fsdp", "accelerate launch"]),
+    "the dtype by its old name": (setting(model_init_kwargs={"torch_dtype": "float32"}), ["torch_dtype", "dtype"]),
+    "a typo in how the model is loaded": (
+        setting(model_init_kwargs={"attn_implementaton": "eager"}),
+        ["'attn_implementaton'", "'attn_implementation'"],
+    ),
+    "an adapter of rank 0": (setting(lora_r=0), ["lora_r=0", ">= 1"]),
+    "a dropout of 2": (setting(lora_dropout=2.0), ["lora_dropout=2.0", "< 1"]),
+    "fewer than no workers": (setting(dataloader_num_workers=-1), ["dataloader_num_workers=-1"]),
+    "three at once": (
+        setting(do_predict=True, max_steps=0, lora_r=0),
+        ["3 mistakes in the recipe", "do_predict", "max_steps=0", "lora_r=0"],
+    ),
     # the output folder
     "a file where the output goes": (output_is_a_file, ["out", "is a file"]),
     "a finished run": (finished, ["holds a finished run", "overwrite_output_dir"]),
@@ -195,6 +267,14 @@ CASES: dict[str, Case] = {
     "no config": (remove("model/config.json"), ["config.json"]),
     "a config that is no JSON": (file("model/config.json", "{"), ["config.json"]),
     "a model of no known type": (config_json(model_type="lama"), ["config.json", "'lama'", "'llama'"]),
+    "an encoder-decoder model": (
+        config_json(model_type="t5", is_encoder_decoder=True, architectures=["T5ForConditionalGeneration"]),
+        ["encoder-decoder", "T5ForConditionalGeneration"],
+    ),
+    "a reward model": (
+        config_json(architectures=["LlamaForSequenceClassification"]),
+        ["LlamaForSequenceClassification", "no language-model head"],
+    ),
     "no weights": (remove("model/model.safetensors"), ["model.safetensors"]),
     "weights cut short": (cut_weights, ["model.safetensors"]),
     "no tokenizer": (remove("model/tokenizer.json"), ["tokenizer"]),
@@ -241,6 +321,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_said_in_a_sentence(case, tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trl_dpo_ext.run.missing_packages.installed", lambda module: False)
+    if "DeepSpeed" in case and find_spec("deepspeed"):
+        pytest.skip("it is installed")
     monkeypatch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("training began"))
     place = Place(tmp_path, tiny_model_dir)
     change, said = CASES[case]
@@ -252,3 +335,50 @@ def test_it_is_said_in_a_sentence(case, tiny_model_dir, tmp_path, monkeypatch):
     message = str(caught.value)
     assert all(part in message for part in said), message
     assert snapshot(tmp_path) == before
+
+
+def good(place: Place, **changes: Any) -> list[str]:
+    place.settings.update(changes)
+    place.finish()
+    return place.arguments
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_train": True, "do_eval": True, "eval_strategy": "epoch"},
+        {"do_eval": False, "do_predict": False, "label_smoothing_factor": 0.0},
+        {"report_to": "all", "attn_implementation": "eager"},
+        {"attn_implementation": "kernels-community/flash-attn"},
+        {"report_to": ["tensorboard"], "attn_implementation": "flash_attention_2", "use_liger_kernel": True},
+        {"dataset_streaming": True},
+        {"model_init_kwargs": {"rope_scaling": None, "dtype": "float32"}},
+        {"train_sampling_strategy": "sequential", "dataloader_drop_last": True},
+    ],
+    ids=str,
+)
+def test_settings_that_work_pass(changes, tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trl_dpo_ext.run.missing_packages.installed", lambda module: True)
+    recipe = parse_recipe(good(Place(tmp_path, tiny_model_dir), **changes))
+    assert recipe.settings.items() >= {k: v for k, v in changes.items() if k == "attn_implementation"}.items()
+
+
+def test_lora_settings_without_an_adapter_are_warned_of(tiny_model_dir, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    parse_recipe(good(Place(tmp_path, tiny_model_dir), use_peft=False, lora_r=8))
+    assert "All weights are trained: lora_r, lora_target_modules has no effect" in caplog.text
+
+
+@pytest.mark.parametrize("loss", ["plackett_luce", "simpo", "sft", "minor_dpo", "beta_dpo"])
+def test_metrics_are_known_before_a_run_has_them(loss, tiny_model_dir, tmp_path, monkeypatch):
+    """Each metric that an evaluation logs is one that `metric_for_best_model` may name, and hardly any other."""
+    monkeypatch.chdir(tmp_path)
+    logged: set[str] = set()
+    monkeypatch.setattr(
+        Trainer, "log", lambda self, logs, *a, **k: logged.update(k for k in logs if k.startswith("eval_"))
+    )
+    arguments = good(Place(tmp_path, tiny_model_dir), loss_type=loss, eval_strategy="steps", eval_steps=1)
+    train_recipe(arguments)
+    known = evaluation_metrics(parse_recipe([*arguments, "--overwrite_output_dir", "true"]).config)
+    assert {f"eval_{name}" for name in known} - {"eval_aux_loss", "eval_num_tokens"} == logged - {"eval_num_tokens"}

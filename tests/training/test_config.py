@@ -231,3 +231,10 @@ def test_thin_trainers_have_a_default_loss(trainer, default, other, tmp_path):
         with pytest.raises(ValueError, match="train_dataset"):  # the losses are valid, so the next check fails
             trainer(model="no/model", args=args)
         assert args.loss_type == expected
+
+
+def test_trl_s_defaults_spelled_out_are_accepted_by_losses_without_them(tmp_path):
+    """A TRL config that states its defaults moves over unchanged."""
+    args = support.config(tmp_path, loss_type="sft", beta=0.1, label_smoothing=0.0)
+    (term,) = args.objective().terms
+    assert "beta" not in term.hyperparameters

@@ -91,7 +91,7 @@ def biases_train_along(patch: pytest.MonkeyPatch) -> None:
 @bugs(biases_train_along)
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_trap_01_biases_that_lora_trains_do_not_move_the_reference(kind, bias, bug, monkeypatch, tmp_path):
+def test_trap_17_biases_that_lora_trains_do_not_move_the_reference(kind, bias, bug, monkeypatch, tmp_path):
     with put_back(bug, monkeypatch):
         model = small(kind)
         with torch.no_grad():  # biases of 0 would hide a reference that has none
@@ -153,7 +153,7 @@ def unfreeze(model: Any, part: str) -> None:
 
 @pytest.mark.parametrize("part", ["embed_tokens", "norm"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_trap_01_weights_unfrozen_by_hand_are_refused(part, when, tmp_path):
+def test_trap_17_weights_unfrozen_by_hand_are_refused(part, when, tmp_path):
     """They would move the reference, and the adapter's checkpoint doesn't hold them."""
     model = get_peft_model(small("qwen2"), everywhere())
     if when == "before":
@@ -171,7 +171,7 @@ def nobody_looks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run_reference.Reference, "check_trainable", lambda *_: None)
 
 
-def test_trap_01_weights_unfrozen_by_hand_would_move_the_reference(monkeypatch, tmp_path):
+def test_trap_17_weights_unfrozen_by_hand_would_move_the_reference(monkeypatch, tmp_path):
     with put_back(nobody_looks, monkeypatch):
         start = small("qwen2")
         model = get_peft_model(small("qwen2"), everywhere())
@@ -213,7 +213,7 @@ NOISY: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", NOISY)
-def test_trap_01_the_reference_has_no_noise(name, tmp_path):
+def test_trap_17_the_reference_has_no_noise(name, tmp_path):
     make, settings = NOISY[name]
     if settings.get("peft_config") == "new":
         settings = {**settings, "peft_config": everywhere()}
@@ -222,9 +222,9 @@ def test_trap_01_the_reference_has_no_noise(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dropout left on", "router jitter", "NEFTune", "NEFTune, trained adapter"])
-def test_trap_01_a_reference_in_training_mode_is_noticed(name, monkeypatch, tmp_path):
+def test_trap_17_a_reference_in_training_mode_is_noticed(name, monkeypatch, tmp_path):
     with put_back(the_mode_stays, monkeypatch):
-        test_trap_01_the_reference_has_no_noise(name, tmp_path)
+        test_trap_17_the_reference_has_no_noise(name, tmp_path)
 
 
 def test_the_policy_keeps_its_mode(tmp_path):
@@ -259,7 +259,7 @@ def policy_and_reference(kind: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("kind", ["itself", "its tensors", "its base", "its base by name"])
-def test_trap_01_a_reference_that_is_the_policy_is_refused(kind, tmp_path):
+def test_trap_17_a_reference_that_is_the_policy_is_refused(kind, tmp_path):
     """The loss would be ln 2 at every step."""
     policy, second = policy_and_reference(kind)
     with pytest.raises(ConfigError, match="ref_model"):
@@ -267,7 +267,7 @@ def test_trap_01_a_reference_that_is_the_policy_is_refused(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["itself", "its tensors"])
-def test_trap_01_a_reference_that_is_the_policy_would_train_along(kind, monkeypatch, tmp_path):
+def test_trap_17_a_reference_that_is_the_policy_would_train_along(kind, monkeypatch, tmp_path):
     with put_back(nobody_compares, monkeypatch):
         policy, second = policy_and_reference(kind)
         assert farthest(run(policy, tmp_path, ref_model=second), small("qwen2")) < 1e-4

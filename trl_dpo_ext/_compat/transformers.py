@@ -14,6 +14,7 @@ __all__ = [
     "Conv1D",
     "GradientCheckpointingLayer",
     "attention_of",
+    "enable_checkpointing",
     "loaded_from",
     "modules_kept_unquantized",
     "set_attention",
@@ -41,6 +42,17 @@ def attention_of(config: Any) -> str:
     """
     implementation: str = config.get_text_config()._attn_implementation
     return implementation
+
+
+def enable_checkpointing(model: PreTrainedModel, options: dict[str, Any]) -> None:
+    """Turn gradient checkpointing on, under its current name: transformers 5.23 calls it activation checkpointing.
+
+    Args:
+        model: in training mode.
+        options: of `torch.utils.checkpoint.checkpoint`.
+    """
+    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(options)
 
 
 def set_attention(config: PreTrainedConfig, name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoProcessor, ProcessorMixin
 from trl import DPOConfig
 from trl.kernels import chunked_logprob as _head
-from trl.models.utils import disable_gradient_checkpointing, prepare_deepspeed, prepare_fsdp
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer import utils as _utils
 from trl.trainer.utils import (
     FusedCausalLMOutput,
@@ -25,7 +25,6 @@ from trl.trainer.utils import (
 __all__ = [
     "FusedCausalLMOutput",
     "add_fused_lm_head",
-    "disable_gradient_checkpointing",
     "head_as_on_a_gpu",
     "load_processing_class",
     "load_reference",

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,13 @@ class HookedConfig(DPOConfig):
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "loss_kwargs"]  # noqa: RUF012, as in TRL
 
+    def __post_init__(self) -> None:
+        # transformers 5.23 warns of the former names, and TRL's default has one of them. Both names go on working.
+        for name in ("checkpointing", "checkpointing_kwargs"):
+            if getattr(self, f"activation_{name}", self) is None:
+                setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
+        super().__post_init__()
+
 
 class HookedTrainer(DPOTrainer):
     """`DPOTrainer` with public hooks.
@@ -32,6 +40,13 @@ class HookedTrainer(DPOTrainer):
 
     _tag_names = ["trl", "dpo", "trl-dpo-ext"]  # noqa: RUF012, as in TRL
     columns: Sequence[str] = ()
+    _evaluation_prefix: str | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings():
+            # PEFT reads the former name, whatever the user sets.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            super().__init__(*args, **kwargs)
 
     # Hooks
 
@@ -50,6 +65,14 @@ class HookedTrainer(DPOTrainer):
     def weights_writer(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context manager around transformers' writing of weights."""
         return contextlib.nullcontext()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the queued metrics too. DPOTrainer names those of every evaluation "eval_...", whatever its dataset."""
+        if self._evaluation_prefix is not None:
+            queued = self._metrics["eval"]
+            logs.update({f"{self._evaluation_prefix}_{name}": sum(v) / len(v) for name, v in queued.items()})
+            queued.clear()
+        super().log(logs, start_time)
 
     # Private methods that call the hooks
 
@@ -79,8 +102,16 @@ class HookedTrainer(DPOTrainer):
 
         This bypasses DPOTrainer.evaluate, which adds reference log-probs to the dataset, or refuses to after the first
         step.
+
+        Returns:
+            Metrics by name. Each name begins with `prefix`, so two datasets share none.
         """
-        metrics: dict[str, float] = super(DPOTrainer, self).evaluate(dataset, ignore_keys, prefix)
+        outer, self._evaluation_prefix = self._evaluation_prefix, prefix
+        self._metrics["eval"].clear()  # `predict` and failed evaluations leave metrics behind
+        try:
+            metrics: dict[str, float] = super(DPOTrainer, self).evaluate(dataset, ignore_keys, prefix)
+        finally:
+            self._evaluation_prefix = outer
         return metrics
 
     def save_without_push(self, folder: str | None = None) -> None:

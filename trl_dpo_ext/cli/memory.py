@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -55,10 +57,14 @@ def _memory(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    if sys.stderr.isatty():
+        print("Loading the libraries and estimating ...", file=sys.stderr)  # both take seconds
+
     import yaml
 
-    from ..memory import report_on
+    from ..memory import Report, report_on
     from ..parsing import ParseError
+    from ..run.recipe_memory import read_memory_setup
 
     changes = {}
     for setting in arguments.set:
@@ -68,15 +74,19 @@ def _report(arguments: argparse.Namespace) -> int:
         changes[key] = yaml.safe_load(value)
     if arguments.model is not None:
         changes["model_name_or_path"] = arguments.model
-    report = report_on(
-        arguments.recipe,
-        changes,
-        card_gib=arguments.gpu,
-        responses=arguments.responses,
-        prompt_tokens=arguments.prompt,
+    gc.freeze()  # what the imports made stays; without it the garbage collector walks it again and again
+    screen = console()
+
+    def show_estimate(report: Report) -> None:
+        if not arguments.json:
+            screen.print(report.estimate_text())
+
+    setup, model = read_memory_setup(
+        arguments.recipe, changes, responses=arguments.responses, prompt_tokens=arguments.prompt
     )
+    report = report_on(setup, recipe=arguments.recipe, model=model, card_gib=arguments.gpu, first=show_estimate)
     if arguments.json:
         print(json.dumps(report.as_dict(), indent=2))
-    else:
-        console().print(report)
+    elif arguments.gpu is not None:
+        screen.print(report.card_text())
     return 0

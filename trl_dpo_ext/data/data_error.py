@@ -60,6 +60,11 @@ class FaultReason(Enum):
         "cannot tokenize",
         "Use roles that the model's chat template accepts, in the order that it accepts, or another template.",
     )
+    TEXT_LEFT_OUT = (
+        "text left out",
+        "Use a chat template that prints it (its training variant, if there is one), or remove it from the row: the "
+        "model would be trained without it.",
+    )
     OTHER = ("unusable data", "Follow the message; it says what is wrong.")
 
     def __init__(self, label: str, advice: str) -> None:

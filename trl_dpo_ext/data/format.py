@@ -53,9 +53,17 @@ def format_dataset(
         raise DataError(f"{name} dataset: it has no rows.", FaultReason.NO_ROWS)
     form = check_columns(columns, name=name)
 
+    padded = padded_columns(dataset)
     conversational = _is_conversational(dataset, name, reads_ties, strict=streamed and invalid_rows == "error")
     features = _features(form, columns, conversational)
-    convert = partial(_convert, name=name, reads_ties=reads_ties, conversational=conversational, columns=list(features))
+    convert = partial(
+        _convert,
+        name=name,
+        reads_ties=reads_ties,
+        conversational=conversational,
+        padded=padded,
+        columns=list(features),
+    )
     return map_rows(
         dataset,
         convert,
@@ -66,6 +74,22 @@ def format_dataset(
         doing="Formatting",
         num_proc=num_proc,
     )
+
+
+def padded_columns(dataset: Dataset | IterableDataset) -> set[str]:
+    """Return the columns of structs, in which Arrow stores None for keys that only other rows have.
+
+    A JSON column, and a stream from a Python generator, keep each row's own keys.
+    """
+    features = dataset.features or {}
+    return {name for name, feature in features.items() if _is_padded(feature)}
+
+
+def _is_padded(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return True
+    inner = getattr(feature, "feature", None)  # of a List
+    return inner is not None and _is_padded(inner)
 
 
 def _is_conversational(dataset: Dataset | IterableDataset, name: str, reads_ties: bool, strict: bool) -> bool:
@@ -89,7 +113,13 @@ def _features(form: ColumnForm, columns: Collection[str], conversational: bool) 
 
 
 def _convert(
-    row: dict[str, Any], index: int, name: str, reads_ties: bool, conversational: bool, columns: list[str]
+    row: dict[str, Any],
+    index: int,
+    name: str,
+    reads_ties: bool,
+    conversational: bool,
+    padded: Collection[str],
+    columns: list[str],
 ) -> dict[str, Any]:
-    ranked = to_ranked(row, index=index, name=name, reads_ties=reads_ties, conversational=conversational)
+    ranked = to_ranked(row, index=index, name=name, reads_ties=reads_ties, conversational=conversational, padded=padded)
     return {**{column: ranked.get(column) for column in columns}, "row": index}

@@ -1,25 +1,65 @@
-"""The prompts that evaluation samples from: which rows of a dataset, and their text."""
+"""The prompts that evaluation samples from: rows of a dataset, with the token ids that training gives their prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from .data_error import DataError, FaultReason
 from .format import format_dataset
+from .rendering.left_out_text import left_out
+from .rendering.prompt_rendering import prompt_text
+from .tokenize import tokenize_row
+
+logger = logging.getLogger(__name__)
 
 
-def prompt_text(prompt: str | Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
-    """Return a prompt as the model reads it: text unchanged, a conversation through the chat template.
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """A prompt as text and as the tokens that the model reads.
+
+    It is not a string, so nobody edits the text and leaves the tokens behind.
+
+    Attributes:
+        text: what rewards, judges and tables read; a conversation is rendered with the chat template.
+        token_ids: [P] what the model reads.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+def tokenized_prompt(row: Mapping[str, Any], tokenizer: Any) -> TokenizedPrompt:
+    """Return the prompt of a row with the token ids that `tokenize_row` gives it.
 
     Args:
-        prompt: text, or messages with role and content.
+        row: `prompt` (text or messages), and where the row has them `tools`, `chat_template_kwargs` and `completions`.
+            The completions count because the last tokens of a prompt may change when a completion follows.
         tokenizer: the model's tokenizer.
+
+    Raises:
+        DataError: the chat template or the tokenizer refuses the row or leaves out text of the prompt, or the prompt
+            has no tokens.
     """
-    if isinstance(prompt, str):
-        return prompt
-    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+    where = f"row {row['row']}" if "row" in row else f"the prompt {str(row['prompt'])[:60]!r}"
+    try:
+        tokens = tokenize_row({"completions": [], **row}, tokenizer)
+        missing = left_out({**row, "completions": []}, tokens, tokenizer)
+        text = prompt_text(row["prompt"], tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
+    except Exception as error:  # a chat template is a program and may fail in any way
+        what = "tokenizer" if isinstance(row["prompt"], str) else "chat template"
+        raise DataError(
+            f"{where}: the {what} refuses it ({type(error).__name__}: {error}).", FaultReason.CANNOT_TOKENIZE
+        ) from error
+    if missing is not None:
+        raise DataError(f"{where}: the chat template leaves out {missing}.", FaultReason.TEXT_LEFT_OUT)
+    if not tokens["prompt_ids"]:
+        raise DataError(f"{where} has no tokens: the model has nothing to continue.")
+    return TokenizedPrompt(text, tuple(tokens["prompt_ids"]))
 
 
 def first_rows(dataset: Dataset | IterableDataset, count: int, *, name: str) -> Dataset | IterableDataset:
@@ -37,8 +77,8 @@ def first_rows(dataset: Dataset | IterableDataset, count: int, *, name: str) -> 
     return format_dataset(first, name=name, invalid_rows="drop")
 
 
-def held_out_prompts(dataset: Dataset | IterableDataset, tokenizer: Any, count: int) -> list[str]:
-    """Return the text of the first prompts of a test split.
+def held_out_prompts(dataset: Dataset | IterableDataset, tokenizer: Any, count: int) -> list[TokenizedPrompt]:
+    """Return the first prompts of a test split, tokenized as training tokenizes the prompts of its rows.
 
     Args:
         dataset: rows in any accepted form; may stream.
@@ -46,6 +86,24 @@ def held_out_prompts(dataset: Dataset | IterableDataset, tokenizer: Any, count: 
         count: number of rows to read.
 
     Returns:
-        at most `count` prompts; invalid and all-tied rows have none.
+        at most `count` prompts. Rows that are invalid, all tied or refused by the chat template are left out.
+
+    Raises:
+        DataError: no row is left.
     """
-    return [prompt_text(row["prompt"], tokenizer) for row in first_rows(dataset, count, name="test")]
+    prompts, refused = [], []
+    for row in first_rows(dataset, count, name="test"):
+        try:
+            prompts.append(tokenized_prompt(row, tokenizer))
+        except DataError as error:
+            refused.append(error)
+    if refused and not prompts:
+        raise DataError(f"test dataset: none of its prompts can be sampled from. The first: {refused[0]}")
+    if refused:
+        logger.warning(
+            "test dataset: left out %d of %d prompts. The first: %s",
+            len(refused),
+            len(refused) + len(prompts),
+            refused[0],
+        )
+    return prompts

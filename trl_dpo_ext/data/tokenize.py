@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .data_error import DataError, FaultReason
 from .map_rows import InvalidRows, map_rows
-from .prompt_rendering import prompt_token_ids, template_options
+from .rendering.left_out_text import left_out
+from .rendering.prompt_rendering import prompt_token_ids, template_options, text_token_ids
+from .rendering.template_needs import fit_messages
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
 
     As in TRL, prompt and completion are tokenized together, the completion starts at the first token that differs from
     the prompt's own tokens, and a plain-text completion ends with the EOS token. With K completions, the prompt is the
-    part of its own tokens with which all K begin.
+    part of its own tokens with which all K begin. Unlike in TRL, a completion ends once where the tokenizer adds EOS to
+    every text.
 
     Args:
         row: `prompt` (text or messages), `completions` (K texts or message lists), optionally `tools` and
@@ -54,11 +57,12 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
     if isinstance(prompt, str):
         eos = tokenizer.eos_token or ""
         wholes = [prompt + c + ("" if c.endswith(eos) else eos) for c in completions]
-        whole_ids = [tokenizer(text=whole)["input_ids"] for whole in wholes]
+        # Without an EOS of its own, a completion ends with what the tokenizer puts after a text (SEP).
+        whole_ids = [text_token_ids(w, tokenizer) if eos else list(tokenizer(text=w)["input_ids"]) for w in wholes]
     else:
         template: Any = tokenizer.apply_chat_template
         options = template_options(tools, template_kwargs)
-        whole_ids = [template(prompt + c, **options)["input_ids"] for c in completions]
+        whole_ids = [template(fit_messages(prompt + c, tokenizer), **options)["input_ids"] for c in completions]
     start = _common_prefix_length([prompt_ids, *whole_ids])
     return {
         "prompt_ids": prompt_ids[:start],
@@ -68,14 +72,22 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
 
 
 def _tokenize_or_refuse(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:
-    """Tokenize a row; a `DataError` that begins with `where` stands for whatever the template or tokenizer raises."""
+    """Tokenize a row; a `DataError` about it begins with `where`.
+
+    Raises:
+        DataError: the template or tokenizer raises, or the template leaves out text of the row.
+    """
     try:
-        return tokenize_row(row, tokenizer)
+        tokens = tokenize_row(row, tokenizer)
+        missing = left_out(row, tokens, tokenizer)
     except Exception as error:  # a chat template is a program and may fail in any way
         what = "tokenizer" if isinstance(row["prompt"], str) else "chat template"
         raise DataError(
             f"{where}: the {what} refuses it ({type(error).__name__}: {error}).", FaultReason.CANNOT_TOKENIZE
         ) from error
+    if missing is not None:
+        raise DataError(f"{where}: the chat template leaves out {missing}.", FaultReason.TEXT_LEFT_OUT)
+    return tokens
 
 
 def _usable(completion_ids: list[list[int]], ranks: list[int], reads_ties: bool) -> bool:
@@ -104,8 +116,8 @@ def tokenize_dataset(
         name: the dataset's name, for messages ("train").
         max_length: tokens of prompt and completion together; None without a limit.
         reads_ties: keep prompts whose responses are all tied, for losses that read ties.
-        invalid_rows: what to do with rows that the chat template refuses: "error" lists them in one error, "drop"
-            leaves them out.
+        invalid_rows: what to do with rows that the chat template refuses, or whose text it leaves out: "error" lists
+            them in one error, "drop" leaves them out.
         num_proc: processes for `Dataset.map`.
 
     Returns:
@@ -113,7 +125,7 @@ def tokenize_dataset(
 
     Raises:
         DataError: no row is left, the rows are messages and the tokenizer has no chat template, or (with
-            `invalid_rows="error"`) the template refuses rows.
+            `invalid_rows="error"`) the template refuses rows or leaves out some of their text.
     """
 
     def process(row: dict[str, Any], index: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ __all__ = [
     "SequenceKL",
     "SignTest",
     "SpendingCapError",
+    "TokenizedPrompt",
     "UnknownRewardError",
     "WinRate",
     "WinRateDifference",
@@ -48,6 +49,7 @@ __all__ = [
     "frontier_table",
     "get_judge",
     "get_reward",
+    "held_out_prompts",
     "judge_forms",
     "kl_bound",
     "list_judges",
@@ -63,6 +65,7 @@ __all__ = [
     "sample",
     "sequence_kl",
     "sign_test",
+    "tokenized_prompt",
     "wilson",
     "win_rate",
     "win_rate_difference",
@@ -74,7 +77,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ..data.prompts import prompt_text
+    from ..data.prompts import TokenizedPrompt, held_out_prompts, tokenized_prompt
+    from ..data.rendering.prompt_rendering import prompt_text
     from .before_after import Comparison, Evaluation, compare, comparison_table, evaluate_policy
     from .best_of_n_curve import BestOfN, best_of_n, kl_bound
     from .frontier.best_of_n_file import read_best_of_n
@@ -104,7 +108,12 @@ if TYPE_CHECKING:
 
 # Module -> public names that it defines. No module directly in this folder may share a name with one of them.
 _MODULES = {
-    "..data.prompts": ("prompt_text",),
+    "..data.rendering.prompt_rendering": ("prompt_text",),
+    "..data.prompts": (
+        "TokenizedPrompt",
+        "held_out_prompts",
+        "tokenized_prompt",
+    ),
     ".before_after": (
         "Comparison",
         "Evaluation",

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from .judging.contracts import Reward
 from .judging.rewards import apply_reward
-from .sampling.samples import Samples
+from .sampling.samples import AnyPrompt, Samples
 from .sampling.sequence_kl import Reference, SequenceKL, sequence_kls
 from .sampling.transformers_sampling import sample
 from .stats import Interval, bootstrap_difference, bootstrap_mean
@@ -58,7 +58,7 @@ class Evaluation:
 def evaluate_policy(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[AnyPrompt],
     reward: Reward,
     *,
     reference: Reference | None = None,
@@ -74,7 +74,7 @@ def evaluate_policy(
     Args:
         model: a causal language model, with or without PEFT, in any mode.
         tokenizer: its tokenizer.
-        prompts: [N] plain text, N >= 2. They should all differ.
+        prompts: [N] as in `sample`, N >= 2. They should all differ.
         reward: from `get_reward`, or any function of prompts and completions.
         reference: as in `sequence_kl`. None skips the KL.
         max_new_tokens: maximum length of a sample, in tokens.

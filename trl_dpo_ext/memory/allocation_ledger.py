@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .._compat.torch import TorchDispatchMode, storage_key, tree_leaves
+from .._compat.torch import DispatchMode, asked_device, storage_key, tree_leaves
 
 Parts = Counter[str]
 """Bytes by part."""
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(DispatchMode):
     """While it is entered, books every new storage under the current part until the storage is freed.
 
     A storage counts once, however many tensors are views of it. Fake tensors work like real ones: their storages have
@@ -98,6 +98,8 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and book the new storages among its outputs."""
+        if (device := asked_device(func, args)) is not None:
+            return device
         out = func(*args, **(kwargs or {}))
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, Tensor) and storage_key(leaf) not in self._booked:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .._compat.torch import (
+    DispatchMode,
     FakeTensor,
     FakeTensorMode,
-    TorchDispatchMode,
+    asked_device,
     changes_its_input,
     no_dispatch,
     tree_leaves,
@@ -20,7 +21,7 @@ from .._compat.torch import (
 _LARGEST = 1 << 20  # elements; only masks of long rows are larger, and no shape depends on those
 
 
-class KnownValues(TorchDispatchMode):
+class KnownValues(DispatchMode):
     """Keeps the real tensor beside each small fake tensor that is computed from known ones.
 
     Enter it inside a `FakeTensorMode`. Boolean indexing, `nonzero` and `item` then return what they would return on
@@ -41,10 +42,15 @@ class KnownValues(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation on fake tensors, and on the real ones beside them if all are known."""
         kwargs = kwargs or {}
+        if (device := asked_device(func, args)) is not None:
+            return device
         if func is torch.ops.aten.index.Tensor:
             return self._index(*args)
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        known = bool(tensors) and all(_real(t) is not None for t in tensors)
+        known = False
+        # Most operations start with an unknown tensor, and walking all arguments of each takes long.
+        if not (args and isinstance(args[0], FakeTensor) and _real(args[0]) is None):
+            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            known = bool(tensors) and all(_real(t) is not None for t in tensors)
 
         def on_real() -> Any:
             real_args, real_kwargs = tree_map_only(FakeTensor, _real, (args, kwargs))

@@ -16,59 +16,101 @@ from .step import Setup
 LENGTH_STEP = 64  # tokens
 
 
-def largest(size_of: Callable[[int], int], limit: int, most: int) -> int:
+def largest(size_of: Callable[[int], int], limit: int, most: int, start: Start | None = None) -> int:
     """Return the largest n from 1 to `most` whose size is within the limit; 0 if even 1 does not fit.
 
-    Sizes must grow with n. The next n tried is where a straight line through the known sizes meets the limit, so a
-    linear size, as most are here, takes four tries.
+    Sizes must grow with n, and never more slowly than before: each next n tried is where a straight line through the
+    known sizes meets the limit, and where the line leaves no room for n + 1, n is the largest.
+
+    Args:
+        size_of: returns the size of n.
+        limit: the largest size allowed.
+        most: the largest n to consider.
+        start: a size that is known already.
 
     >>> tried = []
     >>> largest(lambda n: tried.append(n) or 100 + 7 * n, limit=1000, most=10**6), tried
-    (128, [1, 2, 128, 129])
+    (128, [1, 2, 128])
     >>> largest(lambda n: n * n, limit=1000, most=20), largest(lambda n: 5, limit=4, most=9)
     (20, 0)
     """
-    known = {1: size_of(1)}
-    if known[1] > limit:
-        return 0
-    fits, too_large = 1, most + 1
-    while too_large - fits > 1:
-        below = max((n for n in known if n < fits), default=None)
-        if too_large in known:
-            slope = (known[too_large] - known[fits]) / (too_large - fits)
-        elif below is not None:
-            slope = (known[fits] - known[below]) / (fits - below)
+    sizes = {} if start is None else {start.n: start.size}
+    if not any(size <= limit for size in sizes.values()):
+        sizes[1] = size_of(1)
+        if sizes[1] > limit:
+            return 0
+    while True:
+        fits = max(n for n, size in sizes.items() if size <= limit)
+        too_large = min((n for n, size in sizes.items() if size > limit), default=most + 1)
+        below = max((n for n in sizes if n < fits), default=None)
+        before = None if below is None else (sizes[fits] - sizes[below]) / (fits - below)
+        if too_large - fits <= 1 or (before is not None and sizes[fits] + before > limit):
+            return min(fits, most)
+        if too_large in sizes:
+            slope: float | None = (sizes[too_large] - sizes[fits]) / (too_large - fits)
         else:
-            slope = float("inf")
-        reach = (limit - known[fits]) / slope if slope > 0 else most
-        n = min(max(fits + int(reach), fits + 1), too_large - 1)
-        known[n] = size_of(n)
-        if known[n] <= limit:
-            fits = n
+            slope = start.slope if before is None and start is not None else before
+        if slope is None:
+            n = fits + 1
         else:
-            too_large = n
-    return fits
+            reach = (limit - sizes[fits]) / slope if slope > 0 else most
+            n = min(max(fits + int(reach), fits + 1), too_large - 1)
+        sizes[n] = size_of(n)
 
 
-def largest_batch(setup: Setup, limit: int) -> int:
-    """Return the largest `per_device_train_batch_size`, up to 256."""
-    return largest(lambda n: estimate(with_args(setup, per_device_train_batch_size=n)).total, limit, 256)
+@dataclass(frozen=True)
+class Start:
+    """A size that a search starts from.
+
+    Attributes:
+        n: whose size it is.
+        size: the size.
+        slope: a guess of how much the size grows with n.
+    """
+
+    n: int
+    size: int
+    slope: float
 
 
-def largest_length(setup: Setup, limit: int) -> int:
-    """Return the largest `max_length` in steps of 64 tokens, at most the model's number of positions."""
+def largest_batch(setup: Setup, limit: int, here: Estimate | None = None) -> int:
+    """Return the largest `per_device_train_batch_size`, up to 256; `here` is the setup's own estimate, if known."""
+    count = setup.shape.prompts
+    start = None if here is None else Start(count, here.total, here.varying / count)
+    return largest(lambda n: estimate(with_args(setup, per_device_train_batch_size=n)).total, limit, 256, start)
+
+
+def largest_length(setup: Setup, limit: int, here: Estimate | None = None) -> int:
+    """Return the largest `max_length` in steps of 64 tokens, at most the model's number of positions.
+
+    Args:
+        setup, limit: see `largest_batch`.
+        here: the setup's own estimate, if known.
+    """
     positions = getattr(setup.config.get_text_config(), "max_position_embeddings", None) or 2**15
     most = max(1, min(positions, 2**15) // LENGTH_STEP)
-    return LENGTH_STEP * largest(lambda n: estimate(with_length(setup, n * LENGTH_STEP)).total, limit, most)
+    count, rest = divmod(setup.shape.prompt_tokens + setup.shape.response_tokens, LENGTH_STEP)
+    start = None if here is None or rest or count > most else Start(count, here.total, here.varying / count)
+    return LENGTH_STEP * largest(lambda n: estimate(with_length(setup, n * LENGTH_STEP)).total, limit, most, start)
 
 
-def largest_k(setup: Setup, limit: int) -> int:
-    """Return the largest number of responses per prompt, up to 64; 0 if even 2 do not fit."""
+def largest_k(setup: Setup, limit: int, here: Estimate | None = None) -> int:
+    """Return the largest number of responses per prompt, up to 64; 0 if even 2 do not fit.
+
+    Args:
+        setup, limit: see `largest_batch`.
+        here: the setup's own estimate, if known.
+    """
+    shape = setup.shape
 
     def size_of(n: int) -> int:
-        return estimate(replace(setup, shape=replace(setup.shape, responses=n + 1))).total
+        return estimate(replace(setup, shape=replace(shape, responses=n + 1))).total
 
-    found = largest(size_of, limit, 63)
+    tokens = shape.prompt_tokens + shape.responses * shape.response_tokens
+    start = None
+    if here is not None:
+        start = Start(shape.responses - 1, here.total, here.varying * shape.response_tokens / tokens)
+    found = largest(size_of, limit, 63, start)
     return found + 1 if found else 0
 
 
@@ -87,12 +129,17 @@ class Change:
     peak: int
 
 
-def advise(setup: Setup, limit: int) -> tuple[list[Change], bool]:
+def advise(setup: Setup, limit: int, peak: int | None = None) -> tuple[list[Change], bool]:
     """Return the changes that make a run fit, cheapest first, and whether it then fits.
 
     Changes add up. One that doesn't lower the peak is left out.
+
+    Args:
+        setup: the run.
+        limit: bytes that the card offers.
+        peak: the peak of the run, if known; bytes.
     """
-    peak = estimate(setup).total
+    peak = estimate(setup).total if peak is None else peak
     changes: list[Change] = []
     for settings, cost, change in _changes():
         if peak <= limit:

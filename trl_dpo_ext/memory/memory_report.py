@@ -122,6 +122,10 @@ class Report:
         return "without" if self.setup.args.gradient_checkpointing else "with"
 
     def __rich__(self) -> Group:
+        return Group(self.estimate_text(), self.card_text())
+
+    def estimate_text(self) -> Group:
+        """Return the part about the recipe alone."""
         shape, total = self.setup.shape, self.estimate.total
         length = shape.prompt_tokens + shape.response_tokens
         lines: list[Any] = [
@@ -153,9 +157,11 @@ class Report:
                 f"allocator slack {100 * SLACK:.0f} % of what each step allocates."
             ),
         ]
-        if self.card_gib is not None:
-            lines += [Text(), *self._card(self.card_gib)]
         return Group(*lines)
+
+    def card_text(self) -> Group:
+        """Return the part about the card; empty without one."""
+        return Group() if self.card_gib is None else Group(Text(), *self._card(self.card_gib))
 
     def _sum_bar(self, room: int) -> Text:
         used = round(_BAR * self.estimate.total / room)

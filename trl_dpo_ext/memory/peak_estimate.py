@@ -57,6 +57,11 @@ class Estimate:
         """Bytes that `torch.cuda.max_memory_allocated` should report."""
         return self.total - self.parts[CONTEXT_PART] - self.parts[SLACK_PART]
 
+    @property
+    def varying(self) -> int:
+        """Bytes of the parts that grow with the micro-batch."""
+        return self.total - sum(self.parts[part] for part in (*STATIC_PARTS, CONTEXT_PART, WORKSPACE_PART))
+
 
 def estimate(setup: Setup, *, all_layers: bool = False) -> Estimate:
     """Estimate the peak memory of a training step without loading anything.

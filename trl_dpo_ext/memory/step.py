@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedCon
 
 from .._compat.bitsandbytes import allocate_optimizer_state
 from .._compat.torch import FakeTensorMode, own_buffers, own_parameters
-from .._compat.transformers import GradientCheckpointingLayer, set_attention
-from .._compat.trl import add_fused_lm_head, disable_gradient_checkpointing, use_adapter
+from .._compat.transformers import GradientCheckpointingLayer, enable_checkpointing, set_attention
+from .._compat.trl import add_fused_lm_head, use_adapter
 from ..data.collator import PreferenceCollator
 from ..modeling.compact_head import add_compact_head
 from ..modeling.dropout import disable_functional_dropout
@@ -162,7 +162,6 @@ class _StepOnly:
         self._objective = setup.args.objective()
         self._use_weighting = setup.args.use_weighting
         self._adapted = setup.peft is not None
-        self._checkpointing_kwargs: Any = setup.args.gradient_checkpointing_kwargs
         text = model.config.get_text_config()
         coefficient = setup.args.router_aux_loss_coef
         self._router_coef = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
@@ -210,7 +209,6 @@ class _StepOnly:
         reference = self._model if self._reference is None else self._reference
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(disable_gradient_checkpointing(self._model, self._checkpointing_kwargs))
             stack.enter_context(evaluation_mode(reference))
             if self._reference is None and self._adapted:
                 stack.enter_context(use_adapter(self._model, None))
@@ -272,7 +270,7 @@ def _prepare(model: Any, reference: Any, setup: Setup, ledger: Ledger) -> None:
             model.enable_input_require_grads()
         # Random number states are a few bytes, and a fake device has none.
         given: Any = args.gradient_checkpointing_kwargs or {}
-        model.gradient_checkpointing_enable({"use_reentrant": False, **given, "preserve_rng_state": False})
+        enable_checkpointing(model, {"use_reentrant": False, **given, "preserve_rng_state": False})
 
 
 def _build_on_meta(setup: Setup, layers: int | None) -> tuple[Any, Any]:

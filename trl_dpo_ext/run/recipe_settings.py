@@ -17,6 +17,7 @@ from ..data import get_converter
 from ..evaluation import reward_forms
 from ..parsing import ParseError, StrictParser
 from ..training import PreferenceConfig
+from .recipe_checks import check_recipe
 
 RESULT = "result.json"  # its presence marks a run as finished
 
@@ -118,6 +119,10 @@ def parse_recipe(args: Sequence[str] | None = None) -> Recipe:
         arguments, config, model = parser.parse_args_and_config(args)
     except ValueError as error:  # whatever the dataclasses refuse, TRL's own included
         raise ParseError(str(error)) from error
+    except ImportError as error:
+        if "deepspeed" in str(error).lower():
+            raise ParseError("deepspeed is set, but its package isn't installed: pip install deepspeed.") from error
+        raise
     if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != config.world_size:
         raise ParseError(
             f"{launched} processes were launched, but each one sees {config.world_size}: they would train apart. "
@@ -126,6 +131,7 @@ def parse_recipe(args: Sequence[str] | None = None) -> Recipe:
     if not model.model_name_or_path:
         raise ParseError("model_name_or_path is missing: give a Hub id or a folder.")
     _check_output(config.output_dir, arguments.overwrite_output_dir)
+    check_recipe(arguments, config, model, parser.named)
     config.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,

@@ -11,10 +11,12 @@ import torch
 from rich.console import Console
 from trl import get_quantization_config
 
-from ..data.prompts import held_out_prompts
+from ..data.prompts import TokenizedPrompt, held_out_prompts
 from ..evaluation import Comparison, Evaluation, FrontierCallback, Reward, compare, evaluate_policy, get_reward
 from ..memory import check_fits, explain_out_of_memory, most_responses
 from ..training import ConfigError, PreferenceTrainer, sharding
+from .model_kind import check_model_kind
+from .recipe_checks import check_steps
 from .recipe_data import load_recipe_splits
 from .recipe_settings import Recipe, adapter_config, parse_recipe
 from .run_outputs import save_outputs
@@ -42,7 +44,9 @@ def _run(args: Sequence[str] | None) -> None:
     reward = get_reward(arguments.reward) if arguments.reward else None
     if reward is not None and (sharded := sharding(config)):
         raise ConfigError(f"reward samples from the model, which {sharded} has in parts. Remove reward, or use DDP.")
+    check_model_kind(recipe.model, bool(config.trust_remote_code))
     splits = load_recipe_splits(recipe)
+    check_steps(config, splits["train"])
     check_fits(config, recipe.model, responses=most_responses(splits["train"]))
     trainer = PreferenceTrainer(
         model=recipe.model.model_name_or_path,
@@ -58,6 +62,7 @@ def _run(args: Sequence[str] | None) -> None:
             "memory: it trains all weights, and no loss reads a reference or its log-probs are computed beforehand. "
             "Train an adapter (use_peft: true), set precompute_ref_log_probs: false, or set frontier_steps: 0."
         )
+    check_steps(config, trainer.train_dataset)  # again, without the rows that invalid_rows: drop left out
     if reward is None:
         metrics, comparison = _train(trainer), None
     else:
@@ -79,7 +84,7 @@ def _train(trainer: PreferenceTrainer) -> dict[str, Any]:
 
 
 def _train_and_compare(
-    trainer: PreferenceTrainer, recipe: Recipe, reward: Reward, prompts: list[str]
+    trainer: PreferenceTrainer, recipe: Recipe, reward: Reward, prompts: list[TokenizedPrompt]
 ) -> tuple[dict[str, Any], Comparison]:
     """Sample, train, sample again; with `frontier_steps`, in between too."""
     arguments = recipe.arguments

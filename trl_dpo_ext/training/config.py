@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from .._compat.trl_trainer import HookedConfig
 from ..losses import TRL_LOSS_FIELDS, HyperparameterError, LossSpec, get_loss
 from ..registry import did_you_mean
@@ -116,6 +118,8 @@ class PreferenceConfig(HookedConfig):
     def __post_init__(self) -> None:
         check_processes(self.use_cpu)  # must run before super().__post_init__, where the processes connect
         check_bf16(self.bf16, self.fp16, self.use_cpu)
+        if self.use_cpu or not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # torch warns that there is nothing to pin it for
         super().__post_init__()
         if self.accelerator_config.dispatch_batches:  # type: ignore[union-attr]
             raise ConfigError(

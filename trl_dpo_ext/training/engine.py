@@ -18,7 +18,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 
 from .._compat.trl import (
-    disable_gradient_checkpointing,
     load_processing_class,
     load_reference,
     plain_dpo_config,
@@ -42,6 +41,7 @@ from .config import PreferenceConfig
 from .metrics import RANKING_ONLY, batch_metrics
 from .objective import Objective
 from .preflight import run_checks
+from .preflight.model_limits import check_model_limits
 from .publish import checkpoint_from_hub, push_checkpoint, push_output, write_record
 from .safety.checkpoint import atomic_checkpoint, find_checkpoint
 from .safety.guard import TrainingGuard
@@ -149,6 +149,7 @@ class PreferenceTrainer(HookedTrainer):
                 eval_dataset=evaluation,
                 **kwargs,
             )
+        check_model_limits(self.model, tokenizer, {"train": train, **_by_name(evaluation)})
         self._restore_public_attributes()
         self.recorded = False
         self.guard, self.run_state, self.sigterm = TrainingGuard(self), RunState(self), StopOnSigterm(self)
@@ -225,7 +226,6 @@ class PreferenceTrainer(HookedTrainer):
             )
         with (
             torch.no_grad(),
-            disable_gradient_checkpointing(self.model, cast(Any, self.args.gradient_checkpointing_kwargs)),
             self._reference.active(self.model) as model,
         ):
             yield model

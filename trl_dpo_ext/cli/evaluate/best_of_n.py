@@ -33,8 +33,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     reward = get_reward(arguments.reward, **endpoint_options(arguments, [arguments.reward]))
     prompts = prompts_of(arguments, [arguments.model])
-    if len(prompts.raw) < 2:
-        raise ValueError(f"An interval needs at least two prompts, got {len(prompts.raw)}.")
+    if len(prompts.rows) < 2:
+        raise ValueError(f"An interval needs at least two prompts, got {len(prompts.rows)}.")
     found = completions(
         arguments.model, prompts, [arguments.temperature], samples=arguments.samples, **sampling_options(arguments)
     )[arguments.temperature]
@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if write_report(arguments, report):
         return
     level = curve[0].reward.level
-    table = Table(title=Text(f"Best of n, {len(prompts.raw)} prompts [{100 * level:g} % bootstrap interval]"))
+    table = Table(title=Text(f"Best of n, {len(prompts.rows)} prompts [{100 * level:g} % bootstrap interval]"))
     for column in ("n", "expected reward", "SE", "KL at most, nats"):
         table.add_column(column, justify="right")
     for point in curve:

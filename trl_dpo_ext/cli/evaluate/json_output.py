@@ -23,7 +23,7 @@ def settings(arguments: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
 
     return {
         "data": arguments.data,
-        "prompts": len(prompts.raw),
+        "prompts": len(prompts.rows),
         "prompts_sha256": prompts_sha256(prompts.texts),
         "max_new_tokens": arguments.max_new_tokens,
         "seed": arguments.seed,

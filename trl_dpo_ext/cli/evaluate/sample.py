@@ -21,7 +21,7 @@ def add(evaluations: Evaluations) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from .sources import by_prompt, completions, is_file, load_tokenizer, rendered, write_jsonl
+    from .sources import by_prompt, completions, dataset_row, is_file, load_tokenizer, tokenized, write_jsonl
     from .vllm import vllm_model
 
     if is_file(arguments.model):
@@ -33,10 +33,10 @@ def _run(arguments: argparse.Namespace) -> None:
         from ...evaluation.sampling.vllm_sampling import sample_with_vllm
 
         tokenizer = load_tokenizer(arguments.model)
-        texts = rendered(prompts, tokenizer, arguments.samples)
+        starts = tokenized(prompts, tokenizer, arguments.samples)
         del options["batch_size"]  # vLLM makes its own batches
         sampled = sample_with_vllm(
-            tokenizer=tokenizer, prompts=texts, temperature=arguments.temperature, **placed, **options
+            tokenizer=tokenizer, prompts=starts, temperature=arguments.temperature, **placed, **options
         )
         found = by_prompt(sampled.completions, arguments.samples)
     else:
@@ -44,9 +44,9 @@ def _run(arguments: argparse.Namespace) -> None:
             arguments.temperature
         ]
     rows = [
-        {"prompt": prompt, "completion": text, "temperature": arguments.temperature}
-        for prompt, texts in zip(prompts.texts, found, strict=True)
+        {"prompt": prompt, "completion": text, "temperature": arguments.temperature, **dataset_row(row)}
+        for row, prompt, texts in zip(prompts.rows, prompts.texts, found, strict=True)
         for text in texts
     ]
     write_jsonl(arguments.output, rows)
-    print(f"Saved {len(rows)} samples of {len(prompts.raw)} prompts to {arguments.output}.")
+    print(f"Saved {len(rows)} samples of {len(prompts.rows)} prompts to {arguments.output}.")

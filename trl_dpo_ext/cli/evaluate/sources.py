@@ -6,7 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ...evaluation import TokenizedPrompt
+
+DATASET_ROW = "dataset_row"
+"""Column of a file of samples: a conversation as the dataset has it, beside the text that judges read."""
 
 
 @dataclass(frozen=True)
@@ -14,17 +20,17 @@ class Prompts:
     """Prompts, and the dataset's own completions.
 
     Attributes:
-        raw: [N] text or messages, before the chat template.
+        rows: [N] `prompt` (text or messages); and `tools`, `chat_template_kwargs` and `completions` where known.
         own: [N] the dataset's best completions, or None if the prompts come from a file of samples.
     """
 
-    raw: list[Any]
+    rows: list[dict[str, Any]]
     own: list[str] | None
 
     @property
     def texts(self) -> list[str]:
         """[N] the prompts as judges and rewards read them."""
-        return [as_text(prompt) for prompt in self.raw]
+        return [as_text(row["prompt"]) for row in self.rows]
 
 
 def as_text(prompt: Any) -> str:
@@ -35,7 +41,9 @@ def as_text(prompt: Any) -> str:
     """
     if isinstance(prompt, str):
         return prompt
-    turns = [f"{message['role'].capitalize()}: {message.get('content') or ''}" for message in prompt]
+    from ...data.rendering.left_out_text import message_text
+
+    turns = [f"{message['role'].capitalize()}: {message_text(message)}" for message in prompt]
     return "\n\n".join([*turns, "Assistant: "])
 
 
@@ -65,20 +73,22 @@ def read_prompts(
     if converter is not None:
         rows = convert_dataset(rows, converter, name=split, invalid_rows="drop")
     if seed is None:
-        rows = first_rows(rows, count, name=split)
-        return Prompts([row["prompt"] for row in rows], [_best(row) for row in rows])
+        found = list(first_rows(rows, count, name=split))
+        return Prompts(found, [_best(row) for row in found])
     rows = format_dataset(rows, name=split, invalid_rows="drop", reads_ties=True).shuffle(seed=seed)
-    found: dict[str, tuple[Any, str]] = {}
+    distinct: dict[str, dict[str, Any]] = {}
     for row in rows:
-        found.setdefault(as_text(row["prompt"]), (row["prompt"], _best(row)))
-        if len(found) == count:
+        distinct.setdefault(as_text(row["prompt"]), row)
+        if len(distinct) == count:
             break
-    return Prompts([prompt for prompt, _ in found.values()], [text for _, text in found.values()])
+    return Prompts(list(distinct.values()), [_best(row) for row in distinct.values()])
 
 
 def _best(row: Mapping[str, Any]) -> str:
+    from ...data.rendering.left_out_text import message_text
+
     best = row["completions"][row["ranks"].index(0)]
-    return best if isinstance(best, str) else "\n".join(message.get("content") or "" for message in best)
+    return best if isinstance(best, str) else "\n".join(map(message_text, best))
 
 
 def is_file(source: str) -> bool:
@@ -87,10 +97,20 @@ def is_file(source: str) -> bool:
 
 
 def prompts_of_file(path: str, count: int) -> Prompts:
-    """Return the first prompts of a file of samples."""
-    return Prompts(
-        list(dict.fromkeys(row["prompt"] for row in read_jsonl(path, ("prompt", "completion"))))[:count], None
-    )
+    """Return the first prompts of a file of samples, as the dataset had them if the file says so."""
+    distinct: dict[str, dict[str, Any]] = {}
+    for row in read_jsonl(path, ("prompt", "completion")):
+        source = row.get(DATASET_ROW, {"prompt": row["prompt"]})
+        if not isinstance(source, dict) or as_text(source.get("prompt", "")) != row["prompt"]:
+            raise ValueError(f"{path}: {DATASET_ROW} of the prompt {row['prompt'][:60]!r} holds another prompt.")
+        distinct.setdefault(row["prompt"], source)
+    return Prompts(list(distinct.values())[:count], None)
+
+
+def dataset_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file of samples keeps of a dataset's row so that other models start from the same prompt."""
+    kept = {key: row[key] for key in ("tools", "chat_template_kwargs") if row.get(key)}
+    return {} if isinstance(row["prompt"], str) else {DATASET_ROW: {"prompt": row["prompt"], **kept}}
 
 
 def check_source(source: str) -> None:
@@ -138,16 +158,20 @@ def completions(
     from ...evaluation import sample
 
     model, tokenizer = load_model(source)
-    texts = rendered(prompts, tokenizer, samples)
-    sampled = {t: sample(model, tokenizer, texts, temperature=t, **options).completions for t in temperatures}
+    starts = tokenized(prompts, tokenizer, samples)
+    sampled = {t: sample(model, tokenizer, starts, temperature=t, **options).completions for t in temperatures}
     return {t: by_prompt(found, samples) for t, found in sampled.items()}
 
 
-def rendered(prompts: Prompts, tokenizer: Any, samples: int) -> list[str]:
-    """Return [N * samples] texts for the model to continue: each prompt `samples` times, through the chat template."""
-    from ...evaluation import prompt_text
+def tokenized(prompts: Prompts, tokenizer: Any, samples: int) -> list[TokenizedPrompt]:
+    """Return [N * samples] prompts for the model to continue: each `samples` times, with the ids of training.
 
-    return [prompt_text(prompt, tokenizer) for prompt in prompts.raw for _ in range(samples)]
+    Raises:
+        DataError: the tokenizer or its chat template refuses a row.
+    """
+    from ...evaluation import tokenized_prompt
+
+    return [prompt for row in prompts.rows for prompt in [tokenized_prompt(row, tokenizer)] * samples]
 
 
 def by_prompt(texts: Sequence[str], samples: int) -> list[list[str]]:

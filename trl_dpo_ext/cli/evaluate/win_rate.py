@@ -67,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> None:
         (one, other, t): win_rate_difference(rates[one, t], rates[other, t])
         for one, other in combinations(arguments.model, 2)
         for t in temperatures
-        if len(prompts.raw) > 1
+        if len(prompts.rows) > 1
     }
     if arguments.pairs is not None:
         write_jsonl(arguments.pairs, pairs)

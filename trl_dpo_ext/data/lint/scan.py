@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from ..convert import check_converter, convert_row
 from ..converter_registry import Converter, get_converter
 from ..data_error import DataError, FaultReason
+from ..format import padded_columns
+from ..rendering.left_out_text import left_out
 from ..row_reading.form_selection import check_columns
 from ..row_reading.ranked_row import to_ranked
 from ..tokenize import tokenize_row
@@ -29,8 +31,14 @@ logger = logging.getLogger(__name__)
 class _SplitScan:
     """One split while it is read: its findings so far, and the hashes and lengths for the checks across rows."""
 
-    def __init__(self, name: str, context: TokenContext | None, converter: Converter | None = None) -> None:
-        self.name, self.context, self.converter = name, context, converter
+    def __init__(
+        self,
+        name: str,
+        context: TokenContext | None,
+        converter: Converter | None = None,
+        padded: Collection[str] | None = None,
+    ) -> None:
+        self.name, self.context, self.converter, self.padded = name, context, converter, padded
         self.rows: dict[str, list[int]] = {}
         self.notes: dict[str, str] = {}
         self.contents, self.lengths = RowStore("Q"), RowStore("q")
@@ -46,7 +54,14 @@ class _SplitScan:
         try:
             if self.converter is not None:
                 row = convert_row(row, number, self.converter, self.name)
-            ranked = to_ranked(row, index=number, name=self.name, reads_ties=True, conversational=self._conversational)
+            ranked = to_ranked(
+                row,
+                index=number,
+                name=self.name,
+                reads_ties=True,
+                conversational=self._conversational,
+                padded=self.padded,
+            )
         except DataError as error:
             # The message begins with split and row, as the finding does.
             note = str(error).removeprefix(f"{self.name} dataset, row {number}").lstrip(",: ")
@@ -59,10 +74,14 @@ class _SplitScan:
         if self.context is not None:
             try:
                 tokens = tokenize_row(ranked, self.context.tokenizer)
+                missing = left_out(ranked, tokens, self.context.tokenizer)
             except Exception as error:  # a chat template is a program and may fail in any way
                 note = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
                 self.note_finding(FaultReason.CANNOT_TOKENIZE.check_id, number, note)
             else:
+                if missing is not None:
+                    note = f"the chat template leaves out {missing}"
+                    self.note_finding(FaultReason.TEXT_LEFT_OUT.check_id, number, note)
                 self.read_tokens(number, {**tokens, "ranks": ranked["ranks"]})
 
     def read_text(self, number: int, ranked: dict[str, Any]) -> None:
@@ -134,7 +153,7 @@ def lint_splits(
     found = None if converter is None else get_converter(converter)
     scans, findings = {}, []
     for name, dataset in splits.items():
-        scan = scans[name] = _SplitScan(name, context, found)
+        scan = scans[name] = _SplitScan(name, context, found, padded_columns(dataset) if found is None else None)
         try:
             if not len(dataset):
                 raise DataError(f"{name} dataset: it has no rows.", FaultReason.NO_ROWS)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..rendering.left_out_text import message_text
 from .check import Check, check
 
 # Each is f(row) -> what was found, or None, for a ranked row.
@@ -26,11 +27,8 @@ def prompt_and_responses(row: dict[str, Any]) -> Iterator[tuple[str, str | list[
 
 
 def text_of(content: str | list[Any]) -> str:
-    """Return a string as it is, and the texts of a message list, one line each."""
-    if isinstance(content, str):
-        return content
-    texts = (message.get("content", "") for message in content)
-    return "\n".join(t if isinstance(t, str) else "".join(block.get("text", "") for block in t) for t in texts)
+    """Return a string as it is, and the texts of a message list, tool calls and reasoning included, one line each."""
+    return content if isinstance(content, str) else "\n".join(map(message_text, content))
 
 
 def equal_pair(items: list[Any], wanted: Callable[[int, int], bool]) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ Every fault of a row is found here, and named with its column.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from ..data_error import ColumnFault, DataError, FaultReason, shorten
@@ -17,7 +18,13 @@ from .message_text import parse_messages
 
 
 def to_ranked(
-    row: dict[str, Any], *, index: int, name: str, reads_ties: bool = False, conversational: bool | None = None
+    row: dict[str, Any],
+    *,
+    index: int,
+    name: str,
+    reads_ties: bool = False,
+    conversational: bool | None = None,
+    padded: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Return one row of any accepted form as prompt, completions, ranks and whatever else training reads of it.
 
@@ -28,6 +35,8 @@ def to_ranked(
         name: the dataset's name, for messages ("train").
         reads_ties: accept a row whose responses are all equally good.
         conversational: whether the rows before are message lists (True) or strings (False); None accepts either.
+        padded: the columns in which Arrow stores None for keys that only other rows have; None means all. In other
+            columns, nulls in tool calls and tools are the row's own and are kept.
 
     Returns:
         `prompt`, `completions` (K >= 2, in the order given), `ranks` (K ints without gaps, 0 = best, equal = tie);
@@ -43,7 +52,10 @@ def to_ranked(
     """
     try:
         form = choose_form(tuple(row))
-        row = {column: _without_none(value) for column, value in row.items()}
+        row = {
+            column: _without_none(value) if padded is None or column in padded else _without_empty_keys(value, column)
+            for column, value in row.items()
+        }
         # Otherwise the model would be trained on the text of the list.
         row |= {column: parse_messages(row[column]) for column in ("prompt", *form.response_columns) if column in row}
         ranked = _to_ranked(row, form, reads_ties)
@@ -104,3 +116,12 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_none(item) for item in value]
     return value
+
+
+def _without_empty_keys(value: Any, column: str) -> Any:
+    """Return the value without the keys of messages that are None; tools and arguments of calls stay as they are."""
+    if column == "tools" or not isinstance(value, list):
+        return value
+    if all(isinstance(item, list) for item in value):
+        return [_without_empty_keys(item, column) for item in value]
+    return [{k: v for k, v in m.items() if v is not None} if isinstance(m, dict) else m for m in value]

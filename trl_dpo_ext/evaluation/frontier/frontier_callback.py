@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from ..before_after import Evaluation, evaluate_policy
 from ..judging.contracts import Reward
+from ..sampling.samples import AnyPrompt, text_of
 from ..sampling.sequence_kl import Reference
 from .frontier_file import (
     FILE,
@@ -38,7 +39,7 @@ class FrontierCallback(TrainerCallback):
 
     Args:
         tokenizer: the model's tokenizer.
-        prompts: [N] plain text, N >= 2. They should differ from each other and from the training data.
+        prompts: [N] as in `sample`, N >= 2. They should differ from each other and from the training data.
         reward: the true reward, from `get_reward`, or any function of prompts and completions.
         reward_name: the reward's name in the file. Only runs with the same name are compared.
         method: what is trained, for tables and plots.
@@ -66,7 +67,7 @@ class FrontierCallback(TrainerCallback):
     def __init__(
         self,
         tokenizer: Any,
-        prompts: Sequence[str],
+        prompts: Sequence[AnyPrompt],
         reward: Reward,
         *,
         reward_name: str,
@@ -96,7 +97,7 @@ class FrontierCallback(TrainerCallback):
         self.settings = {
             "reward": reward_name,
             "prompts": len(prompts),
-            "prompts_sha256": prompts_sha256(prompts),
+            "prompts_sha256": prompts_sha256([text_of(prompt) for prompt in prompts]),
             **self._sampling,
         }
 

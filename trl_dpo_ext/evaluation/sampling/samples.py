@@ -6,15 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...data.prompts import TokenizedPrompt
+from ...data.rendering.prompt_rendering import prompt_token_ids
+
+AnyPrompt = str | TokenizedPrompt
+"""Plain text, or the prompt of a row with the token ids that training gives it."""
+
 
 @dataclass(frozen=True)
 class Samples:
     """One completion per prompt.
 
     Attributes:
-        prompts: [N] the prompts.
+        prompts: [N] text of each prompt.
         completions: [N] the text that follows each prompt, with its leading space and without special tokens, so that
-            prompt + completion is the whole text.
+            prompt + completion is the whole text. The exception is a prompt whose end training leaves to the completion
+            (a trailing space), if the model writes another end.
         prompt_ids: [N] token ids of each prompt.
         completion_ids: [N] sampled token ids. They end with the end-of-sequence token if it was sampled.
         temperature: the sampling temperature.
@@ -30,20 +37,20 @@ class Samples:
         return len(self.prompts)
 
 
-def check_sampling(prompts: Sequence[str], max_new_tokens: int, temperature: float, batch_size: int = 1) -> None:
+def check_sampling(prompts: Sequence[AnyPrompt], max_new_tokens: int, temperature: float, batch_size: int = 1) -> None:
     """Check the arguments of a sampler.
 
     Raises:
         ValueError: there are no prompts, or a number is out of range.
-        TypeError: a prompt is not a string.
+        TypeError: a prompt is neither a string nor a `TokenizedPrompt`.
     """
     if isinstance(prompts, str) or not prompts:
-        raise ValueError(f"prompts={prompts!r}: expected a list of at least one string.")
+        raise ValueError(f"prompts={prompts!r}: expected a list of at least one string or TokenizedPrompt.")
     for row, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
+        if not isinstance(prompt, AnyPrompt):
             raise TypeError(
-                f"prompts[{row}] is a {type(prompt).__name__}, expected a string. Render a conversation with the "
-                "tokenizer's chat template first."
+                f"prompts[{row}] is a {type(prompt).__name__}, expected a string or a TokenizedPrompt. For a "
+                "conversation, `tokenized_prompt({'prompt': messages}, tokenizer)` applies the chat template."
             )
     for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("batch_size", batch_size, 1)):
         if value < least:
@@ -52,17 +59,28 @@ def check_sampling(prompts: Sequence[str], max_new_tokens: int, temperature: flo
         raise ValueError(f"temperature={temperature!r} is out of range, expected >= 0.")
 
 
-def tokenized(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Return the token ids of each prompt, with at most one BOS.
+def text_of(prompt: AnyPrompt) -> str:
+    """Return the text of a prompt."""
+    return prompt if isinstance(prompt, str) else prompt.text
+
+
+def tokenized(prompts: Sequence[AnyPrompt], tokenizer: Any) -> list[TokenizedPrompt]:
+    """Return each prompt with its token ids.
+
+    Tokenized prompts stay as they are. Plain text is tokenized as training tokenizes a plain-text prompt, but a BOS
+    that the text has already is not doubled.
 
     Raises:
         ValueError: a prompt has no tokens.
     """
-    prompt_ids = [one_bos(list(ids), tokenizer) for ids in tokenizer(list(prompts))["input_ids"]]
-    empty = next((row for row, ids in enumerate(prompt_ids) if not ids), None)
-    if empty is not None:
-        raise ValueError(f"prompts[{empty}]={prompts[empty]!r} has no tokens: the model has nothing to continue.")
-    return prompt_ids
+    found = []
+    for row, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            if not (ids := one_bos(prompt_token_ids(prompt, tokenizer), tokenizer)):
+                raise ValueError(f"prompts[{row}]={prompt!r} has no tokens: the model has nothing to continue.")
+            prompt = TokenizedPrompt(prompt, tuple(ids))
+        found.append(prompt)
+    return found
 
 
 def one_bos(ids: list[int], tokenizer: Any) -> list[int]:
@@ -70,9 +88,24 @@ def one_bos(ids: list[int], tokenizer: Any) -> list[int]:
     return ids[1:] if ids[:2] == [tokenizer.bos_token_id] * 2 else ids
 
 
-def completion_text(tokenizer: Any, prompt_ids: list[int], completion_ids: list[int]) -> str:
-    """Return the text that follows the prompt, with its leading space and without special tokens."""
+def completed(
+    prompts: Sequence[TokenizedPrompt], completion_ids: list[list[int]], tokenizer: Any, temperature: float
+) -> Samples:
+    """Return the samples: each prompt with the completion that a model drew."""
+    return Samples(
+        [prompt.text for prompt in prompts],
+        [_completion_text(tokenizer, prompt, ids) for prompt, ids in zip(prompts, completion_ids, strict=True)],
+        [list(prompt.token_ids) for prompt in prompts],
+        completion_ids,
+        temperature,
+    )
+
+
+def _completion_text(tokenizer: Any, prompt: TokenizedPrompt, completion_ids: list[int]) -> str:
     # Decode both together: some tokenizers drop the leading space of what they decode.
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    whole: str = tokenizer.decode([*prompt_ids, *completion_ids], **options)
-    return whole[len(tokenizer.decode(prompt_ids, **options)) :]
+    whole: str = tokenizer.decode([*prompt.token_ids, *completion_ids], **options)
+    before: str = tokenizer.decode(list(prompt.token_ids), **options)
+    # The end of a prompt that training leaves to the completion is not part of the completion's text.
+    left_out = prompt.text[len(before) :] if prompt.text.startswith(before) else ""
+    return whole[len(before) :].removeprefix(left_out)

@@ -13,13 +13,13 @@ from transformers import GenerationConfig
 
 from ...data.end_tokens import end_token_ids
 from .evaluation_mode import evaluation_mode
-from .samples import Samples, check_sampling, completion_text, tokenized
+from .samples import AnyPrompt, Samples, check_sampling, completed, tokenized
 
 
 def sample(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[AnyPrompt],
     *,
     max_new_tokens: int = 24,
     temperature: float = 1.0,
@@ -36,8 +36,9 @@ def sample(
 
     Args:
         model: a causal language model of transformers, or a PEFT model around one.
-        tokenizer: its tokenizer. Prompts are tokenized with its defaults, so it adds a BOS if it always does.
-        prompts: [N] text. Render conversations with the chat template first; a BOS that it writes is not doubled.
+        tokenizer: its tokenizer.
+        prompts: [N] prompts of rows (`held_out_prompts`, `tokenized_prompt`), or plain text, in which a BOS is not
+            doubled. A conversation that you render yourself may get other tokens than in training.
         max_new_tokens: maximum length of a completion, in tokens.
         temperature: 0 takes the most likely token.
         seed: the same seed, prompts, batch size, model and hardware give the same samples.
@@ -49,10 +50,10 @@ def sample(
 
     Raises:
         ValueError: there are no prompts, or an argument is out of range.
-        TypeError: a prompt is not a string.
+        TypeError: a prompt is neither a string nor a `TokenizedPrompt`.
     """
     check_sampling(prompts, max_new_tokens, temperature, batch_size)
-    prompt_ids = tokenized(prompts, tokenizer)
+    tokenized_prompts = tokenized(prompts, tokenizer)
     config = _generation_config(model, tokenizer, max_new_tokens, temperature)
     ends = set(config.eos_token_id or [])
     completion_ids: list[list[int]] = []
@@ -62,15 +63,15 @@ def sample(
             trange(0, len(prompts), batch_size, desc="sampling", unit="batch", disable=not progress)
         ):
             torch.manual_seed(random.Random(f"{seed}/{batch}").getrandbits(63))
-            input_ids, attention_mask = _left_padded(prompt_ids[start : start + batch_size], config.pad_token_id)
+            rows = [prompt.token_ids for prompt in tokenized_prompts[start : start + batch_size]]
+            input_ids, attention_mask = _left_padded(rows, config.pad_token_id)
             output = model.generate(
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,
             )
             completion_ids += [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].tolist()]
-    completions = [completion_text(tokenizer, p, c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    return Samples(list(prompts), completions, prompt_ids, completion_ids, temperature)
+    return completed(tokenized_prompts, completion_ids, tokenizer, temperature)
 
 
 def _generation_config(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> GenerationConfig:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from ..._compat.vllm import LORA_RANKS, lora_rank
 from ...data.end_tokens import end_token_ids
-from .samples import Samples, check_sampling, completion_text, tokenized
+from .samples import AnyPrompt, Samples, check_sampling, completed, tokenized
 
 # Settings of PEFT that vLLM refuses, or ignores in some versions, which would sample from a different model.
 _NOT_PLAIN = (
@@ -34,7 +34,7 @@ _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
 def sample_with_vllm(
     model: str,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[AnyPrompt],
     *,
     adapter: str | None = None,
     revision: str | None = None,
@@ -53,7 +53,8 @@ def sample_with_vllm(
     Args:
         model: Hub id or folder of a causal language model, without an adapter.
         tokenizer: its tokenizer, or the adapter's.
-        prompts: [N] text. Render conversations with the chat template first; a BOS that it writes is not doubled.
+        prompts: [N] prompts of rows (`held_out_prompts`, `tokenized_prompt`), or plain text, in which a BOS is not
+            doubled. A conversation that you render yourself may get other tokens than in training.
         adapter: folder of a LoRA adapter for the model.
         revision: revision of the model's Hub repository.
         dtype: dtype of the weights, as vLLM names it. "auto" keeps the checkpoint's, but loads float32 in 16 bits.
@@ -69,14 +70,14 @@ def sample_with_vllm(
     Raises:
         ValueError: vLLM is not installed or can't load the adapter, there are no prompts, or an argument is out of
             range.
-        TypeError: a prompt is not a string.
+        TypeError: a prompt is neither a string nor a `TokenizedPrompt`.
     """
     vllm = import_vllm()
     check_sampling(prompts, max_new_tokens, temperature)
     if temperature != 0 and not 0.01 <= temperature <= 2:  # below, vLLM would sample at 0.01
         raise ValueError(f"temperature={temperature!r} is out of range for vLLM, expected 0 or 0.01 to 2.")
     loading: dict[str, Any] = {} if adapter is None else {"enable_lora": True, "max_lora_rank": adapter_rank(adapter)}
-    prompt_ids = tokenized(prompts, tokenizer)
+    tokenized_prompts = tokenized(prompts, tokenizer)
     ends = end_token_ids(tokenizer, _generation_config(model, revision or "main"))
     requests = [
         vllm.SamplingParams(
@@ -106,11 +107,13 @@ def sample_with_vllm(
         request = importlib.import_module("vllm.lora.request").LoRARequest
         lora = request(lora_name="adapter", lora_int_id=1, lora_path=adapter)
     found = engine.generate(
-        [{"prompt_token_ids": ids} for ids in prompt_ids], requests, use_tqdm=progress, lora_request=lora
+        [{"prompt_token_ids": list(prompt.token_ids)} for prompt in tokenized_prompts],
+        requests,
+        use_tqdm=progress,
+        lora_request=lora,
     )
     completion_ids = [list(result.outputs[0].token_ids) for result in found]
-    completions = [completion_text(tokenizer, p, c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    return Samples(list(prompts), completions, prompt_ids, completion_ids, temperature)
+    return completed(tokenized_prompts, completion_ids, tokenizer, temperature)
 
 
 def import_vllm() -> Any:

@@ -1,0 +1,96 @@
+"""Settings of a recipe that need a package which isn't installed, or that name none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from transformers import AttentionInterface
+from trl import ModelConfig
+
+from ..registry import did_you_mean
+from ..training import PreferenceConfig
+
+# Tracker of `report_to` -> modules, one of which it needs; the first one's name is that of its package too.
+_TRACKERS = {
+    "azure_ml": ("azureml",),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet_ml",),
+    "dagshub": ("dagshub",),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+    "kubeflow": (),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune",),
+    "swanlab": ("swanlab",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+# A part of an optimizer's name -> the module that it needs.
+_OPTIMIZERS = {
+    "apollo": "apollo_torch",
+    "galore": "galore_torch",
+    "grokadamw": "grokadamw",
+    "lomo": "lomo_optim",
+    "schedule_free": "schedulefree",
+    "stable_adamw": "optimi",
+    "torchao": "torchao",
+}
+# Attention implementation -> modules, any of which has it; `kernels` downloads it.
+_ATTENTION = {
+    "flash_attention_2": ("flash_attn", "kernels"),
+    "flash_attention_3": ("flash_attn_interface", "kernels"),
+    "flash_attention_4": ("flash_attn", "kernels"),
+}
+
+
+def missing_packages(config: PreferenceConfig, model: ModelConfig) -> Iterator[str]:
+    """Yield a sentence for each setting that needs a package that isn't installed, or whose value is unknown."""
+    yield from _trackers(config.report_to)
+    if config.use_liger_kernel and not installed("liger_kernel"):
+        yield "use_liger_kernel: true needs a package: pip install liger-kernel. Or remove it."
+    optimizer = str(getattr(config.optim, "value", config.optim))
+    for part, module in _OPTIMIZERS.items():
+        if part in optimizer and not installed(module):
+            yield f"optim={optimizer!r} needs the module {module}, which is missing. Install it, or use adamw_torch."
+    init = config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else {}
+    yield from _attention(init.get("attn_implementation") or model.attn_implementation)
+
+
+def installed(module: str) -> bool:
+    """Tell whether a module can be imported, without importing it."""
+    return find_spec(module) is not None
+
+
+def _trackers(report_to: str | list[str] | None) -> Iterator[str]:
+    for tracker in [report_to] if isinstance(report_to, str) else report_to or []:
+        if tracker in ("all", "none"):
+            continue
+        if tracker not in _TRACKERS:
+            yield (
+                f"report_to={tracker!r} is unknown.{did_you_mean(tracker, _TRACKERS)} It is one of: none, all, "
+                f"{', '.join(_TRACKERS)}."
+            )
+        elif (modules := _TRACKERS[tracker]) and not any(map(installed, modules)):
+            yield f"report_to={tracker!r} needs a package: pip install {modules[0]}. Or set report_to: none."
+
+
+def _attention(name: Any) -> Iterator[str]:
+    if not isinstance(name, str) or "/" in name or "|" in name:  # the model's own, or a kernel of the Hub
+        return
+    ours = "trl_dpo_ext"  # implementations that the trainer registers for itself
+    known = sorted({"eager", *(key for key in AttentionInterface().valid_keys() if "|" not in key)})
+    if name in _ATTENTION and not any(map(installed, _ATTENTION[name])):
+        yield (
+            f"attn_implementation={name!r} needs the module {' or '.join(_ATTENTION[name])}, and neither is installed. "
+            "Install one, or use sdpa."
+        )
+    elif name not in known:
+        offered = [key for key in known if not key.startswith(ours)]
+        yield (
+            f"attn_implementation={name!r} is unknown.{did_you_mean(name, offered)} It is one of: "
+            f"{', '.join(offered)}, or a kernel of the Hub (owner/name)."
+        )
