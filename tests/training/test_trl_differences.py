@@ -145,6 +145,16 @@ def test_a_plain_dpo_config(tiny_model_dir, tmp_path):
         PreferenceTrainer(tiny_model_dir, args=args, train_dataset=helpers.pair_dataset(2))
 
 
+@pytest.mark.parametrize("name", ["_compute_loss", "compute_ref_log_probs"])
+def test_overrides_that_would_never_be_called(name):
+    def override(self: Any, *args: Any) -> None:
+        raise NotImplementedError
+
+    type("Theirs", (DPOTrainer,), {name: override})
+    with pytest.raises(TypeError, match=f"{name}.*never calls it"):
+        type("Ours", (PreferenceTrainer,), {name: override})
+
+
 # Rows that TRL takes.
 
 ROWS = {
@@ -173,6 +183,14 @@ def test_images(column, tiny_model_dir, tmp_path):
         features=Features({**features, column: kind if column == "image" else Sequence(kind)}),
     )
     with pytest.raises(DataError, match=f"images aren't supported.*{column!r}.*DPOTrainer"):
+        support.trainer(tiny_model_dir, tmp_path, data)
+
+
+def test_unpaired_rows(tiny_model_dir, tmp_path):
+    data = Dataset.from_list([{"prompt": PAIR["prompt"], "completion": PAIR["chosen"], "label": True}])
+    with pytest.raises(KeyError, match="chosen"):
+        trl(tiny_model_dir, tmp_path, data)
+    with pytest.raises(DataError, match="prompt, completion, label"):
         support.trainer(tiny_model_dir, tmp_path, data)
 
 
@@ -244,6 +262,25 @@ def test_a_reference_that_moves_beside_an_adapter(tiny_model_dir, tmp_path):
     stays = support.train(support.trainer(tiny_model_dir, tmp_path, data, peft_config=support.lora()))
     assert moves.losses[0] == stays.losses[0]
     assert moves.losses[-1] != pytest.approx(stays.losses[-1], rel=1e-4)
+
+
+def test_a_reference_by_its_path(tiny_model_dir, tmp_path):
+    data, other = helpers.pair_dataset(4), helpers.save_tiny_model(tmp_path / "other", seed=3)
+    with pytest.raises(AttributeError):
+        trl(tiny_model_dir, tmp_path, data, ref_model=other)
+    second = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
+    support.assert_same_run(
+        support.train(support.trainer(tiny_model_dir, tmp_path, data, ref_model=other, optim="sgd")),
+        support.train(trl(tiny_model_dir, tmp_path, data, ref_model=second, optim="sgd")),
+    )
+
+
+def test_weights_of_wpo_with_hinge(tiny_model_dir, tmp_path):
+    settings: dict[str, Any] = {"loss_type": "hinge", "use_weighting": True, "max_steps": 1}
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        trl(tiny_model_dir, tmp_path, helpers.pair_dataset(2), **settings).train()
+    run = support.train(support.trainer(tiny_model_dir, tmp_path, helpers.pair_dataset(2), **settings))
+    assert all(torch.isfinite(gradient).all() for gradient in run.gradients[0].values())
 
 
 # What is counted in another way.

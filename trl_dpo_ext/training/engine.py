@@ -55,9 +55,13 @@ _NEVER_CALLED = ("_compute_loss", "compute_ref_log_probs", "_precompute_ref_logp
 class PreferenceTrainer(HookedTrainer):
     """Train on pairs or rankings with any mix of registered losses.
 
-    Everything that works with `trl.DPOTrainer` works here: PEFT, quantized models, accelerate, the Hub, callbacks. Each
-    prompt may have any number K >= 2 of responses, with ties (see `trl_dpo_ext.data.format`). If no loss reads the
-    reference, no reference model is loaded and no reference forward runs.
+    It takes what `trl.DPOTrainer` takes: PEFT, quantized models, accelerate, the Hub, callbacks. Each prompt may have
+    any number K >= 2 of responses, with ties (see `trl_dpo_ext.data.format`). If no loss reads the reference, no
+    reference model is loaded and no reference forward runs.
+
+    Not taken from DPOTrainer, each an error: images, `compute_metrics`, `data_collator`, `truncation_mode="keep_end"`,
+    `pad_to_multiple_of`, `pad_token`, settings that no chosen loss reads, overrides of `_compute_loss` and
+    `compute_ref_log_probs`. `predict` returns metrics only. See docs/moving_from_trl.md.
 
     Args:
         model: Hub id, folder, `PreTrainedModel` or `PeftModel`. In full fine-tuning, its weights in memory are also the
