@@ -2,11 +2,12 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast traps lint
+.PHONY: help demo test test-fast test-newest test-oldest traps lint
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
 DEMO_OUTPUT ?= outputs/quickstart-plackett_luce
 
 help:  ## Show this list
@@ -30,6 +31,17 @@ test: lint  ## Check style and types, run all tests and the examples in docstrin
 test-fast: lint  ## The same without the slow tests, for daily work
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
+# Environments of their own: an installation of other versions must not replace the tested ones.
+test-newest:  ## Run all tests with the newest versions that pyproject.toml allows, in .venv-newest
+	@$(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS=/dev/null .venv-newest/.installed-test
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[test]"
+	.venv-newest/bin/python -m pytest -n 2
+
+test-oldest: $(VENV)/.installed-test  ## Run all tests with the oldest versions that pyproject.toml allows, in .venv-oldest
+	PYTHONPATH=. $(BIN)/python tests/oldest_versions.py > $(VENV)/oldest.txt
+	@$(MAKE) --no-print-directory VENV=.venv-oldest CONSTRAINTS=$(VENV)/oldest.txt .venv-oldest/.installed-test
+	.venv-oldest/bin/python -m pytest -n 2
+
 traps: $(VENV)/.installed-test  ## Run the tests of the silent bugs that docs/reliability.md lists
 	$(BIN)/python -m pytest -n 2 tests -k trap_
 
@@ -41,7 +53,7 @@ lint: $(VENV)/.installed-test  ## Check style and types only
 # The stamp is written last, so an interrupted installation starts again.
 $(VENV)/.installed-%: pyproject.toml constraints.txt $(VENV)/.created
 	@echo "Installing into $(VENV) (this takes some minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$*]"
 	@touch $@
 
 # A working environment is kept, because it may hold a CPU build of PyTorch; a broken one is made again.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import ROOT
 from trl_dpo_ext.registry import (
     NameCollisionError,
     PluginError,
@@ -16,8 +17,6 @@ from trl_dpo_ext.registry import (
     UnknownNameError,
     import_all,
 )
-
-ROOT = Path(__file__).parents[1]
 
 
 def one(): ...

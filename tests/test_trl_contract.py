@@ -290,6 +290,7 @@ def test_the_processing_class(theirs, tiny_model_dir):
 
 def test_everything_private_stands_in_one_file():
     assert set(_trl.__all__) == {
+        "FusedCausalLMOutput",
         "add_fused_lm_head",
         "head_as_on_a_gpu",
         "load_processing_class",
@@ -353,3 +354,10 @@ def test_plain_dpo_config(tmp_path):
     with pytest.raises(KeyError):
         fail()
     assert {name: getattr(args, name) for name in _trl._LOSS_FIELDS} == before
+
+
+def test_what_the_fused_head_returns(theirs):
+    """The model's own head returns the same class, with the fields that this package reads."""
+    found = {field.name for field in fields(_trl.FusedCausalLMOutput)}
+    read = {"log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs", "aux_loss"}
+    assert read <= found, f"{VERSIONS}: FusedCausalLMOutput has lost {sorted(read - found)}."

@@ -7,6 +7,7 @@ import sys
 import warnings
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from tests.helpers import ROOT
 from trl_dpo_ext import __version__, cli
@@ -99,6 +100,14 @@ def test_a_bug_keeps_its_traceback():
     with pytest.raises(ValueError, match="x"):
         ends_with(ValueError("x"), expected=())
     assert ends_with(ConfigError("x"), expected=()) == 2
+
+
+def test_torchrun_shows_the_sentence_below_its_own_traceback(tmp_path, monkeypatch):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    assert ends_with(ConfigError("beta is negative")) == 2
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    assert "error: beta is negative" in ChildFailedError("train.py", {0: failure}).format_msg()
 
 
 def test_ctrl_c_is_a_sentence_in_every_command(monkeypatch, capsys):

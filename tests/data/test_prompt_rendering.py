@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests import helpers
-from trl_dpo_ext.data.prompt_rendering import prompt_text, prompt_token_ids
+from trl_dpo_ext.data.rendering.prompt_rendering import prompt_text, prompt_token_ids
 from trl_dpo_ext.data.tokenize import tokenize_row
 
 TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "x", "parameters": {}}}]

@@ -1,4 +1,4 @@
-"""A Hub stand-in that huggingface_hub talks to instead of the real one."""
+"""A stand-in for the Hub that huggingface_hub talks to."""
 
 import pytest
 from huggingface_hub import constants

@@ -1,4 +1,4 @@
-"""What the hub's tests share: adapters that are not tiny, and folders as a run leaves them."""
+"""Shared by the hub's tests: adapters that change the model visibly, and folders as a run leaves them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Back from the Hub: what was pushed loads elsewhere, by libraries that know nothing of this one."""
+"""A pushed adapter loads elsewhere, with libraries that don't know this one."""
 
 import shutil
 

@@ -273,3 +273,12 @@ def test_an_unknown_kind_of_adapter_layer_is_refused(base, tmp_path, monkeypatch
     )
     with pytest.raises(MergeError, match=r"token_adapter is a TrainableTokensLayer, which can't be merged"):
         merge_adapter(adapter, tmp_path / "merged", prompts=support.PROMPTS, progress=False)
+
+
+def test_the_comparison_shows_its_progress(adapter, tmp_path, capsys):
+    merge_adapter(adapter, tmp_path / "merged", prompts=support.PROMPTS)
+    shown = capsys.readouterr().err
+    assert "Trained model on the prompts" in shown
+    assert "Merged model on the prompts" in shown
+    merge_adapter(adapter, tmp_path / "again", prompts=support.PROMPTS, progress=False)
+    assert "on the prompts" not in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The card: made from a run's files alone, valid metadata, and the committed example of the quickstart run."""
+"""The card: made from a run's files alone, with valid metadata; and the example in docs/."""
 
 import json
 

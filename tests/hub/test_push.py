@@ -1,4 +1,4 @@
-"""The push over HTTP against the stand-in: what arrives, and every way the Hub can refuse, fail or be slow."""
+"""Pushes over HTTP to the stand-in: what arrives, and each way the Hub can refuse, fail or be slow."""
 
 import json
 import logging

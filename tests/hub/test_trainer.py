@@ -1,4 +1,4 @@
-"""Pushes from training: at the end, while it runs, and back into a run that goes on."""
+"""Pushes during and after training, and a run resumed from a pushed checkpoint."""
 
 import inspect
 import json

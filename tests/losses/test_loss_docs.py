@@ -1,9 +1,8 @@
 """The generated pages and blocks are what the registry says."""
 
-from pathlib import Path
-
 import pytest
 
+from tests.helpers import ROOT
 from trl_dpo_ext import get_loss
 from trl_dpo_ext.losses.loss_docs import (
     built_in,
@@ -15,8 +14,6 @@ from trl_dpo_ext.losses.loss_docs import (
     without_advice,
     write_docs,
 )
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("path", ["docs/losses.md", "docs/choosing_a_loss.md", "README.md"])

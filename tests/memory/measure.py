@@ -1,4 +1,4 @@
-"""The peak of a real run on the CPU, told by torch's allocator through the profiler; and the same run's estimate."""
+"""Measures the peak of a real run on the CPU, as torch's profiler reports it, and estimates the same run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`trl-dpo-ext memory`: the picture, the JSON, what fits a card, and mistakes."""
+"""`trl-dpo-ext memory`: the report as text and JSON, what fits a card, and mistakes."""
 
 import json
 from types import SimpleNamespace
@@ -8,10 +8,11 @@ import yaml
 
 from tests.helpers import ROOT
 from trl_dpo_ext.cli import main
-from trl_dpo_ext.memory import estimate, read_recipe, report_on
+from trl_dpo_ext.memory import estimate, report_on
 from trl_dpo_ext.memory.largest_that_fits import Start, advise, largest
 from trl_dpo_ext.memory.peak_estimate import GIB
 from trl_dpo_ext.memory.recipe_setup import with_args
+from trl_dpo_ext.run.recipe_memory import read_memory_setup
 
 
 @pytest.fixture
@@ -31,6 +32,11 @@ def recipe(tmp_path, tiny_model_dir):
         return str(path)
 
     return write
+
+
+def report(path, card_gib):
+    setup, model = read_memory_setup(path)
+    return report_on(setup, recipe=path, model=model, card_gib=card_gib)
 
 
 def test_parts_sum_to_the_total(recipe, capsys):
@@ -58,26 +64,26 @@ def test_the_picture(recipe, capsys):
 @pytest.mark.slow
 def test_what_fits_a_card_and_what_to_change(recipe):
     path = recipe(gradient_checkpointing=True)
-    setup, _ = read_recipe(path)
+    setup, _ = read_memory_setup(path)
     whole, least = estimate(setup).total, estimate(with_args(setup, per_device_train_batch_size=1)).total
-    report = report_on(path, card_gib=(whole + least) / 2 / GIB / 0.98)
-    assert not report.fits
-    assert report.then_fits
-    assert report.largest["per_device_train_batch_size"] == 1
-    assert 128 <= report.largest["max_length"] < 256
-    assert report.largest["responses"] == 2
-    assert [change.settings for change in report.changes] == [
+    found = report(path, card_gib=(whole + least) / 2 / GIB / 0.98)
+    assert not found.fits
+    assert found.then_fits
+    assert found.largest["per_device_train_batch_size"] == 1
+    assert 128 <= found.largest["max_length"] < 256
+    assert found.largest["responses"] == 2
+    assert [change.settings for change in found.changes] == [
         "per_device_train_batch_size: 1, gradient_accumulation_steps: 2"
     ]
-    assert report.changes[0].peak == pytest.approx(least, rel=0.01)
-    assert "Changes, cheapest first" in _text(report)
+    assert found.changes[0].peak == pytest.approx(least, rel=0.01)
+    assert "Changes, cheapest first" in _text(found)
 
 
 def test_what_can_not_fit_is_said(recipe, monkeypatch):
     monkeypatch.setattr("trl_dpo_ext.memory.advise", lambda setup, limit, peak: ([], False))
-    report = report_on(recipe(), card_gib=0.1)
-    assert set(report.largest.values()) == {0}
-    assert "Even then" in _text(report)
+    found = report(recipe(), card_gib=0.1)
+    assert set(found.largest.values()) == {0}
+    assert "Even then" in _text(found)
 
 
 def test_changes_are_tried_cheapest_first_and_kept_where_they_help(recipe, monkeypatch):
@@ -86,7 +92,7 @@ def test_changes_are_tried_cheapest_first_and_kept_where_they_help(recipe, monke
         "trl_dpo_ext.memory.largest_that_fits.estimate",
         lambda setup: SimpleNamespace(total=sizes[setup.args.gradient_checkpointing] + (setup.peft is None) * 5),
     )
-    setup, _ = read_recipe(recipe(optim="adamw_bnb_8bit"))
+    setup, _ = read_memory_setup(recipe(optim="adamw_bnb_8bit"))
     changes, fits = advise(setup, 52)
     assert fits
     assert [change.settings for change in changes] == [
@@ -138,7 +144,7 @@ def test_a_recipe_that_is_not_there(capsys):
 
 @pytest.mark.slow
 def test_a_real_recipe_from_its_config_alone():
-    setup, _ = read_recipe(str(ROOT / "recipes" / "gpt-j-6b-tldr" / "dpo_qlora.yaml"))
+    setup, _ = read_memory_setup(str(ROOT / "recipes" / "gpt-j-6b-tldr" / "dpo_qlora.yaml"))
     peak = estimate(setup)
     parts = peak.parts
     # 28 layers of 12 * 4096^2 weights in 4 bits; constants: one byte for 64 weights, and a float32 for 256 of these.
@@ -184,13 +190,13 @@ def test_the_search_repeats_no_estimate(recipe, monkeypatch):
 
     for module in ("memory", "memory.largest_that_fits"):
         monkeypatch.setattr(f"trl_dpo_ext.{module}.estimate", noted)
-    setup, _ = read_recipe(recipe())
-    report = report_on(recipe(), card_gib=(estimate(setup).total * 1.2) / GIB / 0.98)
-    assert report.fits
+    setup, _ = read_memory_setup(recipe())
+    found = report(recipe(), card_gib=(estimate(setup).total * 1.2) / GIB / 0.98)
+    assert found.fits
     assert len(set(taken)) == len(taken)
     assert len(taken) <= 2 + 3 * 4
 
 
 def test_a_recipe_of_any_device(recipe):
-    setup, _ = read_recipe(recipe(use_cpu=True))
-    assert estimate(setup).total == estimate(read_recipe(recipe())[0]).total
+    setup, _ = read_memory_setup(recipe(use_cpu=True))
+    assert estimate(setup).total == estimate(read_memory_setup(recipe())[0]).total

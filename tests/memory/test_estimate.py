@@ -1,4 +1,4 @@
-"""What an estimate is made of: layers, 4-bit bytes, kernels, optimizer states, published shapes."""
+"""The parts of an estimate: layers, 4-bit bytes, kernels, optimizer states."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Said before the run: it can't fit. Said after it ran out of memory: in what, and what to change."""
+"""The check before a run that it fits, and the explanation after it ran out of memory."""
 
 import logging
 from types import SimpleNamespace

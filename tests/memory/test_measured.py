@@ -1,4 +1,4 @@
-"""Estimates against what torch's allocator reports of a real run on the CPU."""
+"""Estimates against the peaks that torch's allocator reports for real runs on the CPU."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The configs that come with this package: the published sizes, exact names only, and one for every recipe."""
+"""The configs that come with the package: published sizes, exact names only, one for every recipe."""
 
 import pytest
 import torch

@@ -76,7 +76,7 @@ def test_log_probs_are_those_of_the_models_own_logits(kind, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("kind", ["modernbert-decoder", "recurrent_gemma", "granite_moe"])
-def test_trap_05_a_head_that_nobody_compares_is_noticed(kind, monkeypatch, tmp_path, caplog):
+def test_trap_18_a_head_that_nobody_compares_is_noticed(kind, monkeypatch, tmp_path, caplog):
     def nobody_compares(patch):
         patch.setattr(choose_layout, "check_head", lambda *args: None)
 

@@ -156,7 +156,7 @@ CASES: dict[str, Case] = {
     "a negative beta": (setting(beta=-0.1), ["beta=-0.1", "> 0"]),
     "an infinite beta": (setting(beta=float("inf")), ["beta=inf"]),
     "a beta that is no number": (setting(beta=float("nan")), ["beta=nan"]),
-    "a beta for a loss without one": (setting(loss_type="sft", beta=0.1), ["beta=0.1", "sft"]),
+    "a beta for a loss without one": (setting(loss_type="sft", beta=0.2), ["beta=0.2", "sft"]),
     "weights that don't match": (setting(loss_weights=[1.0, 2.0]), ["loss_weights"]),
     "a weight that is no number": (setting(loss_weights=[float("nan")]), ["loss_weights", "nan"]),
     "an unknown hyperparameter": (setting(loss_kwargs={"plackett_luce": {"k": 1}}), ["'k'", "top_k"]),

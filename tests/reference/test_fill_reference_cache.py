@@ -1,4 +1,4 @@
-"""The pass over a dataset: each response once, in batches of like lengths, shared, and going on where it stopped."""
+"""Filling the cache: each response once, in batches of similar lengths, by several processes, after interruptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TR-DPO (arXiv 2404.09656): the reference moves towards the policy, as far as computed here by hand, in float64."""
+"""TR-DPO (arXiv 2404.09656): the reference moves as far as computed here by hand, in float64."""
 
 from __future__ import annotations
 

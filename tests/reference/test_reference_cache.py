@@ -1,4 +1,4 @@
-"""Stored log-probs come back as they were, or not at all: whatever is damaged, foreign or half written is left out."""
+"""Stored log-probs are read back exactly; damaged, foreign and half-written files are left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run says which reference it has, keeps that with its checkpoints, and goes on with no other."""
+"""A run logs its reference, saves its identity with checkpoints, and resumes with no other."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_trap_14_the_copy_is_not_saved_with_the_model(kind, tiny_model_dir, tmp_
 @pytest.mark.parametrize(
     ("adapters", "settings", "words"),
     [
-        (["default", "ref"], {}, ["'ref' already", "delete_adapter"]),
+        (["default", "ref"], {}, ["an adapter named 'ref'", "delete_adapter"]),
         (["mine"], {}, ["'mine'", "'default'"]),
         (["default"], {"sync_ref_model": True, "ref_model": fresh}, ["Remove ref_model"]),
         ([], {"sync_ref_model": True, "ref_model": fresh, **LORA}, ["Remove ref_model"]),

@@ -47,9 +47,10 @@ def test_trls_fields_reach_every_loss_that_has_them(tmp_path):
 
 
 def test_trls_own_defaults_mean_nothing_to_losses_without_them(tmp_path):
-    given = {"label_smoothing": 0.0, "discopop_tau": 0.05}
+    given = {"beta": 0.1, "label_smoothing": 0.0, "discopop_tau": 0.05}
     assert {name: getattr(DPOConfig(str(tmp_path), bf16=False), name) for name in given} == given
     assert hyperparameters(tmp_path, loss_type=["sigmoid", "sft"], **given) == {"dpo": {"beta": 0.1}, "sft": {}}
+    assert hyperparameters(tmp_path, loss_type="sft", **given) == {"sft": {}}
     # A loss that has these fields uses them, whatever its own default is.
     assert hyperparameters(tmp_path, loss_type="robust", **given) == {"robust": {"beta": 0.1, "label_smoothing": 0.0}}
 
@@ -117,7 +118,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
         ["loss_kwargs['dpo']=0.1", "mapping"],
     ),
     "loss_kwargs that is a list": ({"loss_kwargs": [1]}, ConfigError, ["loss_kwargs=[1]", "map"]),
-    "beta for a loss without one": ({"loss_type": "sft", "beta": 0.1}, HyperparameterError, ["beta=0.1", "['sft']"]),
+    "beta for a loss without one": ({"loss_type": "sft", "beta": 0.3}, HyperparameterError, ["beta=0.3", "['sft']"]),
     "label_smoothing for losses without it": (
         {"loss_type": ["sigmoid", "ipo"], "label_smoothing": 0.1},
         HyperparameterError,
@@ -230,3 +231,10 @@ def test_thin_trainers_have_a_default_loss(trainer, default, other, tmp_path):
         with pytest.raises(ValueError, match="train_dataset"):  # the losses are valid, so the next check fails
             trainer(model="no/model", args=args)
         assert args.loss_type == expected
+
+
+def test_trl_s_defaults_spelled_out_are_accepted_by_losses_without_them(tmp_path):
+    """A TRL config that states its defaults moves over unchanged."""
+    args = support.config(tmp_path, loss_type="sft", beta=0.1, label_smoothing=0.0)
+    (term,) = args.objective().terms
+    assert "beta" not in term.hyperparameters

@@ -30,6 +30,8 @@ from trl_dpo_ext.modeling.forward import token_logps as forward_logps
 from trl_dpo_ext.reference import fill_reference_cache as fill
 from trl_dpo_ext.types import MissingReferenceError
 
+pytestmark = pytest.mark.usefixtures("no_head_check")
+
 
 def watched(folder: str) -> tuple[Any, list[int]]:
     """Return the model, and a list that grows with each forward pass."""

@@ -1,4 +1,4 @@
-"""With unset hyperparameters, each loss that TRL's `DPOTrainer` has is TRL's, in value and gradient."""
+"""With unset hyperparameters, each loss that TRL's `DPOTrainer` has is TRL's, in value, gradient and metrics."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from trl import DPOConfig, DPOTrainer
 
 from tests import helpers
 from tests.training import support
-from tests.training.test_trl_equality import LOSS_TYPES, moved
+from tests.training.test_trl_equality import LOSS_TYPES, METRICS, moved
 from trl_dpo_ext import get_loss, list_losses
 from trl_dpo_ext.losses import TRL_LOSS_FIELDS
 
 # TRL refuses its own default label_smoothing with this loss.
 WITHOUT_DEFAULT = {"exo_pair"}
+# What one batch adds to the log; the learning rate and the norm of the gradients belong to a step.
+BATCH_METRICS = METRICS - {"loss", "learning_rate", "grad_norm"}
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +41,33 @@ def trainers(tiny_model_dir, tmp_path_factory):
     return found
 
 
-def loss_and_gradients(trainer: Any, inputs: Any) -> tuple[float, dict[str, Any]]:
+def one_step(trainer: Any, inputs: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    """The loss and what else is logged for one batch, and the gradients by name."""
     trainer.model.zero_grad()
     loss = trainer.compute_loss(trainer.model, inputs)
     loss.backward()
-    return loss.item(), {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
+    logged = {"loss": loss.item(), **{name: values[-1] for name, values in trainer._metrics["train"].items()}}
+    trainer._metrics["train"].clear()
+    return logged, {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
 
 
 def compare(trainers: Any, loss_types: list[str], weights: list[float] | None = None, rtol: float = 1e-5) -> None:
     (ours, our_inputs), (theirs, their_inputs) = trainers
     support.set_losses(ours, loss_type=loss_types, loss_weights=weights)
     theirs.loss_types, theirs.loss_weights = loss_types, weights or [1.0] * len(loss_types)
-    value, gradients = loss_and_gradients(ours, our_inputs)
-    expected, others = loss_and_gradients(theirs, their_inputs)
-    assert value == pytest.approx(expected, rel=rtol)
+    logged, gradients = one_step(ours, our_inputs)
+    expected, others = one_step(theirs, their_inputs)
+    assert logged["loss"] == pytest.approx(expected["loss"], rel=rtol)
     support.assert_same_tensors(gradients, others, rtol)
+    # TRL counts tokens over the whole run, and each trainer has seen as many batches as the other.
+    assert expected.keys() >= BATCH_METRICS
+    if loss_types == ["sft"]:  # no loss reads a reference: here none is run, and rewards are log-probs
+        expected = {name: logged[name] if name.startswith("rewards/") else value for name, value in expected.items()}
+    assert logged.keys() >= BATCH_METRICS
+    support.assert_same_logs([logged], [expected], rtol)
+    for name in expected.keys() & {"rewards/chosen", "rewards/rejected", "rewards/margins"}:
+        # A tenth (beta) of the rounding error of log-probs of about -100; the rewards are about 1e-2.
+        assert logged[name] == pytest.approx(expected[name], rel=1e-5, abs=5e-6), name
 
 
 @pytest.mark.parametrize("loss_type", [name for name in LOSS_TYPES if name not in WITHOUT_DEFAULT])

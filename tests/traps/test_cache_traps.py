@@ -106,6 +106,7 @@ def the_run_is_part_of_the_key(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run_reference, "fingerprint", lambda *args: f"{fingerprint(*args)}{runs.append(1) or len(runs)}")
 
 
+@pytest.mark.usefixtures("no_head_check")
 @bugs(sums_are_stored, the_path_is_the_fingerprint, the_run_is_part_of_the_key)
 def test_trap_03_stale_cache(bug, monkeypatch, tiny_model_dir, tmp_path):
     """The cache key is tokens, weights and precision, nothing else. Cached values equal plain forwards."""

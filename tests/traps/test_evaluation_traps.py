@@ -24,7 +24,8 @@ from tests.traps.support import bugs, put_back
 from trl_dpo_ext._compat import trl_trainer
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.cli.evaluate.sources import read_prompts
-from trl_dpo_ext.data import format_dataset, prompt_rendering, prompts, tokenize_dataset
+from trl_dpo_ext.data import format_dataset, prompts, tokenize_dataset
+from trl_dpo_ext.data.rendering import prompt_rendering
 from trl_dpo_ext.evaluation import FrontierCallback, evaluate_policy, held_out_prompts, sample
 from trl_dpo_ext.evaluation.sampling import samples
 from trl_dpo_ext.evaluation.sampling.vllm_sampling import sample_with_vllm
@@ -196,7 +197,7 @@ SPECIAL = {
 @bugs(tokenize_the_rendered_text)
 @pytest.mark.parametrize("way", QUICK)
 @pytest.mark.parametrize("case", SPECIAL)
-def test_trap_special_tokens_of_a_prompt_are_those_of_training(case, way, bug, monkeypatch, seen, tmp_path):
+def test_trap_21_special_tokens_of_a_prompt_are_those_of_training(case, way, bug, monkeypatch, seen, tmp_path):
     make, rows, text = SPECIAL[case]
     with put_back(bug, monkeypatch):
         check(way, make(), rows, text, tmp_path, seen)
@@ -216,7 +217,7 @@ def bos_by_the_template() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("case", SAME_EITHER_WAY)
-def test_trap_other_special_tokens_are_those_of_training_too(case, seen, tmp_path):
+def test_trap_21_other_special_tokens_are_those_of_training_too(case, seen, tmp_path):
     make, rows, text = SAME_EITHER_WAY[case]
     check(by_sample, make(), rows, text, tmp_path, seen)
 
@@ -258,7 +259,7 @@ WITH_ARGUMENTS = {
 @bugs(drop("tools"))
 @pytest.mark.parametrize("way", QUICK)
 @pytest.mark.parametrize("case", WITH_TOOLS)
-def test_trap_tools_of_a_row_reach_evaluation(case, way, bug, monkeypatch, seen, tmp_path):
+def test_trap_21_tools_of_a_row_reach_evaluation(case, way, bug, monkeypatch, seen, tmp_path):
     make, rows, text = WITH_TOOLS[case]
     with put_back(bug, monkeypatch):
         check(way, make(), rows, text, tmp_path, seen)
@@ -267,7 +268,7 @@ def test_trap_tools_of_a_row_reach_evaluation(case, way, bug, monkeypatch, seen,
 @bugs(drop("chat_template_kwargs"))
 @pytest.mark.parametrize("way", QUICK)
 @pytest.mark.parametrize("case", WITH_ARGUMENTS)
-def test_trap_template_arguments_of_a_row_reach_evaluation(case, way, bug, monkeypatch, seen, tmp_path):
+def test_trap_21_template_arguments_of_a_row_reach_evaluation(case, way, bug, monkeypatch, seen, tmp_path):
     make, rows, text = WITH_ARGUMENTS[case]
     with put_back(bug, monkeypatch):
         check(way, make(), rows, text, tmp_path, seen)
@@ -275,13 +276,13 @@ def test_trap_template_arguments_of_a_row_reach_evaluation(case, way, bug, monke
 
 @bugs(tokenize_the_rendered_text, drop("tools"), drop("chat_template_kwargs"))
 @pytest.mark.parametrize("way", ALL)
-def test_trap_every_way_to_sample_starts_from_the_ids_of_training(way, bug, monkeypatch, seen, tmp_path):
+def test_trap_21_every_way_to_sample_starts_from_the_ids_of_training(way, bug, monkeypatch, seen, tmp_path):
     rows = chats(tools=TOOLS, **date("May 1"))
     with put_back(bug, monkeypatch):
         check(way, adding("<s>", "<|im_end|>"), rows, TODAY + LISTED + TURN, tmp_path, seen)
 
 
-def test_trap_rewards_and_tables_read_the_prompt_with_its_tools(tmp_path):
+def test_trap_21_rewards_and_tables_read_the_prompt_with_its_tools(tmp_path):
     tokenizer, rows = helpers.tiny_tokenizer(), chats(tools=TOOLS, **date("May 1"))
     found = held_out_prompts(Dataset.from_list(rows), tokenizer, 2)
     assert [prompt.text for prompt in found] == [(TODAY + LISTED + TURN).format(word) for word in WORDS]
@@ -295,7 +296,7 @@ def keep_the_text_alone(patch: pytest.MonkeyPatch) -> None:
 
 
 @bugs(keep_the_text_alone)
-def test_trap_prompts_of_a_file_of_samples_are_those_of_its_dataset(bug, monkeypatch, seen, tmp_path):
+def test_trap_21_prompts_of_a_file_of_samples_are_those_of_its_dataset(bug, monkeypatch, seen, tmp_path):
     """Judges read a conversation as a dialogue, and models through their chat template."""
     tokenizer, rows = adding("<s>", ""), chats(tools=TOOLS, **date("May 1"))
     with put_back(bug, monkeypatch):
@@ -332,7 +333,7 @@ BOUNDARY = {
 @bugs(tokenize_the_prompt_alone)
 @pytest.mark.parametrize("way", [*QUICK, by_the_command])
 @pytest.mark.parametrize("case", BOUNDARY)
-def test_trap_a_prompt_ends_where_training_ends_it(case, way, bug, monkeypatch, seen, tmp_path):
+def test_trap_21_a_prompt_ends_where_training_ends_it(case, way, bug, monkeypatch, seen, tmp_path):
     make, rows, text = BOUNDARY[case]
     with put_back(bug, monkeypatch):
         check(way, make(), rows, text, tmp_path, seen)
@@ -346,7 +347,7 @@ def count_from_the_tokens(patch: pytest.MonkeyPatch) -> None:
 
 
 @bugs(count_from_the_tokens)
-def test_trap_prompt_and_completion_are_the_whole_text(bug, monkeypatch):
+def test_trap_21_prompt_and_completion_are_the_whole_text(bug, monkeypatch):
     """A space that the model writes because training leaves it to the response is not there twice."""
     tokenizer = helpers.tiny_tokenizer()
     starts = held_out_prompts(Dataset.from_list(texts("the {} ", "was great", "was slow")), tokenizer, 2)
@@ -367,7 +368,7 @@ def keep_the_tokenizers_end(patch: pytest.MonkeyPatch) -> None:
 @bugs(keep_the_tokenizers_end)
 @pytest.mark.parametrize("after", ["<|im_end|>", "<pad>"])
 @pytest.mark.parametrize("before", ["<s>", ""])
-def test_trap_a_response_ends_once(before, after, bug, monkeypatch, caplog):
+def test_trap_21_a_response_ends_once(before, after, bug, monkeypatch, caplog):
     """A tokenizer puts EOS (or SEP) after every text, and the response has an EOS already."""
     tokenizer = adding(before, after)
     plain = adding(before, "") if before else helpers.tiny_tokenizer()
@@ -385,7 +386,7 @@ def test_trap_a_response_ends_once(before, after, bug, monkeypatch, caplog):
 @bugs(keep_the_tokenizers_end)
 @pytest.mark.parametrize("after", ["<|im_end|>", "<pad>"])
 @pytest.mark.parametrize("before", ["<s>", ""])
-def test_trap_plain_text_has_no_end_before_the_response(before, after, bug, monkeypatch, seen):
+def test_trap_21_plain_text_has_no_end_before_the_response(before, after, bug, monkeypatch, seen):
     """The same for prompts that a user gives as plain text."""
     tokenizer = adding(before, after)
     with put_back(bug, monkeypatch):
@@ -430,7 +431,9 @@ def test_a_prompt_whose_text_the_template_leaves_out_is_refused():
 
 
 def print_the_content(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("trl_dpo_ext.data.left_out_text.message_text", lambda message: str(message.get("content") or ""))
+    patch.setattr(
+        "trl_dpo_ext.data.rendering.left_out_text.message_text", lambda message: str(message.get("content") or "")
+    )
 
 
 @bugs(print_the_content)
@@ -455,7 +458,7 @@ def name_them_as_trl_does(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(name_them_as_trl_does)
 @pytest.mark.parametrize("given", ["to the trainer", "to evaluate"])
-def test_trap_two_evaluation_sets_share_no_metric_name(given, bug, monkeypatch, tiny_model_dir, tmp_path):
+def test_trap_21_two_evaluation_sets_share_no_metric_name(given, bug, monkeypatch, tiny_model_dir, tmp_path):
     """In TRL both are logged as `eval_rewards/margins`, so a best model is chosen by whichever came last."""
     train, sets = helpers.pair_dataset(4), {"easy": helpers.pair_dataset(2), "hard": helpers.pair_dataset(2, seed=5)}
     options = {"eval_dataset": sets} if given == "to the trainer" else {}
@@ -474,7 +477,7 @@ def test_trap_two_evaluation_sets_share_no_metric_name(given, bug, monkeypatch, 
 
 
 @bugs(name_them_as_trl_does)
-def test_trap_the_best_model_is_chosen_by_the_set_that_is_named(bug, monkeypatch, tiny_model_dir, tmp_path):
+def test_trap_21_the_best_model_is_chosen_by_the_set_that_is_named(bug, monkeypatch, tiny_model_dir, tmp_path):
     sets = {"first": helpers.pair_dataset(2), "last": helpers.pair_dataset(2, seed=5)}
     schedule = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_first_rewards/margins"}
@@ -492,7 +495,7 @@ def test_trap_the_best_model_is_chosen_by_the_set_that_is_named(bug, monkeypatch
 
 
 @bugs(name_them_as_trl_does)
-def test_trap_a_prefix_given_to_evaluate_names_every_metric(bug, monkeypatch, tiny_model_dir, tmp_path):
+def test_trap_21_a_prefix_given_to_evaluate_names_every_metric(bug, monkeypatch, tiny_model_dir, tmp_path):
     trainer = support.trainer(tiny_model_dir, tmp_path, helpers.pair_dataset(4), loss_type="dpo")
     with put_back(bug, monkeypatch):
         found = trainer.evaluate(helpers.pair_dataset(2), metric_key_prefix="held_out")
@@ -509,7 +512,7 @@ def leave_the_queue(patch: pytest.MonkeyPatch) -> None:
 
 
 @bugs(leave_the_queue)
-def test_trap_an_evaluation_that_failed_is_not_averaged_into_the_next(bug, monkeypatch, tiny_model_dir, tmp_path):
+def test_trap_21_an_evaluation_that_failed_is_not_averaged_into_the_next(bug, monkeypatch, tiny_model_dir, tmp_path):
     trainer = support.trainer(tiny_model_dir, tmp_path, helpers.pair_dataset(4), loss_type="dpo")
     sets = [helpers.pair_dataset(2, seed=seed) for seed in (0, 5)]
     expected = trainer.evaluate(sets[0])["eval_logps/chosen"]

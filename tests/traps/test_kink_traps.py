@@ -97,28 +97,28 @@ def check(loss: str, slopes: tuple[float, float], model_dir: str, folder: Any, *
 
 
 @bugs(clamp_of_torch_2_14)
-def test_trap_minor_dpo_s_first_step_is_a_full_dpo_step(bug, monkeypatch, tiny_model_dir, tmp_path):
+def test_trap_19_minor_dpo_s_first_step_is_a_full_dpo_step(bug, monkeypatch, tiny_model_dir, tmp_path):
     """With a gradient of 0 at 0, the whole rejected half of the first step is missing."""
     with put_back(bug, monkeypatch):
         check("minor_dpo", (-BETA / 2, BETA / 2), tiny_model_dir, tmp_path)
 
 
 @bugs(penalty_with_a_gradient_at_zero)
-def test_trap_dpop_s_first_step_is_a_plain_dpo_step(bug, monkeypatch, tiny_model_dir, tmp_path):
+def test_trap_19_dpop_s_first_step_is_a_plain_dpo_step(bug, monkeypatch, tiny_model_dir, tmp_path):
     """With a gradient of 1 at 0, the penalty's weight of 50 multiplies the first step by 51."""
     with put_back(bug, monkeypatch):
         check("dpop", (-BETA / 2, BETA / 2), tiny_model_dir, tmp_path, lam=50.0)
 
 
 @bugs(first_argument_takes_all)
-def test_trap_balanced_po_s_first_step_trains_both_responses(bug, monkeypatch, tiny_model_dir, tmp_path):
+def test_trap_19_balanced_po_s_first_step_trains_both_responses(bug, monkeypatch, tiny_model_dir, tmp_path):
     """At a tie, the chosen and the rejected side get half each."""
     with put_back(bug, monkeypatch):
         check("balanced_po", (-BETA / 4, 0.3 * BETA / 4), tiny_model_dir, tmp_path, alpha=0.3)
 
 
 @bugs(sort_forgets_ties)
-def test_trap_aot_unpaired_s_first_step_trains_every_rejected_response(bug, monkeypatch, tiny_model_dir, tmp_path):
+def test_trap_19_aot_unpaired_s_first_step_trains_every_rejected_response(bug, monkeypatch, tiny_model_dir, tmp_path):
     """All log-ratios are equal at the first step, and still each rejected response is matched once."""
     with put_back(bug, monkeypatch):
         check("aot_unpaired", (-BETA / 2, BETA / 2), tiny_model_dir, tmp_path)

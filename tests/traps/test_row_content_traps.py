@@ -12,21 +12,16 @@ import jinja2
 import pytest
 import trl
 from datasets import Dataset, IterableDataset, load_dataset
+from tokenizers.processors import TemplateProcessing
 
 from tests import helpers
 from tests.training import support
 from tests.traps.support import bugs, put_back
-from trl_dpo_ext.data import (
-    dataset_loading,
-    format_dataset,
-    left_out_text,
-    load_splits,
-    prompt_rendering,
-    tokenize,
-    tokenize_dataset,
-)
+from trl_dpo_ext.data import format_dataset, load_splits, prompts, tokenize, tokenize_dataset
 from trl_dpo_ext.data.forms import ordered_completions
 from trl_dpo_ext.data.lint import lint_splits, scan
+from trl_dpo_ext.data.loading import dataset_loading
+from trl_dpo_ext.data.rendering import left_out_text, prompt_rendering
 from trl_dpo_ext.data.row_reading import ranked_row, response_pair, unread_order
 
 
@@ -53,18 +48,21 @@ def believe_the_lists_order(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(form.__dict__, "read_order", lambda row, count: response_pair.Order(list(range(count))))
 
 
+def look_at_numbers_only(patch: pytest.MonkeyPatch) -> None:
+    for names in ("_JUDGEMENT_NAMES", "_CHOICE_NAMES"):
+        patch.setattr(unread_order, names, unread_order.re.compile("nothing"))
+
+
 def look_at_names_only(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ordered_completions, "refuse_unread_numbers", lambda *_, **__: None)
-
-
-def look_at_close_names_only(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(unread_order, "_ORDER_NAMES", unread_order.re.compile("nothing"))
+    patch.setattr(unread_order, "_is_number", lambda value: False)
 
 
 UNREAD: dict[str, Any] = {
     "ratings": [1, 5],
     "rewards": [0.5, 0.9],
-    "overall_scores": None,
+    "overall_scores": [1.0, 1.0],
+    "rating_list": ["bad", "good"],
+    "best": 1,
     "winner": "b",
     "preference": 1,
     "upvotes": [3, 30],
@@ -73,8 +71,8 @@ UNREAD: dict[str, Any] = {
 }
 
 
-@bugs(believe_the_lists_order, look_at_names_only, look_at_close_names_only)
-def test_an_order_that_is_not_read_is_an_error(bug, monkeypatch):
+@bugs(believe_the_lists_order, look_at_names_only, look_at_numbers_only)
+def test_trap_20_an_order_that_is_not_read_is_an_error(bug, monkeypatch):
     """Completions beside judgements of them, whatever these are called: the list's order isn't believed."""
     with put_back(bug, monkeypatch):
         row = {"prompt": "q", "completions": [" bad", " good"]}
@@ -86,7 +84,10 @@ def test_an_order_that_is_not_read_is_an_error(bug, monkeypatch):
 
 def test_other_columns_beside_completions_in_order_are_fine():
     row = {"prompt": "q", "completions": [" good", " bad"]}
-    for other in ({"num_tokens": [3, 9]}, {"models": ["a", "b"]}, {"votes_total": 7}, {"embedding": [1.0, 2.0, 3.0]}):
+    for other in (
+        *({"num_tokens": [3, 9]}, {"models": ["a", "b"]}, {"votes_total": 7}, {"embedding": [1.0, 2.0, 3.0]}),
+        *({"safety_score": 0.9}, {"label": "safe"}, {"winner": None}, {"upvotes": [4, 4]}),
+    ):
         (formatted,) = format_dataset(Dataset.from_list([{**row, **other}]), name="train")
         assert formatted["ranks"] == [0, 1]
 
@@ -98,7 +99,7 @@ def believe_chosen(patch: pytest.MonkeyPatch) -> None:
 
 
 @bugs(believe_chosen)
-def test_ranks_or_scores_that_contradict_chosen_are_an_error(bug, monkeypatch):
+def test_trap_20_ranks_or_scores_that_contradict_chosen_are_an_error(bug, monkeypatch):
     with put_back(bug, monkeypatch):
         for pair in ({"prompt": "q", "chosen": " a", "rejected": " b"}, {"chosen": "q a", "rejected": "q b"}):
             for contradiction in ({"ranks": [1, 0]}, {"scores": [1.0, 2.0]}):
@@ -123,7 +124,7 @@ DATES = ["2024-05-01", "2023-01-31 10:00:00", "2024-05-01T10:00:00Z"]
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("place", ["file", "folder"])
 @pytest.mark.parametrize("kind", ["csv", "numbers.csv", "jsonl", "json"])
-def test_texts_in_files_stay_as_they_are(kind, place, streaming, bug, monkeypatch, tmp_path):
+def test_trap_20_texts_in_files_stay_as_they_are(kind, place, streaming, bug, monkeypatch, tmp_path):
     """Cells that look like nulls, numbers, booleans or dates are texts."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     cells = {"csv": CELLS, "numbers.csv": ["007", "8"]}.get(kind, DATES)
@@ -142,7 +143,7 @@ def test_texts_in_files_stay_as_they_are(kind, place, streaming, bug, monkeypatc
 
 
 @bugs(let_readers_guess_types)
-def test_texts_within_lists_and_messages_stay_too(bug, monkeypatch, tmp_path):
+def test_trap_20_texts_within_lists_and_messages_stay_too(bug, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rankings = [{"prompt": "When?", "completions": DATES[:2], "ranks": [0, 1]}] * 2
     chats = [{"prompt": says("user", "When?"), **{c: says("assistant", d) for c, d in zip(PAIR, DATES, strict=False)}}]
@@ -168,7 +169,7 @@ def train_on_the_text_of_messages(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(train_on_the_text_of_messages)
 @pytest.mark.parametrize("write", [json.dumps, repr], ids=["JSON", "Python"])
-def test_message_lists_stored_as_text_are_messages(write, bug, monkeypatch, tmp_path):
+def test_trap_20_message_lists_stored_as_text_are_messages(write, bug, monkeypatch, tmp_path):
     prompt, chosen, rejected = says("user", "hi, it's me"), says("assistant", "hello"), says("assistant", "go")
     expected = {"prompt": prompt, "completions": [chosen, rejected], "ranks": [0, 1], "row": 0}
     rows = {
@@ -219,7 +220,9 @@ def let_the_template_raise(patch: pytest.MonkeyPatch) -> None:
 
 @bugs(let_the_template_raise)
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_rows_that_the_template_refuses_are_named_or_dropped(split, bug, monkeypatch, tiny_model_dir, tmp_path, caplog):
+def test_trap_20_rows_that_the_template_refuses_are_named_or_dropped(
+    split, bug, monkeypatch, tiny_model_dir, tmp_path, caplog
+):
     """Template errors name the row; `invalid_rows="drop"` leaves it out, in training and in evaluation data."""
     rows, good = [chat(0), chat(1, system="be kind"), chat(2)], [chat(3), chat(4)]
     data = {"train": rows if split == "train" else good, "eval": rows if split == "eval" else good}
@@ -242,7 +245,7 @@ def test_rows_that_the_template_refuses_are_named_or_dropped(split, bug, monkeyp
 
 
 @bugs(let_the_template_raise)
-def test_rows_of_a_stream_that_the_template_refuses(bug, monkeypatch, caplog):
+def test_trap_20_rows_of_a_stream_that_the_template_refuses(bug, monkeypatch, caplog):
     rows = [chat(0), chat(1, system="be kind"), chat(2)]
 
     def tokens(**options: Any) -> list[dict[str, Any]]:
@@ -285,7 +288,7 @@ def decoded(tokenizer: Any, row: dict[str, Any]) -> list[str]:
 # Those that print the Python list, that raise, that print empty turns, and that read blocks only.
 @bugs(give_templates_what_the_row_has)
 @pytest.mark.parametrize("name", ["gemma", "llama3", "phi3", "qwen2_5", "qwen3", "lfm2", "idefics3", "llava_next"])
-def test_blocks_and_strings_give_the_same_text(name, bug, monkeypatch):
+def test_trap_20_blocks_and_strings_give_the_same_text(name, bug, monkeypatch):
     tokenizer = with_template(shipped(name))
     row = {key: says(role, f"the {key}") for key, role in (("prompt", "user"), *((c, "assistant") for c in PAIR))}
     as_blocks = {key: blocks(value) for key, value in row.items()}
@@ -303,7 +306,7 @@ def test_blocks_and_strings_give_the_same_text(name, bug, monkeypatch):
 
 @bugs(give_templates_what_the_row_has)
 @pytest.mark.parametrize("name", ["gemma4_v2"])
-def test_a_role_whose_blocks_are_not_read_gets_a_string(name, bug, monkeypatch):
+def test_trap_20_a_role_whose_blocks_are_not_read_gets_a_string(name, bug, monkeypatch):
     """This template reads blocks of the user, but prints the Python list of the system's."""
     tokenizer = with_template(shipped(name))
     row = chat(0, system="be kind")
@@ -330,7 +333,7 @@ def call(arguments: Any, **message: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "name", ["qwen2_5", "llama3_1", "glm4moe", "gptoss", "gemma4", "nemotron_3_nano", "deepseekv3"]
 )
-def test_arguments_as_json_text_and_as_dictionaries_give_the_same_text(name, bug, monkeypatch):
+def test_trap_20_arguments_as_json_text_and_as_dictionaries_give_the_same_text(name, bug, monkeypatch):
     """OpenAI gives JSON text; most templates encode it again or crash, and DeepSeek's reads nothing else."""
     tokenizer = with_template(shipped(name))
     prompt = says("user", "light?")
@@ -353,7 +356,7 @@ def drop_every_null(patch: pytest.MonkeyPatch) -> None:
 
 
 @bugs(drop_every_null, let_readers_guess_types)
-def test_nulls_in_tool_calls_and_tools_are_kept(bug, monkeypatch, tmp_path):
+def test_trap_20_nulls_in_tool_calls_and_tools_are_kept(bug, monkeypatch, tmp_path):
     """From files and generators, where a null is the row's own, and not Arrow's for a key of another row."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     room = {"type": ["string", "null"], "enum": ["hill", None], "default": None}
@@ -443,7 +446,7 @@ TEMPLATES = {
 
 @bugs(do_not_look_for_left_out_text)
 @pytest.mark.parametrize("case", LEFT_OUT)
-def test_what_a_template_leaves_out_is_named(case, bug, monkeypatch):
+def test_trap_20_what_a_template_leaves_out_is_named(case, bug, monkeypatch):
     """At the start of training, where `invalid_rows="drop"` leaves the row out, and by the linter."""
     name, change, what = LEFT_OUT[case]
     tokenizer = with_template(TEMPLATES.get(name) or shipped(name))
@@ -466,7 +469,7 @@ def test_what_a_template_leaves_out_is_named(case, bug, monkeypatch):
 
 
 @bugs(do_not_look_for_left_out_text, look_in_the_prompt_too)
-def test_a_response_that_the_prompt_happens_to_hold_is_looked_for_in_the_response(bug, monkeypatch):
+def test_trap_20_a_response_that_the_prompt_happens_to_hold_is_looked_for_in_the_response(bug, monkeypatch):
     tokenizer = with_template(shipped("deepseek_r1_distill"))
     row = {"prompt": says("user", "seven?"), "chosen": says("assistant", "<think>seven</think>no")}
     data = format_dataset(Dataset.from_list([{**row, "rejected": says("assistant", "yes")}]), name="train")
@@ -497,3 +500,83 @@ def test_what_a_template_prints_in_its_own_way_is_not_left_out(name):
         format_dataset(data, name="train"), with_template(shipped(name)), name="train", max_length=None
     )
     assert len(tokens) == 1
+
+
+# A tokenizer that adds EOS to every text
+
+
+def let_the_tokenizer_add_eos(patch: pytest.MonkeyPatch) -> None:
+    def as_it_comes(text: str, tokenizer: Any) -> list[int]:
+        return list(tokenizer(text=text)["input_ids"])
+
+    for module in (tokenize, prompt_rendering):
+        patch.setattr(module, "text_token_ids", as_it_comes)
+
+
+@bugs(let_the_tokenizer_add_eos)
+@pytest.mark.parametrize("adds_eos", [True, False])
+def test_trap_20_a_response_ends_with_one_eos_and_a_prompt_with_none(adds_eos, bug, monkeypatch):
+    tokenizer = helpers.tiny_tokenizer(add_bos=True)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    if adds_eos:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A {eos}",
+            special_tokens=[(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)],
+        )
+    elif bug is not None:
+        pytest.skip("harmless for other tokenizers")
+    row = {"prompt": "the film", "chosen": " was great", "rejected": f" was slow{eos}"}
+    data = format_dataset(Dataset.from_list([row]), name="train")
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text=text, add_special_tokens=False)["input_ids"]
+
+    with put_back(bug, monkeypatch):
+        (tokens,) = tokenize_dataset(data, tokenizer, name="train", max_length=None)
+        assert tokens["prompt_ids"] == ids(f"{bos}the film")
+        assert tokens["completion_ids"] == [ids(f" was {word}{eos}") for word in ("great", "slow")]
+        assert prompt_rendering.prompt_token_ids("the film", tokenizer) == tokens["prompt_ids"]
+
+
+# Evaluation that starts from another prompt than training
+
+
+def ignore_what_the_row_gives_the_template(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prompts, "prompt_text", lambda prompt, tokenizer, *_: prompt_rendering.prompt_text(prompt, tokenizer))
+
+
+@bugs(ignore_what_the_row_gives_the_template, give_templates_what_the_row_has)
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5"])
+def test_trap_20_held_out_prompts_are_those_of_training(name, bug, monkeypatch):
+    """With the row's tools and template arguments, and with blocks as the template reads them."""
+    tokenizer = with_template(shipped(name))
+    row = {**chat(0), "prompt": blocks(chat(0)["prompt"]), "tools": [TOOL]}
+    data = Dataset.from_list([{**row, "chat_template_kwargs": {"enable_thinking": False}}])
+    with put_back(bug, monkeypatch):
+        (text,) = prompts.held_out_prompts(data, tokenizer, 1)
+        assert "lamp" in text
+        assert "the film 0" in text
+        assert "'type'" not in text
+        (tokens,) = tokenize_dataset(format_dataset(data, name="train"), tokenizer, name="train", max_length=None)
+        assert text.startswith(tokenizer.decode(tokens["prompt_ids"]))
+        assert name != "qwen3" or text.endswith("<think>\n\n</think>\n\n")
+
+
+def let_the_template_raise_in_evaluation(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prompts, "_render", lambda row, tokenizer: prompts.prompt_text(row["prompt"], tokenizer))
+
+
+@bugs(let_the_template_raise_in_evaluation)
+def test_trap_20_held_out_prompts_that_the_template_refuses_are_left_out(bug, monkeypatch, caplog):
+    rows = [chat(0), chat(1, system="be kind"), chat(2)]
+    with put_back(bug, monkeypatch):
+        texts, message = [], ""
+        try:
+            texts = prompts.held_out_prompts(Dataset.from_list(rows), with_template(GEMMA), 3)
+        except jinja2.TemplateError as error:
+            message = str(error)
+        assert not message
+        assert [text.count("the film") for text in texts] == [1, 1]
+        assert "test dataset, row 1: the chat template refuses its prompt" in caplog.text
+        message = error_of(lambda: prompts.held_out_prompts(Dataset.from_list(rows[1:2]), with_template(GEMMA), 3))
+        assert message == "test dataset: the chat template refuses all of the first 1 prompts."

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
@@ -35,6 +39,7 @@ def exit_code(run: Callable[[], int], expected: tuple[type[Exception], ...] = EX
         if code is None:
             raise
         print(f"error: {error}", file=sys.stderr)
+        _tell_launcher(f"error: {error}")
         return code
 
 
@@ -44,3 +49,9 @@ def _code(error: Exception) -> int | None:
     if isinstance(error, FAILURES):
         return 1
     return 2 if isinstance(error, USER_ERRORS) else None
+
+
+def _tell_launcher(message: str) -> None:
+    # torchrun ends with a traceback of its own. It shows the message below it if it finds it in this file.
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))

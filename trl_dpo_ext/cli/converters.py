@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ._console import console
+from ._console import Commands, console
 
 if TYPE_CHECKING:
     from ..data.converter_registry import Converter
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("converters", help="list the converters of public datasets, or show one")
     command.add_argument("name", nargs="?", help="show this converter: what it reads, and what it was written for")
@@ -23,7 +22,7 @@ def add(commands: Any) -> None:
 def _converters(arguments: argparse.Namespace) -> int:
     from ..data import get_converter, list_converters
     from ..data.converter_registry import converter_names
-    from ..registry import RegistryError, UnknownNameError, did_you_mean
+    from ..registry import UnknownNameError, did_you_mean
 
     if arguments.name is None:
         _list(list_converters())
@@ -32,11 +31,8 @@ def _converters(arguments: argparse.Namespace) -> int:
         _show(get_converter(arguments.name))
     except UnknownNameError:
         hint = did_you_mean(arguments.name, converter_names())
-        print(f"Unknown converter {arguments.name!r}.{hint} `trl-dpo-ext converters` lists all.", file=sys.stderr)
-        return 2
-    except RegistryError as error:
-        print(error, file=sys.stderr)
-        return 2
+        message = f"Unknown converter {arguments.name!r}.{hint} `trl-dpo-ext converters` lists all."
+        raise UnknownNameError(message) from None
     return 0
 
 

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -56,10 +57,14 @@ def _memory(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    if sys.stderr.isatty():
+        print("Loading the libraries and estimating ...", file=sys.stderr)  # both take seconds
+
     import yaml
 
     from ..memory import Report, report_on
     from ..parsing import ParseError
+    from ..run.recipe_memory import read_memory_setup
 
     changes = {}
     for setting in arguments.set:
@@ -76,14 +81,10 @@ def _report(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             screen.print(report.estimate_text())
 
-    report = report_on(
-        arguments.recipe,
-        changes,
-        card_gib=arguments.gpu,
-        responses=arguments.responses,
-        prompt_tokens=arguments.prompt,
-        first=show_estimate,
+    setup, model = read_memory_setup(
+        arguments.recipe, changes, responses=arguments.responses, prompt_tokens=arguments.prompt
     )
+    report = report_on(setup, recipe=arguments.recipe, model=model, card_gib=arguments.gpu, first=show_estimate)
     if arguments.json:
         print(json.dumps(report.as_dict(), indent=2))
     elif arguments.gpu is not None:

@@ -4,8 +4,8 @@ from . import converters  # noqa: F401  registers the built-in converters
 from .convert import convert_dataset
 from .converter_registry import get_converter, list_converters, register_converter
 from .data_error import DataError, FaultReason
-from .dataset_loading import load_splits
 from .format import format_dataset
+from .loading.dataset_loading import load_splits
 from .row_reading.ranked_row import to_ranked
 from .tokenize import tokenize_dataset
 

@@ -11,8 +11,8 @@ from datasets import Dataset, IterableDataset
 
 from .data_error import DataError, FaultReason
 from .format import format_dataset
-from .left_out_text import left_out
-from .prompt_rendering import prompt_text
+from .rendering.left_out_text import left_out
+from .rendering.prompt_rendering import prompt_text
 from .tokenize import tokenize_row
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from .data_error import DataError, FaultReason
-from .left_out_text import left_out
 from .map_rows import InvalidRows, map_rows
-from .prompt_rendering import prompt_token_ids, template_options, text_token_ids
-from .template_needs import fit_messages
+from .rendering.left_out_text import left_out
+from .rendering.prompt_rendering import prompt_token_ids, template_options, text_token_ids
+from .rendering.template_needs import fit_messages
 
 logger = logging.getLogger(__name__)
 

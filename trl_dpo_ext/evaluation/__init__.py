@@ -77,8 +77,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ..data.prompt_rendering import prompt_text
     from ..data.prompts import TokenizedPrompt, held_out_prompts, tokenized_prompt
+    from ..data.rendering.prompt_rendering import prompt_text
     from .before_after import Comparison, Evaluation, compare, comparison_table, evaluate_policy
     from .best_of_n_curve import BestOfN, best_of_n, kl_bound
     from .frontier.best_of_n_file import read_best_of_n
@@ -108,7 +108,7 @@ if TYPE_CHECKING:
 
 # Module -> public names that it defines. No module directly in this folder may share a name with one of them.
 _MODULES = {
-    "..data.prompt_rendering": ("prompt_text",),
+    "..data.rendering.prompt_rendering": ("prompt_text",),
     "..data.prompts": (
         "TokenizedPrompt",
         "held_out_prompts",

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import tqdm
 from torch import Tensor, nn
 
 _BATCH = 16
 
 
-def next_token_logits(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_tokens: int = 32) -> list[Tensor]:
+def next_token_logits(
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_tokens: int = 32, progress: str | None = None
+) -> list[Tensor]:
     """Return the logits after every token of each prompt, computed in float32 whatever the dtype of the weights.
 
     Args:
@@ -20,6 +23,7 @@ def next_token_logits(model: Any, tokenizer: Any, prompts: Sequence[str], *, max
         tokenizer: its tokenizer.
         prompts: N texts, each of at least one token.
         max_tokens: longer prompts are cut to their first `max_tokens` tokens.
+        progress: label of a progress bar; None shows none.
 
     Returns:
         N tensors [tokens of the prompt, vocabulary], float32, on the CPU.
@@ -27,7 +31,7 @@ def next_token_logits(model: Any, tokenizer: Any, prompts: Sequence[str], *, max
     model.eval()
     found: list[Tensor] = []
     device = model.get_input_embeddings().weight.device
-    for start in range(0, len(prompts), _BATCH):
+    for start in tqdm(range(0, len(prompts), _BATCH), desc=progress, disable=progress is None):
         encoded = tokenizer(
             list(prompts[start : start + _BATCH]),
             return_tensors="pt",

@@ -100,7 +100,8 @@ def merge_adapter(
     tokenizer = _tokenizer(run, source, base)
 
     model = _load(run, source, base, base.quantization, device, tokenizer)
-    trained_logits = next_token_logits(model, tokenizer, texts)
+    labels = ("Trained model on the prompts", "Merged model on the prompts") if progress else (None, None)
+    trained_logits = next_token_logits(model, tokenizer, texts, progress=labels[0])
     _release_memory()
     if into == "original" and base.quantization is not None:
         del model
@@ -116,7 +117,8 @@ def merge_adapter(
         _release_memory()
         written: Any = AutoModelForCausalLM.from_pretrained(partial, dtype=getattr(torch, dtype))
         written.to(device)
-        difference = compare_distributions(trained_logits, next_token_logits(written, tokenizer, texts))
+        merged_logits = next_token_logits(written, tokenizer, texts, progress=labels[1])
+        difference = compare_distributions(trained_logits, merged_logits)
         if into == "trained" or base.quantization is None:
             _check_difference(difference["kl_mean"], base, dtype, allowed_kl)
         report = {

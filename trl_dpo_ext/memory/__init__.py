@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from .fit_check import DoesNotFitError, check_fits, explain_out_of_memory, most_responses
 from .largest_that_fits import advise, largest_batch, largest_k, largest_length
 from .memory_report import Report
 from .model_configs import UnknownModelError, known_models, load_model_config, short_names
 from .peak_estimate import Estimate, estimate, usable
-from .recipe_setup import make_setup, read_recipe, with_args
+from .recipe_setup import make_setup, with_args
 from .step import Setup, Shape
 
 __all__ = [
@@ -28,33 +27,28 @@ __all__ = [
     "load_model_config",
     "make_setup",
     "most_responses",
-    "read_recipe",
     "report_on",
     "short_names",
 ]
 
 
 def report_on(
-    recipe: str,
-    changes: Mapping[str, Any] | None = None,
+    setup: Setup,
     *,
+    recipe: str,
+    model: str,
     card_gib: float | None = None,
-    responses: int = 2,
-    prompt_tokens: int | None = None,
     first: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Estimate a recipe, and find what fits a card.
+    """Estimate a run, and find what fits a card.
 
     Args:
-        recipe, changes, responses, prompt_tokens: see `read_recipe`.
+        setup: the run.
+        recipe, model: their names, for the report.
         card_gib: the card's nominal size; None gives the estimate only.
         first: called with a report that has the estimate only, before the search for what fits the card, which takes
             several times as long.
-
-    Raises:
-        ParseError, ConfigError, UnknownModelError.
     """
-    setup, model = read_recipe(recipe, changes, responses=responses, prompt_tokens=prompt_tokens)
     here = estimate(setup)
     other = estimate(with_args(setup, gradient_checkpointing=not setup.args.gradient_checkpointing))
     report = Report(recipe, model, setup, here, other, card_gib)

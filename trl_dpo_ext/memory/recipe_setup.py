@@ -1,17 +1,13 @@
-"""Turns a recipe into the setup that the memory estimate runs."""
+"""Turns a parsed recipe into the setup that the memory estimate runs, and makes variants of a setup."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from ..parsing import ParseError, StrictParser
 from ..training import ConfigError, PreferenceConfig
 from .model_configs import load_model_config
 from .step import Setup, Shape
@@ -19,57 +15,18 @@ from .step import Setup, Shape
 DEFAULT_LENGTH = 1024
 
 
-def read_recipe(
-    path: str,
-    changes: Mapping[str, Any] | None = None,
-    *,
-    responses: int = 2,
-    prompt_tokens: int | None = None,
-) -> tuple[Setup, str]:
-    """Read the settings of a recipe that decide its memory.
-
-    Args:
-        path: the YAML file.
-        changes: settings that replace the recipe's.
-        responses: K, the responses per prompt, which the recipe doesn't know.
-        prompt_tokens: prompt tokens of the longest rows; half of `max_length` by default.
-
-    Returns:
-        The setup and the model's name.
-
-    Raises:
-        ParseError, ConfigError, UnknownModelError: the recipe can't be trained or estimated.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise ParseError(f"The recipe {path!r} does not exist.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ParseError(f"The recipe {path!r} can't be read as YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ParseError(f"The recipe {path!r} holds no settings: write one `key: value` a line.")
-    from ..run.recipe_settings import RecipeArguments  # which imports this package
-
-    # The estimate needs no dataset, and this machine may not have the recipe's card.
-    content = {"dataset_name": "none", **content, **(changes or {}), "use_cpu": True}
-    parser = StrictParser((RecipeArguments, PreferenceConfig, ModelConfig))
-    parser.set_defaults_with_config(**content)
-    try:
-        _, args, model_args = parser.parse_args_into_dataclasses(args=[])
-    except ValueError as error:
-        raise ParseError(str(error)) from error
-    if not model_args.model_name_or_path:
-        raise ParseError("model_name_or_path is missing. Set it to a Hub id or a folder, or pass --model.")
-    return make_setup(args, model_args, responses=responses, prompt_tokens=prompt_tokens), model_args.model_name_or_path
-
-
 def make_setup(
     args: PreferenceConfig, model_args: ModelConfig, *, responses: int = 2, prompt_tokens: int | None = None
 ) -> Setup:
-    """Return the setup of a parsed recipe; see `read_recipe`.
+    """Return the setup of a parsed recipe.
+
+    Args:
+        args, model_args: the parsed recipe.
+        responses: K, the responses per prompt, which the recipe doesn't know.
+        prompt_tokens: prompt tokens of the longest rows; half of `max_length` by default.
 
     Raises:
-        ConfigError, UnknownModelError.
+        ConfigError, UnknownModelError: the recipe can't be trained or estimated.
     """
     if model_args.load_in_8bit:
         raise ConfigError("load_in_8bit: true can't be estimated. Set load_in_4bit: true, or neither.")

@@ -17,9 +17,6 @@ from .modifiers import F_DIVERGENCES, LossModifiers
 from .objective import Objective, Term
 from .preflight.hardware import check_bf16, check_processes
 
-# A TRL config may set these fields explicitly to TRL's defaults. Accept that even if no loss reads them.
-_TRL_DEFAULTS = TRL_LOSS_FIELDS
-
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
@@ -40,9 +37,8 @@ class PreferenceConfig(HookedConfig):
         loss_type: one or more registered losses (TRL's names are aliases); `trl-dpo-ext losses` lists them.
         loss_weights: one weight per loss, 1 by default.
         loss_kwargs: hyperparameters per loss, for example `{"simpo": {"gamma_beta_ratio": 0.3}}`.
-        beta: passed to every loss that has a beta. None: each loss's own default. An error if no loss has one.
-        label_smoothing, discopop_tau: TRL's fields, treated like `beta`. TRL's defaults are accepted even if no loss
-            has the field.
+        beta, label_smoothing, discopop_tau: TRL's fields, passed to every loss that has them. None: each loss's own
+            default. An error if no loss has one, unless it is TRL's default.
         pairing: the pairs that a ranking of K > 2 gives to pairwise losses: `all`, `best_vs_rest`, `adjacent`,
             `best_vs_worst`.
         prefix_sharing: compute each prompt once for all its responses. `auto`: if the model supports it (checked before
@@ -142,6 +138,16 @@ class PreferenceConfig(HookedConfig):
                 f"truncation_mode={self.truncation_mode!r} (deprecated in TRL) truncates the prompt differently for "
                 "each response, but here all responses share one prompt. Use 'keep_start'."
             )
+        if self.pad_to_multiple_of is not None:
+            raise ConfigError(
+                f"pad_to_multiple_of={self.pad_to_multiple_of} is not supported: rows are packed, or padded to the "
+                "longest one of the batch. Leave it unset."
+            )
+        if self.pad_token is not None:
+            raise ConfigError(
+                f"pad_token={self.pad_token!r} (deprecated in TRL) is not supported. Set tokenizer.pad_token, and pass "
+                "the tokenizer to the trainer as processing_class."
+            )
         self._check_numbers()
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(
@@ -218,7 +224,8 @@ class PreferenceConfig(HookedConfig):
             shared = {spec.trl_fields[f]: value for f, value in fields.items() if f in spec.trl_fields}
             complete.append(spec.check({**shared, **by_loss.get(spec.name, {})}))
         for name, value in fields.items():
-            if value != _TRL_DEFAULTS.get(name) and not any(name in spec.trl_fields for spec in specs):
+            # A TRL config may set a field explicitly to TRL's default. Accept that even if no loss reads it.
+            if value != TRL_LOSS_FIELDS[name] and not any(name in spec.trl_fields for spec in specs):
                 raise HyperparameterError(f"{name}={value} is set, but no loss of {self.loss_type} has it. Remove it.")
         return complete
 

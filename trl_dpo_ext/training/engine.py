@@ -41,6 +41,7 @@ from .config import PreferenceConfig
 from .metrics import RANKING_ONLY, batch_metrics
 from .objective import Objective
 from .preflight import run_checks
+from .preflight.model_limits import check_model_limits
 from .publish import checkpoint_from_hub, push_checkpoint, push_output, write_record
 from .safety.checkpoint import atomic_checkpoint, find_checkpoint
 from .safety.guard import TrainingGuard
@@ -54,9 +55,13 @@ _NEVER_CALLED = ("_compute_loss", "compute_ref_log_probs", "_precompute_ref_logp
 class PreferenceTrainer(HookedTrainer):
     """Train on pairs or rankings with any mix of registered losses.
 
-    Everything that works with `trl.DPOTrainer` works here: PEFT, quantized models, accelerate, the Hub, callbacks. Each
-    prompt may have any number K >= 2 of responses, with ties (see `trl_dpo_ext.data.format`). If no loss reads the
-    reference, no reference model is loaded and no reference forward runs.
+    It takes what `trl.DPOTrainer` takes: PEFT, quantized models, accelerate, the Hub, callbacks. Each prompt may have
+    any number K >= 2 of responses, with ties (see `trl_dpo_ext.data.format`). If no loss reads the reference, no
+    reference model is loaded and no reference forward runs.
+
+    Not taken from DPOTrainer, each an error: images, `compute_metrics`, `data_collator`, `truncation_mode="keep_end"`,
+    `pad_to_multiple_of`, `pad_token`, settings that no chosen loss reads, overrides of `_compute_loss` and
+    `compute_ref_log_probs`. `predict` returns metrics only. See docs/moving_from_trl.md.
 
     Args:
         model: Hub id, folder, `PreTrainedModel` or `PeftModel`. In full fine-tuning, its weights in memory are also the
@@ -68,7 +73,7 @@ class PreferenceTrainer(HookedTrainer):
 
     Raises:
         TypeError: `args` isn't a `PreferenceConfig`, or a dataset isn't one of the `datasets` library.
-        ValueError: `train_dataset` is missing.
+        ValueError: `train_dataset` is not given.
         ConfigError, DataError: settings can't work together, or rows are unusable.
 
     Example:
@@ -113,7 +118,7 @@ class PreferenceTrainer(HookedTrainer):
                 f"args is a {type(args).__name__}. Pass a PreferenceConfig; it accepts every field of DPOConfig."
             )
         if train_dataset is None:
-            raise ValueError("train_dataset is missing. Pass a datasets.Dataset or IterableDataset.")
+            raise ValueError("`train_dataset` is required. Pass a datasets.Dataset or IterableDataset.")
         self.objective = args.objective()
         run_checks.check_arguments(model, ref_model, args, kwargs, self.objective)
         # Rows are checked before the tokenizer is loaded, and tokenized before the model is.
@@ -144,6 +149,7 @@ class PreferenceTrainer(HookedTrainer):
                 eval_dataset=evaluation,
                 **kwargs,
             )
+        check_model_limits(self.model, tokenizer, {"train": train, **_by_name(evaluation)})
         self._restore_public_attributes()
         self.recorded = False
         self.guard, self.run_state, self.sigterm = TrainingGuard(self), RunState(self), StopOnSigterm(self)

@@ -41,7 +41,7 @@ def as_text(prompt: Any) -> str:
     """
     if isinstance(prompt, str):
         return prompt
-    from ...data.left_out_text import message_text
+    from ...data.rendering.left_out_text import message_text
 
     turns = [f"{message['role'].capitalize()}: {message_text(message)}" for message in prompt]
     return "\n\n".join([*turns, "Assistant: "])
@@ -85,7 +85,7 @@ def read_prompts(
 
 
 def _best(row: Mapping[str, Any]) -> str:
-    from ...data.left_out_text import message_text
+    from ...data.rendering.left_out_text import message_text
 
     best = row["completions"][row["ranks"].index(0)]
     return best if isinstance(best, str) else "\n".join(map(message_text, best))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from ..row_reading.column_form import ColumnForm, Order, Row
 from ..row_reading.response_list import read_completions
-from ..row_reading.unread_order import refuse_unread_numbers, refuse_unread_order
+from ..row_reading.unread_order import refuse_misspelt_order, refuse_unread_order
 
 
 def _read_order(row: Row, count: int) -> Order:
-    refuse_unread_numbers(row, count, read=("prompt", "completions", "tools"))
+    refuse_unread_order(row, count, read=("prompt", "completions", "tools"))
     return Order(list(range(count)))
 
 
 FORM = ColumnForm(
     columns=("prompt", "completions"),
     response_columns=("completions",),
-    check_columns=refuse_unread_order,
+    check_columns=refuse_misspelt_order,
     read_texts=read_completions,
     read_order=_read_order,
 )

@@ -14,7 +14,7 @@ from ..convert import check_converter, convert_row
 from ..converter_registry import Converter, get_converter
 from ..data_error import DataError, FaultReason
 from ..format import padded_columns
-from ..left_out_text import left_out
+from ..rendering.left_out_text import left_out
 from ..row_reading.form_selection import check_columns
 from ..row_reading.ranked_row import to_ranked
 from ..tokenize import tokenize_row

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..left_out_text import message_text
+from ..rendering.left_out_text import message_text
 from .check import Check, check
 
 # Each is f(row) -> what was found, or None, for a ranked row.

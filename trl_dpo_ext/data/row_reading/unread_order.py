@@ -13,26 +13,23 @@ from typing import Any
 from ..data_error import ColumnFault, FaultReason, shorten
 from .column_form import Row
 
-# The names that public datasets give to judgements of responses.
-_ORDER_NAMES = re.compile(
-    r"(.*_)?(rank|ranking|rating|reward|score|preference|vote|grade|elo|winner|best|label)(s|_list|_values)?"
-)
+# The names that public datasets give to judgements with one value per response, and to choices of one response.
+_JUDGEMENT_NAMES = re.compile(r"(.*_)?(rank|ranking|rating|reward|score|vote|grade|elo|label)(s|_list|_values)?")
+_CHOICE_NAMES = re.compile(r"(.*_)?(preference|preferred|winner|best|choice)s?")
 # Numbers per response that measure something other than quality.
 _OTHER_NUMBERS = re.compile(
     r"(.*_)?(length|len|size|count|num|token|word|char|index|idx|id|seed|time|latency|cost|temperature|logp|logprob)s?(_.*)?"
 )
 
 
-def refuse_unread_order(found: Collection[str]) -> None:
-    """Check that no column's name says that it orders the responses.
-
-    Call it for the columns of a form that takes the list's own order.
+def refuse_misspelt_order(found: Collection[str]) -> None:
+    """Check that no column is a misspelt `ranks` or `scores`.
 
     Args:
-        found: the dataset's columns.
+        found: the columns of a dataset whose form takes the list's own order.
 
     Raises:
-        ColumnFault: one's name does.
+        ColumnFault: one is.
     """
     for right in ("ranks", "scores"):
         for wrong in get_close_matches(right, found, n=1, cutoff=0.75):
@@ -42,13 +39,13 @@ def refuse_unread_order(found: Collection[str]) -> None:
                 f"found {wrong!r}, but neither 'ranks' nor 'scores'. Rename it to {right!r}, or remove it if the "
                 "completions are in order, best first.",
             )
-    for column in found:
-        if _ORDER_NAMES.fullmatch(column.lower()):
-            raise _unread(column, "")
 
 
-def refuse_unread_numbers(row: Row, count: int, read: Collection[str]) -> None:
-    """Check that no other column of a row has one number per response, unless its name says what else it measures.
+def refuse_unread_order(row: Row, count: int, read: Collection[str]) -> None:
+    """Check that no other column of a row orders its responses.
+
+    That is a column with one number per response, unless its name says what else it measures; a column with one value
+    per response whose name says that it judges them; and one whose name says that it chooses a response.
 
     Args:
         row: the row.
@@ -56,15 +53,20 @@ def refuse_unread_numbers(row: Row, count: int, read: Collection[str]) -> None:
         read: the columns that the form reads.
 
     Raises:
-        ColumnFault: a column has.
+        ColumnFault: a column does.
     """
-    for column, values in row.items():
-        if column in read or not isinstance(values, list) or len(values) != count:
+    for column, value in row.items():
+        if column in read or value is None:
             continue
-        numbers = [value for value in values if _is_number(value)]
+        name = column.lower()
+        if _CHOICE_NAMES.fullmatch(name):
+            raise _unread(column, value)
+        if not isinstance(value, list) or len(value) != count:
+            continue
         # Equal numbers order nothing.
-        if len(numbers) == count and len(set(map(float, numbers))) > 1 and not _OTHER_NUMBERS.fullmatch(column.lower()):
-            raise _unread(column, f" with a number per response ({shorten(values)})")
+        ordered = all(map(_is_number, value)) and len(set(map(float, value))) > 1
+        if _JUDGEMENT_NAMES.fullmatch(name) or (ordered and not _OTHER_NUMBERS.fullmatch(name)):
+            raise _unread(column, value)
 
 
 def _is_number(value: Any) -> bool:
@@ -75,11 +77,11 @@ def _is_number(value: Any) -> bool:
     return True
 
 
-def _unread(column: str, what: str) -> ColumnFault:
+def _unread(column: str, value: Any) -> ColumnFault:
     return ColumnFault(
         column,
         FaultReason.ORDER_NOT_READ,
-        f"found the column {column!r}{what}, which isn't read. Without 'ranks' or 'scores' the completions count as "
-        "ordered, best first. If the column holds their quality, rename it to 'scores' (higher is better) or 'ranks' "
-        "(0 = best); if they are in order, remove it.",
+        f"found the column {column!r} ({shorten(value)}), which seems to order the responses but isn't read. Without "
+        "'ranks' or 'scores' the completions count as ordered, best first. If the column holds their quality, rename "
+        "it to 'scores' (higher is better) or 'ranks' (0 = best); if they are in order, remove it.",
     )

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...data.prompt_rendering import prompt_token_ids
 from ...data.prompts import TokenizedPrompt
+from ...data.rendering.prompt_rendering import prompt_token_ids
 
 AnyPrompt = str | TokenizedPrompt
 """Plain text, or the prompt of a row with the token ids that training gives it."""

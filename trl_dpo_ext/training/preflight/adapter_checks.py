@@ -109,7 +109,7 @@ def check_target_modules(model: Any, peft_config: Any, args: Any) -> None:
         converted = converted_targets(peft_config, modules)
     except ValueError as error:
         raise ConfigError(f"lora_target_modules={', '.join(sorted(targets))}: {error}") from error
-    if converted.target_parameters:
+    if getattr(converted, "target_parameters", None):  # LoRA has them, other methods don't
         targets = converted.target_modules
         if not targets:
             return

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .data_error import shorten
+from ..data_error import shorten
 from .prompt_rendering import prompt_text, template_options
 from .template_needs import fit_messages, join_blocks
 

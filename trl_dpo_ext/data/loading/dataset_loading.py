@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..registry import did_you_mean
+from ...registry import did_you_mean
+from ..data_error import DataError, FaultReason
 from .broken_files import why_unreadable
-from .data_error import DataError, FaultReason
 from .exact_types import load_exactly
 
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}

@@ -1,0 +1,1 @@
+"""Load datasets from files and the Hub as they are written."""
