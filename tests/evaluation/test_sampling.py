@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.helpers import tiny_model, tiny_tokenizer
@@ -197,3 +197,13 @@ def test_a_model_in_the_middle_of_training_samples_the_same(model, tokenizer):
 def test_bad_arguments(model, tokenizer, prompts, options, error, message):
     with pytest.raises(error, match=message):
         draw(model, tokenizer, prompts, **options)
+
+
+def test_a_prompt_and_its_completion_must_fit_the_learned_positions(tokenizer):
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=16)
+    model = GPT2LMHeadModel(config)
+    prompts = ["a", "the film was"]
+    tokens = len(tokenizer(prompts[1])["input_ids"])
+    assert len(draw(model, tokenizer, prompts, max_new_tokens=16 - tokens)) == 2
+    with pytest.raises(ValueError, match=rf"prompts\[1\] has {tokens} tokens, .* but the model has 16 positions"):
+        draw(model, tokenizer, prompts, max_new_tokens=17 - tokens)

@@ -12,6 +12,8 @@ from tqdm.auto import trange
 from transformers import GenerationConfig
 
 from ...data.end_tokens import end_token_ids
+from ...data.prompts import TokenizedPrompt
+from ...modeling.learned_positions import learned_positions
 from .evaluation_mode import evaluation_mode
 from .samples import AnyPrompt, Samples, check_sampling, completed, tokenized
 
@@ -49,11 +51,13 @@ def sample(
         the samples, in the order of the prompts.
 
     Raises:
-        ValueError: there are no prompts, or an argument is out of range.
+        ValueError: there are no prompts, an argument is out of range, or the model has too few positions for a prompt
+            and its completion.
         TypeError: a prompt is neither a string nor a `TokenizedPrompt`.
     """
     check_sampling(prompts, max_new_tokens, temperature, batch_size)
     tokenized_prompts = tokenized(prompts, tokenizer)
+    _check_positions(model, tokenized_prompts, max_new_tokens)
     config = _generation_config(model, tokenizer, max_new_tokens, temperature)
     ends = set(config.eos_token_id or [])
     completion_ids: list[list[int]] = []
@@ -72,6 +76,17 @@ def sample(
             )
             completion_ids += [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].tolist()]
     return completed(tokenized_prompts, completion_ids, tokenizer, temperature)
+
+
+def _check_positions(model: Any, prompts: Sequence[TokenizedPrompt], max_new_tokens: int) -> None:
+    positions = learned_positions(model)
+    longest = max(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
+    tokens = len(prompts[longest].token_ids)
+    if positions is not None and tokens + max_new_tokens > positions:
+        raise ValueError(
+            f"prompts[{longest}] has {tokens} tokens, and max_new_tokens={max_new_tokens}, but the model has "
+            f"{positions} positions. Leave out the prompts that are too long, or sample fewer tokens."
+        )
 
 
 def _generation_config(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> GenerationConfig:

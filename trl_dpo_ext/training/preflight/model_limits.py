@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import IterableDataset
-from torch import nn
 
+from ...modeling.learned_positions import learned_positions
 from ..errors import ConfigError
 
 
@@ -23,7 +23,7 @@ def check_model_limits(model: Any, tokenizer: Any, datasets: dict[str, Any]) -> 
     """
     weight = model.get_input_embeddings().weight
     embeddings = getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 keeps an empty weight between forwards
-    positions = _learned_positions(model)
+    positions = learned_positions(model)
     # Few models can meet a row that they can't take; the others needn't read their rows.
     if len(tokenizer) <= embeddings and positions is None:
         return
@@ -45,13 +45,3 @@ def check_model_limits(model: Any, tokenizer: Any, datasets: dict[str, Any]) -> 
                     f"{where}: {longest} tokens of prompt and response, but the model has {positions} positions. Set "
                     f"max_length={positions} or less."
                 )
-
-
-def _learned_positions(model: nn.Module) -> int | None:
-    """Return how many positions a model has embeddings for; None if it computes positions, as rotary models do."""
-    found = [
-        module.num_embeddings - getattr(module, "offset", 0)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and ("position" in name.rpartition(".")[2] or name.endswith("wpe"))
-    ]
-    return min(found, default=None)
