@@ -553,17 +553,22 @@ def test_trap_20_held_out_prompts_are_those_of_training(name, bug, monkeypatch):
     row = {**chat(0), "prompt": blocks(chat(0)["prompt"]), "tools": [TOOL]}
     data = Dataset.from_list([{**row, "chat_template_kwargs": {"enable_thinking": False}}])
     with put_back(bug, monkeypatch):
-        (text,) = prompts.held_out_prompts(data, tokenizer, 1)
+        (prompt,) = prompts.held_out_prompts(data, tokenizer, 1)
+        text = prompt.text
         assert "lamp" in text
         assert "the film 0" in text
         assert "'type'" not in text
         (tokens,) = tokenize_dataset(format_dataset(data, name="train"), tokenizer, name="train", max_length=None)
+        assert list(prompt.token_ids) == tokens["prompt_ids"]
         assert text.startswith(tokenizer.decode(tokens["prompt_ids"]))
         assert name != "qwen3" or text.endswith("<think>\n\n</think>\n\n")
 
 
 def let_the_template_raise_in_evaluation(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(prompts, "_render", lambda row, tokenizer: prompts.prompt_text(row["prompt"], tokenizer))
+    def unguarded(row: dict[str, Any], tokenizer: Any) -> prompts.TokenizedPrompt:
+        return prompts.TokenizedPrompt(prompts.prompt_text(row["prompt"], tokenizer), ())
+
+    patch.setattr(prompts, "tokenized_prompt", unguarded)
 
 
 @bugs(let_the_template_raise_in_evaluation)
@@ -572,11 +577,14 @@ def test_trap_20_held_out_prompts_that_the_template_refuses_are_left_out(bug, mo
     with put_back(bug, monkeypatch):
         texts, message = [], ""
         try:
-            texts = prompts.held_out_prompts(Dataset.from_list(rows), with_template(GEMMA), 3)
+            texts = [
+                prompt.text for prompt in prompts.held_out_prompts(Dataset.from_list(rows), with_template(GEMMA), 3)
+            ]
         except jinja2.TemplateError as error:
             message = str(error)
         assert not message
         assert [text.count("the film") for text in texts] == [1, 1]
-        assert "test dataset, row 1: the chat template refuses its prompt" in caplog.text
+        refused = "the chat template refuses it (TemplateError: System role not supported)"
+        assert f"test dataset: left out 1 of 3 prompts. The first: row 1: {refused}" in caplog.text
         message = error_of(lambda: prompts.held_out_prompts(Dataset.from_list(rows[1:2]), with_template(GEMMA), 3))
-        assert message == "test dataset: the chat template refuses all of the first 1 prompts."
+        assert message == f"test dataset: none of its prompts can be sampled from. The first: row 0: {refused}."
