@@ -85,6 +85,7 @@ def test_defaults(tmp_path):
         "label_smoothing": (0.0, None),
         "discopop_tau": (0.05, None),
         "enable_jit_checkpoint": (False, True),
+        "dataloader_pin_memory": (True, False),  # on a machine without an accelerator
     }
 
 
