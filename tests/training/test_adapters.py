@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import AdaLoraConfig, LoraConfig
 from transformers import (
     BitsAndBytesConfig,
     GPT2Config,
@@ -178,3 +178,9 @@ def test_names_that_peft_would_leave_out_without_a_word(setting, option, name, n
         peft_config=LoraConfig(target_modules=["q_proj"], **{option: [name]}),
     )
     assert all(part in message for part in (setting, name, near)), message
+
+
+def test_adalora_is_refused(no_loading, tiny_model_dir, tmp_path):
+    """Nobody would call update_and_allocate, so its ranks would stay where they start."""
+    config = AdaLoraConfig(target_modules=["q_proj"], total_step=10, tinit=1, tfinal=2)
+    assert "update_and_allocate" in refused(tiny_model_dir, tmp_path, peft_config=config)

@@ -238,3 +238,11 @@ def test_trl_s_defaults_spelled_out_are_accepted_by_losses_without_them(tmp_path
     args = support.config(tmp_path, loss_type="sft", beta=0.1, label_smoothing=0.0)
     (term,) = args.objective().terms
     assert "beta" not in term.hyperparameters
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("label_smoothing_factor", 0.1), ("train_sampling_strategy", "group_by_length")]
+)
+def test_settings_that_would_do_nothing_are_refused(setting, value, tmp_path):
+    with pytest.raises(ConfigError, match=setting):
+        support.config(tmp_path, **{setting: value})

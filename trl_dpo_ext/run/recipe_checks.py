@@ -72,16 +72,6 @@ def _ignored(config: PreferenceConfig, named: Collection[str]) -> Iterator[str]:
         yield "do_train: false: a recipe always trains. To evaluate a model, use `trl-dpo-ext eval`."
     if config.do_predict:
         yield "do_predict: true predicts nothing here. Remove it; `trl-dpo-ext eval sample` writes samples."
-    if config.label_smoothing_factor:
-        yield (
-            f"label_smoothing_factor={config.label_smoothing_factor} smooths the labels of language modelling, which a "
-            "preference loss doesn't have. Use label_smoothing, with a loss that has it."
-        )
-    if config.train_sampling_strategy not in ("random", "sequential"):
-        yield (
-            f"train_sampling_strategy={config.train_sampling_strategy!r} groups single texts by length, and a row here "
-            "has a prompt and several completions. Remove it; packing fills the padding instead."
-        )
     if config.save_strategy == "steps" and config.save_steps <= 0:
         yield f"save_steps={config.save_steps} saves no checkpoint. Set save_strategy: 'no', or save_steps: 1 or more."
 

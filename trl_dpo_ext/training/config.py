@@ -148,6 +148,7 @@ class PreferenceConfig(HookedConfig):
                 f"pad_token={self.pad_token!r} (deprecated in TRL) is not supported. Set tokenizer.pad_token, and pass "
                 "the tokenizer to the trainer as processing_class."
             )
+        self._check_ignored()
         self._check_numbers()
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(
@@ -156,6 +157,20 @@ class PreferenceConfig(HookedConfig):
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ConfigError(f"ld_alpha={self.ld_alpha} is out of range. Expected >= 0, <= 1.")
         self.objective()
+
+    def _check_ignored(self) -> None:
+        # Settings of transformers that a preference loss has no use for.
+        if self.label_smoothing_factor:
+            raise ConfigError(
+                f"label_smoothing_factor={self.label_smoothing_factor} smooths the labels of language modelling, which "
+                "a preference loss doesn't have. Use label_smoothing, with a loss that has it."
+            )
+        sampling = getattr(self, "train_sampling_strategy", "random")
+        if sampling not in ("random", "sequential"):
+            raise ConfigError(
+                f"train_sampling_strategy={sampling!r} groups single texts by length, and a row here has a prompt and "
+                "several completions. Remove it; packing fills the padding instead."
+            )
 
     def _check_numbers(self) -> None:
         # transformers accepts any number here. It fails much later, or trains nothing.

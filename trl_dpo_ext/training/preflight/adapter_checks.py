@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
@@ -96,6 +96,11 @@ def check_target_modules(model: Any, peft_config: Any, args: Any) -> None:
     """
     if peft_config is None:
         return
+    if peft_config.peft_type == PeftType.ADALORA:
+        raise ConfigError(
+            "AdaLoRA moves its ranks between layers by a call after each step (update_and_allocate), which neither "
+            "transformers nor TRL makes: it would train as plain LoRA with a penalty. Use LoraConfig."
+        )
     modules = model if isinstance(model, nn.Module) else _without_weights(model, args)
     if modules is None:
         return
