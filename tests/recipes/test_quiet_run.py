@@ -14,6 +14,8 @@ import yaml
 from tests import helpers
 from tests.training import support
 
+pytestmark = pytest.mark.slow
+
 WARNING = re.compile(r"^.*(?:Warning|deprecated|WARNING|Failed to load|pin_memory).*$", re.MULTILINE)
 
 
