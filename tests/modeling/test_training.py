@@ -134,7 +134,8 @@ def test_ranks_with_different_numbers_of_rows(tmp_path: Path) -> None:
     rows = [_rank_loss(single, single, rank) for rank in (0, 1)]
     (sum(loss for loss, _ in rows) / 2).backward()
     assert rows[0][1] != rows[1][1]
-    mp.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    # A process in which autograd has run before must not be forked.
+    mp.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="spawn")
     gradients = torch.load(tmp_path / "gradients.pt")
     for name, p in single.named_parameters():
         torch.testing.assert_close(gradients[name], p.grad, atol=1e-5, rtol=1e-4, msg=name)
