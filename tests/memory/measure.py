@@ -45,7 +45,7 @@ NF4 = BitsAndBytesConfig(
 )
 
 
-def setup(
+def family_setup(
     family: str, folder: Path, *, method: str = "lora", shape: Shape | None = None, config: Any = None, **changes: Any
 ) -> Setup:
     """A run of a tiny model on the CPU; `method` is "full", "lora" or "qlora"."""

@@ -9,7 +9,7 @@ import transformers as hf
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tests.memory.measure import FAMILIES, NF4, Shape, setup
+from tests.memory.measure import FAMILIES, NF4, Shape, family_setup
 from trl_dpo_ext.memory import estimate
 from trl_dpo_ext.memory.peak_estimate import CONTEXT_PART
 from trl_dpo_ext.memory.recipe_setup import with_args, with_length
@@ -22,7 +22,9 @@ from trl_dpo_ext.memory.step import run_step
 def test_layers_are_extrapolated_to_what_all_of_them_take(method, device, tmp_path):
     config = FAMILIES["llama"]()
     config.num_hidden_layers = 5
-    run = replace(setup("llama", tmp_path, method=method, config=config, gradient_checkpointing=True), device=device)
+    run = replace(
+        family_setup("llama", tmp_path, method=method, config=config, gradient_checkpointing=True), device=device
+    )
     whole, extrapolated = estimate(run, all_layers=True), estimate(run)
     assert extrapolated.total == pytest.approx(whole.total, rel=0.005)
     assert extrapolated.peak_phase == whole.peak_phase
@@ -36,7 +38,7 @@ def test_layers_that_differ_are_all_run(tmp_path):
         num_key_value_heads=1, head_dim=16, sliding_window=8,
         layer_types=[*["sliding_attention"] * 4, "full_attention"],
     )  # fmt: skip
-    run = setup("gemma3", tmp_path, method="full", config=config, shape=Shape(1, 2, 32, 8))
+    run = family_setup("gemma3", tmp_path, method="full", config=config, shape=Shape(1, 2, 32, 8))
     assert estimate(run).total == estimate(run, all_layers=True).total
 
 
@@ -57,7 +59,7 @@ def test_the_4bit_stand_in_has_the_bytes_of_a_real_layer(rows, columns, nested):
 
 
 def on_a_gpu(family, folder, **options):
-    return replace(setup(family, folder, **options), device="cuda")
+    return replace(family_setup(family, folder, **options), device="cuda")
 
 
 def test_the_head_never_holds_float_logits_of_all_tokens(tmp_path):

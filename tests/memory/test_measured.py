@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.memory.measure import FAMILIES, Shape, estimated_peak, measured_peak, setup
+from tests.memory.measure import FAMILIES, Shape, estimated_peak, family_setup, measured_peak
 
 # Long prompts and short responses, so that the activations of the layers weigh most, not the chunks of the head.
 PAIRS, FOURS = Shape(2, 2, 240, 8), Shape(2, 4, 200, 8)
@@ -44,7 +44,7 @@ def test_estimates_meet_the_measured_peak(case, tmp_path):
     for name, value in options.get("changes", {}).items():
         setattr(config, name, value)
     options = {name: value for name, value in options.items() if name != "changes"}
-    run = setup(family, tmp_path, max_steps=2, config=config, **options)
+    run = family_setup(family, tmp_path, max_steps=2, config=config, **options)
     measured, estimated = measured_peak(run, tmp_path), estimated_peak(run)
     # 15 % is what is promised; the same operations on the same shapes differ by one, if at all.
     assert abs(estimated - measured) < 0.02 * measured, f"estimated {estimated:,}, measured {measured:,} bytes"
