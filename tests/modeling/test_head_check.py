@@ -17,6 +17,10 @@ from transformers import (
 from tests import helpers
 from tests.training import support
 from tests.traps.support import put_back, row_logps
+from trl_dpo_ext._compat.trl import add_fused_lm_head
+from trl_dpo_ext.modeling.compact_head import add_compact_head
+from trl_dpo_ext.modeling.head_check import check_head
+from trl_dpo_ext.modeling.layout import PromptGroup
 from trl_dpo_ext.training import choose_layout
 
 SIZE = {
@@ -125,3 +129,17 @@ def test_a_head_inside_an_adapter_is_run_by_peft(tmp_path):
     for number, row in enumerate(trainer.train_dataset):
         expected = row_logps(trainer.model, row)
         assert got[number, : len(expected)].tolist() == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "right"), [("llama", True), ("modernbert-decoder", False), ("wide llama", True)])
+def test_in_bfloat16_rounding_is_no_error_and_a_wrong_head_is_one(kind, right):
+    tried = model(kind.removeprefix("wide "))
+    if kind.startswith("wide"):  # large logits round coarsely
+        with torch.no_grad():
+            tried.lm_head.weight.mul_(60)
+    tried = tried.bfloat16()
+    add_fused_lm_head(tried)
+    add_compact_head(tried)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 320, (3, 16), generator=generator).tolist()
+    assert (check_head(tried, tried.config, PromptGroup(ids[0], ids[1:])) is None) == right

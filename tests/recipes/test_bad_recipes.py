@@ -17,7 +17,7 @@ import yaml
 from transformers import Trainer
 
 from tests.helpers import pair_rows, ranked_rows
-from trl_dpo_ext.run import USER_ERRORS, parse_recipe, train_recipe
+from trl_dpo_ext.run import USER_ERRORS, missing_packages, parse_recipe, train_recipe
 from trl_dpo_ext.run.metric_names import evaluation_metrics
 
 GOOD = json.dumps(ranked_rows(1)[0])
@@ -360,6 +360,7 @@ def good(place: Place, **changes: Any) -> list[str]:
 def test_settings_that_work_pass(changes, tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("trl_dpo_ext.run.missing_packages.installed", lambda module: True)
+    monkeypatch.setitem(missing_packages.INTEGRATION_TO_CALLBACK, "tensorboard", lambda: None)  # as if installed
     recipe = parse_recipe(good(Place(tmp_path, tiny_model_dir), **changes))
     assert recipe.settings.items() >= {k: v for k, v in changes.items() if k == "attn_implementation"}.items()
 

@@ -22,7 +22,10 @@ def trained_beside(policy: Any) -> dict[str, nn.Parameter]:
 
 def saved_with_adapter(policy: Any, name: str) -> bool:
     """Return whether PEFT saves a parameter beside the adapter: LoRA's `bias: all` and `bias: lora_only`."""
-    return name.rpartition(".")[2] == "bias" and getattr(policy.peft_config[TRAINED], "bias", "none") != "none"
+    trained = getattr(policy.peft_config[TRAINED], "bias", "none")
+    if not name.endswith(".bias"):
+        return False
+    return trained == "all" or (trained == "lora_only" and name.endswith(".base_layer.bias"))
 
 
 class WeightsBesideAdapter:

@@ -114,13 +114,13 @@ class Reference:
         """Yield the reference in evaluation mode: the second model, or the policy with the adapters of the reference.
 
         Args:
-            policy: unwrapped.
+            policy: as it is run: FSDP or torch.compile may have wrapped it.
         """
         with contextlib.ExitStack() as stack:
             model = policy if self.model is None else self.model
             stack.enter_context(evaluation_mode(model))
             if self.model is None and is_peft_model(policy):
-                stack.enter_context(use_adapter(policy, self.adapter))
+                stack.enter_context(use_adapter(self._accelerator.unwrap_model(policy), self.adapter))
                 if self._beside is not None:
                     stack.enter_context(self._beside.as_they_were())
             yield model
@@ -211,12 +211,18 @@ class Reference:
                     safetensors.torch.save_model(self._unwrapped(), str(temporary))
                 else:
                     safetensors.torch.save_file(
-                        {name: tensor.contiguous() for name, tensor in adapter.state(policy).items()}, temporary
+                        {
+                            name: tensor.contiguous()
+                            for name, tensor in adapter.state(self._accelerator.unwrap_model(policy)).items()
+                        },
+                        temporary,
                     )
 
     def left_out(self, policy: Any) -> contextlib.AbstractContextManager[None]:
         """While open, saving the policy leaves out an adapter that was added as the reference."""
-        return contextlib.nullcontext() if self.adapter is None else adapter.saves_no_copy(policy)
+        if self.adapter is None:
+            return contextlib.nullcontext()
+        return adapter.saves_no_copy(self._accelerator.unwrap_model(policy))
 
     def check_checkpoint(self, folder: str | Path) -> None:
         """Refuse a checkpoint that this reference doesn't belong to; see `ReferenceIdentity.check_checkpoint`.
@@ -250,7 +256,7 @@ class Reference:
         if self.adapter is None:
             safetensors.torch.load_model(self._unwrapped(), path)
         else:
-            _copy_into(adapter.state(policy), safetensors.torch.load_file(path), path)
+            _copy_into(adapter.state(self._accelerator.unwrap_model(policy)), safetensors.torch.load_file(path), path)
 
     def _unwrapped(self) -> nn.Module:
         return self._accelerator.unwrap_model(self.model, keep_torch_compile=False)

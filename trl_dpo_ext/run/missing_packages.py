@@ -7,28 +7,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from transformers import AttentionInterface
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 from trl import ModelConfig
 
 from ..registry import did_you_mean
 from ..training import PreferenceConfig
 
-# Tracker of `report_to` -> modules, one of which it needs; the first one's name is that of its package too.
-_TRACKERS = {
-    "azure_ml": ("azureml",),
-    "clearml": ("clearml",),
-    "codecarbon": ("codecarbon",),
-    "comet_ml": ("comet_ml",),
-    "dagshub": ("dagshub",),
-    "dvclive": ("dvclive",),
-    "flyte": ("flytekit",),
-    "kubeflow": (),
-    "mlflow": ("mlflow",),
-    "neptune": ("neptune",),
-    "swanlab": ("swanlab",),
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "trackio": ("trackio",),
-    "wandb": ("wandb",),
-}
 # A part of an optimizer's name -> the module that it needs.
 _OPTIMIZERS = {
     "apollo": "apollo_torch",
@@ -69,13 +53,17 @@ def _trackers(report_to: str | list[str] | None) -> Iterator[str]:
     for tracker in [report_to] if isinstance(report_to, str) else report_to or []:
         if tracker in ("all", "none"):
             continue
-        if tracker not in _TRACKERS:
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            known = sorted(INTEGRATION_TO_CALLBACK)
             yield (
-                f"report_to={tracker!r} is unknown.{did_you_mean(tracker, _TRACKERS)} It is one of: none, all, "
-                f"{', '.join(_TRACKERS)}."
+                f"report_to={tracker!r} is unknown.{did_you_mean(tracker, known)} It is one of: none, all, "
+                f"{', '.join(known)}."
             )
-        elif (modules := _TRACKERS[tracker]) and not any(map(installed, modules)):
-            yield f"report_to={tracker!r} needs a package: pip install {modules[0]}. Or set report_to: none."
+            continue
+        try:
+            INTEGRATION_TO_CALLBACK[tracker]()
+        except (ImportError, RuntimeError) as error:  # what transformers would say once the model is loaded
+            yield f"report_to={tracker!r} can't be used: {error} Or set report_to: none."
 
 
 def _attention(name: Any) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +26,7 @@ from .._compat.trl import (
 )
 from .._compat.trl_trainer import HookedTrainer
 from ..data.collator import PreferenceCollator
-from ..data.format import format_dataset
-from ..data.tokenize import TOKEN_COLUMNS, tokenize_dataset
+from ..data.tokenize import TOKEN_COLUMNS
 from ..modeling.dropout import disable_functional_dropout
 from ..modeling.forward import prepare_inputs, token_logps, token_outputs
 from ..modeling.layout import PromptGroup, padded_layout
@@ -38,6 +37,7 @@ from ..types import MissingReferenceError
 from .batch import ranked_responses, step_loss, token_count
 from .choose_layout import ChooseLayoutWhenWrapped, choose_layout
 from .config import PreferenceConfig
+from .dataset_rows import by_name, check_rows, is_tokenized, map_by_name, tokenize_rows
 from .metrics import RANKING_ONLY, batch_metrics
 from .objective import Objective
 from .preflight import run_checks
@@ -122,15 +122,15 @@ class PreferenceTrainer(HookedTrainer):
         self.objective = args.objective()
         run_checks.check_arguments(model, ref_model, args, kwargs, self.objective)
         # Rows are checked before the tokenizer is loaded, and tokenized before the model is.
-        train_dataset = self._check_rows(train_dataset, args, "train")
-        eval_dataset = _map_by_name(eval_dataset, lambda name, dataset: self._check_rows(dataset, args, name))
+        train_dataset = check_rows(train_dataset, self.objective, args, "train")
+        eval_dataset = map_by_name(eval_dataset, lambda name, rows: check_rows(rows, self.objective, args, name))
         kwargs["processing_class"] = kwargs.get("processing_class") or load_processing_class(model, args)
         tokenizer = text_tokenizer(kwargs["processing_class"])
-        train = self._tokenize_dataset(train_dataset, tokenizer, args, "train")
-        evaluation = _map_by_name(
-            eval_dataset, lambda name, dataset: self._tokenize_dataset(dataset, tokenizer, args, name)
+        train = tokenize_rows(train_dataset, tokenizer, self.objective, args, "train")
+        evaluation = map_by_name(
+            eval_dataset, lambda name, rows: tokenize_rows(rows, tokenizer, self.objective, args, name)
         )
-        stores = args.precompute_ref_log_probs and not computes_online(train, *_by_name(evaluation).values())
+        stores = args.precompute_ref_log_probs and not computes_online(train, *by_name(evaluation).values())
         self._reference = Reference(
             model,
             ref_model,
@@ -149,7 +149,7 @@ class PreferenceTrainer(HookedTrainer):
                 eval_dataset=evaluation,
                 **kwargs,
             )
-        check_model_limits(self.model, tokenizer, {"train": train, **_by_name(evaluation)})
+        check_model_limits(self.model, tokenizer, {"train": train, **by_name(evaluation)})
         self._restore_public_attributes()
         self.recorded = False
         self.guard, self.run_state, self.sigterm = TrainingGuard(self), RunState(self), StopOnSigterm(self)
@@ -240,7 +240,7 @@ class PreferenceTrainer(HookedTrainer):
         )
         batch_size = self.args.precompute_ref_batch_size
         stored.fill(self.train_dataset, "train", batch_size or self.args.per_device_train_batch_size)
-        for name, dataset in _by_name(self.eval_dataset).items():
+        for name, dataset in by_name(self.eval_dataset).items():
             stored.fill(dataset, name, batch_size or self.args.per_device_eval_batch_size)
         self.data_collator = PreferenceCollator(cast(PreferenceCollator, self.data_collator).layout, cache.lookup)
         return stored
@@ -257,41 +257,14 @@ class PreferenceTrainer(HookedTrainer):
 
     # Data
 
-    def _check_rows(self, dataset: Any, args: PreferenceConfig, name: str) -> Any:
-        if dataset is None:
-            return None
-        run_checks.check_dataset_type(dataset, name)
-        if not _is_tokenized(dataset):
-            dataset = format_dataset(
-                dataset,
-                name=name,
-                invalid_rows=args.invalid_rows,
-                reads_ties="ties" in self.objective.needs,
-                num_proc=args.dataset_num_proc,
-            )
-        run_checks.check_needs(dataset, self.objective, name)
-        return dataset
-
-    def _tokenize_dataset(self, dataset: Any, tokenizer: Any, args: PreferenceConfig, name: str) -> Any:
-        if dataset is None or _is_tokenized(dataset):
-            return dataset
-        with args.main_process_first(desc=f"preparing the {name} dataset"):
-            return tokenize_dataset(
-                dataset,
-                tokenizer,
-                name=name,
-                max_length=args.max_length,
-                reads_ties="ties" in self.objective.needs,
-                invalid_rows=args.invalid_rows,
-                num_proc=args.dataset_num_proc,
-            )
-
     def prepare_dataset(self, dataset: Any, name: str) -> Any:
         """Check and tokenize a dataset in any accepted form; see `trl_dpo_ext.data.format`."""
-        if _is_tokenized(dataset):
+        if is_tokenized(dataset):
             return dataset
         tokenizer = text_tokenizer(self.processing_class)
-        return self._tokenize_dataset(self._check_rows(dataset, self.args, name), tokenizer, self.args, name)
+        return tokenize_rows(
+            check_rows(dataset, self.objective, self.args, name), tokenizer, self.objective, self.args, name
+        )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -305,7 +278,7 @@ class PreferenceTrainer(HookedTrainer):
         """
         if eval_dataset is None or isinstance(eval_dataset, str):
             return self.evaluate_tokenized(eval_dataset, ignore_keys, metric_key_prefix)
-        prepared = {name: self.prepare_dataset(dataset, name) for name, dataset in _by_name(eval_dataset).items()}
+        prepared = {name: self.prepare_dataset(dataset, name) for name, dataset in by_name(eval_dataset).items()}
         if self._stored is not None:
             self._ensure_stored(prepared)
         metrics: dict[str, float] = {}
@@ -489,19 +462,3 @@ class PreferenceTrainer(HookedTrainer):
         if not self.is_world_process_zero():
             return None
         return push_output(self, commit_message, token=token, revision=revision, private=private)
-
-
-def _is_tokenized(dataset: Any) -> bool:
-    columns: Any = dataset.column_names or next(iter(dataset), {})
-    return {"prompt_ids", "completion_ids", "ranks"} <= set(columns)
-
-
-def _by_name(dataset: Any) -> dict[str, Any]:
-    """Return evaluation datasets by name. A single dataset is named "eval"."""
-    return dataset if isinstance(dataset, dict) else {} if dataset is None else {"eval": dataset}
-
-
-def _map_by_name(dataset: Any, change: Callable[[str, Any], Any]) -> Any:
-    if isinstance(dataset, dict):
-        return {name: change(name, part) for name, part in dataset.items()}
-    return None if dataset is None else change("eval", dataset)

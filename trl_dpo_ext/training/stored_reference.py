@@ -18,8 +18,7 @@ logger = logging.getLogger(__name__)
 
 def computes_online(*datasets: Any) -> bool:
     """Return whether the run must compute reference log-probs in each step because a dataset is streamed; log it."""
-    flat = [one for some in datasets for one in (some.values() if isinstance(some, dict) else [some])]
-    if not any(isinstance(dataset, IterableDataset) for dataset in flat):
+    if not any(isinstance(dataset, IterableDataset) for dataset in datasets):
         return False
     logger.warning(
         "precompute_ref_log_probs=True, but a dataset is streamed and can't be precomputed. The reference log-probs of "

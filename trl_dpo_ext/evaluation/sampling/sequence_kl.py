@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...modeling.forward import evaluation_mode
 from ...modeling.next_token_logits import NextTokenLogits
-from .evaluation_mode import evaluation_mode
 from .samples import Samples
 
 # Positions whose float32 log-probs over the vocabulary are in memory at once: 77 MB per model for 150 000 tokens.
@@ -90,7 +90,7 @@ def sequence_kls(model: Any, samples: Samples, reference: Reference, *, batch_si
     if len(samples) < 2:
         raise ValueError(f"A standard error needs at least two samples, got {len(samples)}.")
     batches = []
-    with evaluation_mode(model):
+    with torch.no_grad(), evaluation_mode(model):
         for start in range(0, len(samples), batch_size):
             rows = slice(start, start + batch_size)
             batches.append(sample_kls(model, samples.prompt_ids[rows], samples.completion_ids[rows], reference))
@@ -140,12 +140,12 @@ def sample_kls(
 def _as_reference(reference: Reference, model: Any) -> Iterator[Any]:
     """Yield the model that acts as the reference while the context is open."""
     if isinstance(reference, nn.Module):
-        with evaluation_mode(reference):
+        with torch.no_grad(), evaluation_mode(reference):
             yield reference
         return
     with reference() as yielded:
         network = yielded if isinstance(yielded, nn.Module) else model
-        with evaluation_mode(network):
+        with torch.no_grad(), evaluation_mode(network):
             yield network
 
 

@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 
 from ...data.end_tokens import end_token_ids
 from ...data.prompts import TokenizedPrompt
+from ...modeling.forward import evaluation_mode
 from ...modeling.learned_positions import learned_positions
-from .evaluation_mode import evaluation_mode
 from .samples import AnyPrompt, Samples, check_sampling, completed, tokenized
 
 
@@ -62,7 +62,11 @@ def sample(
     ends = set(config.eos_token_id or [])
     completion_ids: list[list[int]] = []
     # Random states can be saved per device only for the CPU and CUDA.
-    with evaluation_mode(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+    with (
+        torch.no_grad(),
+        evaluation_mode(model),
+        torch.random.fork_rng([model.device] if model.device.type == "cuda" else []),
+    ):
         for batch, start in enumerate(
             trange(0, len(prompts), batch_size, desc="sampling", unit="batch", disable=not progress)
         ):
