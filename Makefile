@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 DEMO_OUTPUT ?= outputs/quickstart-plackett_luce
 
-export DS_BUILD_OPS := 0   # DeepSpeed installs without compiling its kernels: the tests run on processes of the CPU
+# DeepSpeed installs without compiling its kernels: the tests run on processes of the CPU.
+export DS_BUILD_OPS := 0
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
