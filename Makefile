@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-newest test-oldest traps lint
+.PHONY: help attack demo test test-fast test-newest test-oldest traps lint
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -47,6 +47,9 @@ test-oldest: $(VENV)/.installed-test  ## Run all tests with the oldest versions 
 
 traps: $(VENV)/.installed-test  ## Run the tests of the silent bugs that docs/reliability.md lists
 	$(BIN)/python -m pytest -n 2 tests -k trap_
+
+attack: $(VENV)/.installed-test  ## Kill runs, damage files and feed bad input for ten minutes (ATTACK_SECONDS=600), and print counts
+	ATTACK_SECONDS=$(or $(ATTACK_SECONDS),600) $(BIN)/python -m pytest -s tests/attack
 
 lint: $(VENV)/.installed-test  ## Check style and types only
 	$(BIN)/ruff check .
