@@ -19,15 +19,9 @@ from transformers import TrainerCallback
 from tests import helpers
 from tests.training import forks, support
 from trl_dpo_ext.training import CheckpointError, engine
-from trl_dpo_ext.training.safety import checkpoint
-from trl_dpo_ext.training.safety.checkpoint import (
-    MARKER,
-    checkpoints,
-    find_checkpoint,
-    newest_complete,
-    rotate,
-    why_incomplete,
-)
+from trl_dpo_ext.training.safety import checkpoint_files
+from trl_dpo_ext.training.safety.checkpoint import checkpoints, find_checkpoint, newest_complete, rotate
+from trl_dpo_ext.training.safety.checkpoint_files import MARKER, why_incomplete
 
 # Five optimizer steps an epoch, two micro-batches each; a checkpoint every second step, a log every third, so that
 # checkpoints fall between logs and in the middle of an epoch.
@@ -165,8 +159,8 @@ def die_at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int) -
     ("owner", "name", "number", "steps"),
     [
         (torch, "save", 7, [2, 4]),  # the optimizer of the second checkpoint
-        (checkpoint, "write_json", 2, [2, 4]),  # its list of files
-        (shutil, "rmtree", 3, [2, 4]),  # the first checkpoint, no longer needed; the others are of empty folders
+        (checkpoint_files, "write_json", 2, [2, 4]),  # its list of files
+        (shutil, "rmtree", 1, [2, 4]),  # the first checkpoint, no longer needed
     ],
     ids=["optimizer", "marker", "rotation"],
 )

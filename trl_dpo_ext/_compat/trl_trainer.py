@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from trl import DPOConfig, DPOTrainer
 
@@ -41,6 +43,7 @@ class HookedTrainer(DPOTrainer):
     _tag_names = ["trl", "dpo", "trl-dpo-ext"]  # noqa: RUF012, as in TRL
     columns: Sequence[str] = ()
     _evaluation_prefix: str | None = None
+    _last_step: tuple[float | None, float | None] = (None, None)  # gradient norm and learning rate
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with warnings.catch_warnings():
@@ -65,6 +68,13 @@ class HookedTrainer(DPOTrainer):
     def weights_writer(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context manager around transformers' writing of weights."""
         return contextlib.nullcontext()
+
+    def random_state_restored(self, new_epoch: bool) -> None:
+        """Called when a resumed run has its random state again.
+
+        Args:
+            new_epoch: whether the checkpoint is at the end of an epoch, and the next one begins now.
+        """
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the queued metrics too. DPOTrainer names those of every evaluation "eval_...", whatever its dataset."""
@@ -95,7 +105,39 @@ class HookedTrainer(DPOTrainer):
         with self.weights_writer():
             super()._save(output_dir, state_dict)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers trains another step before it sees that a resumed run has reached its end.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            self.random_state_restored(float(self.state.epoch or 0).is_integer())
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, *args: Any, learning_rate: Any = None, **kwargs: Any
+    ) -> None:
+        full = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
+        self._last_step = None if full is None else float(full), learning_rate
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
+
     # Public access to private names
+
+    def end_epoch(self) -> None:
+        """Log, evaluate and save what is due at the end of an epoch whose steps were trained before a checkpoint."""
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        norm, rate = self._last_step
+        self._maybe_log_save_evaluate(
+            self._tr_loss, norm, self.model_wrapped, None, self.state.epoch, None, time.time(), learning_rate=rate
+        )
+
+    def planned_steps(self) -> int:
+        """Return the number of steps of the whole run, as transformers counts them."""
+        with torch.random.fork_rng(devices=[]):  # a data loader draws its seed
+            return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
 
     def evaluate_tokenized(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
         """Evaluate on a tokenized dataset, or on the trainer's own dataset (None or its name).
@@ -143,13 +185,16 @@ class HookedTrainer(DPOTrainer):
             "train_tokens": self._total_train_tokens,
             "loss": self.accelerator.reduce(self._tr_loss, reduction="mean").item(),
             "last_logged_step": self._globalstep_last_logged,
+            "grad_norm": self._last_step[0],
+            "learning_rate": self._last_step[1],
         }
 
-    def restore_log_state(self, state: dict[str, Any]) -> None:
-        """Restore the result of `log_state`. Call it after transformers resets its counters as training starts."""
+    def restore_log_state(self, state: Any) -> None:
+        """Restore the result of `log_state`, as attributes of `state`. Call it after transformers resets its counters as training starts."""
         self._metrics["train"].clear()
-        self._metrics["train"].update(state["metrics"])
-        self._total_train_tokens = state["train_tokens"]
-        self._tr_loss += state["loss"]
-        self._total_loss_scalar = -state["loss"]  # train_loss averages over this call's steps only
-        self._globalstep_last_logged = state["last_logged_step"]
+        self._metrics["train"].update(state.metrics)
+        self._total_train_tokens = state.train_tokens
+        self._tr_loss += state.loss
+        self._total_loss_scalar = -state.loss  # train_loss averages over this call's steps only
+        self._globalstep_last_logged = state.last_logged_step
+        self._last_step = state.grad_norm, state.learning_rate

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,12 +16,15 @@ from trl import get_quantization_config
 from ..data.prompts import TokenizedPrompt, held_out_prompts
 from ..evaluation import Comparison, Evaluation, FrontierCallback, Reward, compare, evaluate_policy, get_reward
 from ..memory import check_fits, explain_out_of_memory, most_responses
-from ..training import ConfigError, PreferenceTrainer, sharding
+from ..training import ConfigError, DiskSpaceError, PreferenceTrainer, sharding
+from ..training.safety.output_folder import held, refuse_if_in_use
 from .model_kind import check_model_kind
 from .recipe_checks import check_steps
 from .recipe_data import load_recipe_splits
 from .recipe_settings import Recipe, adapter_config, parse_recipe
 from .run_outputs import save_outputs
+
+logger = logging.getLogger(__name__)
 
 
 def train_recipe(args: Sequence[str] | None = None) -> None:
@@ -35,12 +40,21 @@ def train_recipe(args: Sequence[str] | None = None) -> None:
         _run(args)
     except torch.OutOfMemoryError as error:
         raise explain_out_of_memory(error) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise DiskSpaceError(
+            f"The disk is full{where}. Make room, then start again with resume_from_checkpoint: true: the run goes on "
+            "from its newest complete checkpoint."
+        ) from error
 
 
 def _run(args: Sequence[str] | None) -> None:
     started = time.time()
     recipe = parse_recipe(args)
     arguments, config = recipe.arguments, recipe.config
+    refuse_if_in_use(config.output_dir)
     reward = get_reward(arguments.reward) if arguments.reward else None
     if reward is not None and (sharded := sharding(config)):
         raise ConfigError(f"reward samples from the model, which {sharded} has in parts. Remove reward, or use DDP.")
@@ -63,6 +77,18 @@ def _run(args: Sequence[str] | None) -> None:
             "Train an adapter (use_peft: true), set precompute_ref_log_probs: false, or set frontier_steps: 0."
         )
     check_steps(config, trainer.train_dataset)  # again, without the rows that invalid_rows: drop left out
+    with held(config.output_dir):
+        if trainer.is_finished():
+            if trainer.is_world_process_zero():
+                logger.warning(f"{config.output_dir} holds this run, and it is finished: nothing to train or to save.")
+            return
+        _train_and_save(trainer, recipe, reward, splits, started)
+
+
+def _train_and_save(
+    trainer: PreferenceTrainer, recipe: Recipe, reward: Reward | None, splits: dict[str, Any], started: float
+) -> None:
+    arguments, config = recipe.arguments, recipe.config
     if reward is None:
         metrics, comparison = _train(trainer), None
     else:

@@ -11,7 +11,14 @@ from ..memory import DoesNotFitError, UnknownModelError
 from ..parsing import ParseError
 from ..reference import CacheError, ReferenceMismatchError
 from ..registry import RegistryError
-from ..training import CheckpointError, ConfigError, DiskSpaceError, ModelFolderError, TrainingError
+from ..training import (
+    CheckpointError,
+    ConfigError,
+    DiskSpaceError,
+    ModelFolderError,
+    OutputFolderError,
+    TrainingError,
+)
 
 # Something went wrong on the way, though the settings were fine.
 FAILURES = (TrainingError, PushError)
@@ -30,6 +37,7 @@ USER_ERRORS = (
     JudgeError,
     MergeError,
     ModelFolderError,
+    OutputFolderError,
     ParseError,
     ReferenceMismatchError,
     RegistryError,

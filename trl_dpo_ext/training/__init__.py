@@ -2,7 +2,14 @@
 
 from .config import PreferenceConfig
 from .engine import PreferenceTrainer
-from .errors import CheckpointError, ConfigError, DiskSpaceError, ModelFolderError, TrainingError
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    DiskSpaceError,
+    ModelFolderError,
+    OutputFolderError,
+    TrainingError,
+)
 from .preflight.hardware import sharding
 from .trainers import MinorDPOTrainer, PlackettLuceTrainer, ReferenceFreeTrainer
 
@@ -12,6 +19,7 @@ __all__ = [
     "DiskSpaceError",
     "MinorDPOTrainer",
     "ModelFolderError",
+    "OutputFolderError",
     "PlackettLuceTrainer",
     "PreferenceConfig",
     "PreferenceTrainer",

@@ -38,14 +38,20 @@ from .batch import ranked_responses, step_loss, token_count
 from .choose_layout import ChooseLayoutWhenWrapped, choose_layout
 from .config import PreferenceConfig
 from .dataset_rows import by_name, check_rows, is_tokenized, map_by_name, tokenize_rows
+from .errors import CheckpointError
 from .metrics import RANKING_ONLY, batch_metrics
 from .objective import Objective
 from .preflight import run_checks
 from .preflight.model_limits import check_model_limits
 from .publish import checkpoint_from_hub, push_checkpoint, push_output, write_record
 from .safety.checkpoint import atomic_checkpoint, find_checkpoint
+from .safety.checkpoint_engine import check_engine, engine_now
 from .safety.guard import TrainingGuard
-from .safety.run_state import RunState, StopOnSigterm
+from .safety.output_folder import RESULT, held, set_aside
+from .safety.run_identity import RunIdentity
+from .safety.run_settings import adapter_settings, run_settings
+from .safety.run_state import RunState, SavedState, StopOnSigterm, read_state, step_of, write_state
+from .safety.together import from_main_process
 from .stored_reference import StoredReference, computes_online, open_cache
 
 # DPOTrainer calls these methods. PreferenceTrainer computes losses differently and never does.
@@ -130,6 +136,9 @@ class PreferenceTrainer(HookedTrainer):
         evaluation = map_by_name(
             eval_dataset, lambda name, rows: tokenize_rows(rows, tokenizer, self.objective, args, name)
         )
+        self.run_identity = RunIdentity(run_settings(args, self.objective), train)
+        if args.resume_from_checkpoint and args.resume_from_hub is None:  # before the model is loaded
+            self._check_run(find_checkpoint(args.resume_from_checkpoint, str(args.output_dir), verify=False))
         stores = args.precompute_ref_log_probs and not computes_online(train, *by_name(evaluation).values())
         self._reference = Reference(
             model,
@@ -392,7 +401,7 @@ class PreferenceTrainer(HookedTrainer):
             *args, **kwargs: as for `transformers.Trainer.train`.
 
         Raises:
-            DiskSpaceError, CheckpointError, ReferenceMismatchError: the run can't start.
+            DiskSpaceError, OutputFolderError, CheckpointError, ReferenceMismatchError, DataError: the run can't start.
             TrainingError: no weight changes, or NaN or infinity appears.
             SystemExit: SIGTERM arrived; a checkpoint was written.
         """
@@ -400,21 +409,56 @@ class PreferenceTrainer(HookedTrainer):
         self._reference.check_trainable(self.model)
         if resume_from_checkpoint is None and self.args.resume_from_hub is not None:
             resume_from_checkpoint = checkpoint_from_hub(self.args.resume_from_hub, self.args)
-        self.run_state.checkpoint = checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
-        if checkpoint is not None:
-            self._reference.check_checkpoint(checkpoint)
-            self._reference.load(checkpoint, self.model)
-        with self.sigterm.listening():
-            return super().train(checkpoint, *args, **kwargs)
+        folder = str(self.args.output_dir)
+        with held(folder):
+            checkpoint = find_checkpoint(resume_from_checkpoint, folder)
+            self.run_identity.settings |= adapter_settings(self.accelerator.unwrap_model(self.model))
+            self.run_identity.check_processes()
+            self.run_state.saved = self._check_run(checkpoint)
+            if checkpoint is None:
+                set_aside(folder)
+            else:
+                check_engine(checkpoint, self)
+                self._reference.check_checkpoint(checkpoint)
+                self._reference.load(checkpoint, self.model)
+            with self.sigterm.listening():
+                output = super().train(checkpoint, *args, **kwargs)
+        if self.run_state.steps_trained == 0:
+            output.metrics.pop("train_loss", None)  # the mean over no step
+        return output
+
+    def is_finished(self) -> bool:
+        """Whether `resume_from_checkpoint` of the configuration finds this run's last step, and its record is there."""
+        output, asked = str(self.args.output_dir), self.args.resume_from_checkpoint
+        checkpoint = find_checkpoint(asked, output, verify=False)
+        if checkpoint is None or not from_main_process((Path(output) / RESULT).exists, CheckpointError):
+            return False
+        step = from_main_process(lambda: step_of(checkpoint), CheckpointError)
+        return step >= self.planned_steps()
+
+    def _check_run(self, checkpoint: str | None) -> SavedState | None:
+        """Refuse a checkpoint of another run, and return the state in it."""
+        if checkpoint is None:
+            return None
+        saved = from_main_process(lambda: read_state(checkpoint), CheckpointError)
+        self.run_identity.check(checkpoint, saved.run)
+        return saved
+
+    def random_state_restored(self, new_epoch: bool) -> None:
+        """End the epoch before if the checkpoint was written before its end."""
+        if new_epoch:
+            self.run_state.end_epoch()
 
     @contextlib.contextmanager
     def checkpoint_writer(self, folder: Path) -> Iterator[None]:
         """Write a checkpoint atomically; see `atomic_checkpoint`."""
         push = functools.partial(push_checkpoint, self)
-        with atomic_checkpoint(folder, self.args, self.state, self.accelerator, push):
+        state = self.run_state.collect()
+        with atomic_checkpoint(folder, self.args, self.state, self.accelerator, engine_now(self), push):
             yield
-            self.run_state.save(folder)
             if self.args.should_save:
+                write_state(folder, state)
+                self.run_identity.save_rows(folder)
                 self._reference.save(folder, self.model)
 
     def weights_writer(self) -> contextlib.AbstractContextManager[None]:

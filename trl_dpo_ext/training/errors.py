@@ -10,7 +10,11 @@ class ConfigError(ValueError):
 
 
 class DiskSpaceError(OSError):
-    """The first checkpoint wouldn't fit on the disk."""
+    """A checkpoint doesn't fit on the disk, or can't be written."""
+
+
+class OutputFolderError(OSError):
+    """A run can't have its output folder: another run is using it, or it can't be written."""
 
 
 class ModelFolderError(ValueError):

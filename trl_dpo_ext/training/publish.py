@@ -16,7 +16,7 @@ from ..hub import RunError, hub_id, push_run, read_run, training_record, write_c
 from ..record import hardware, versions, write_json
 from .config import PreferenceConfig
 from .errors import ConfigError
-from .safety.checkpoint import MARKER
+from .safety.checkpoint_files import MARKER
 
 logger = logging.getLogger(__name__)
 

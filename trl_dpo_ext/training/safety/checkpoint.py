@@ -1,14 +1,13 @@
 """Write checkpoints atomically, find the newest complete one, and delete old ones.
 
-A checkpoint is complete if it has a list of its files, which is written last, and every file has the size listed.
+A checkpoint is complete if it has a list of its files, which is written last, and every file has the size listed. The
+one that a run resumes from must also have the listed checksums.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
-from ...record import write_json
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DiskSpaceError
+from .checkpoint_files import read_marker, why_damaged, why_incomplete, write_marker
+from .disk_errors import WRITE_ERRORS, free_space, why_not_written
+from .engines import Engine
+from .together import from_main_process, raise_on_all
 
 logger = logging.getLogger(__name__)
 
-MARKER = "complete.json"
 _ASKS_FOR_NEWEST = ("true", "latest", "last")
 _ASKS_FOR_NONE = ("", "false", "none", "no")
 
@@ -38,34 +37,12 @@ def checkpoints(run_folder: str | Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def why_incomplete(folder: str | Path) -> str | None:
-    """Return a clause that says why a checkpoint is incomplete, or None if it is complete."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return "there is no such folder"
-    try:
-        files = dict(json.loads((folder / MARKER).read_text())["files"])
-    except FileNotFoundError:
-        return (
-            f"it has no {MARKER}, which is written last (the run was killed before that, or another program wrote it)"
-        )
-    except (ValueError, KeyError, TypeError):
-        return f"its {MARKER} can't be read"
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if (found := path.stat().st_size) != size:
-            return f"{name} has {found} bytes, but was written with {size}"
-    return None
-
-
 def newest_complete(run_folder: str | Path) -> Path | None:
     """Return the complete checkpoint with the highest step, or None."""
     return next((path for path in reversed(checkpoints(run_folder).values()) if why_incomplete(path) is None), None)
 
 
-def find_checkpoint(asked: str | bool | None, run_folder: str | Path) -> str | None:
+def find_checkpoint(asked: str | bool | None, run_folder: str | Path, *, verify: bool = True) -> str | None:
     """Return the checkpoint folder to resume from, the same on all processes. None means: start at step 0.
 
     Args:
@@ -73,28 +50,22 @@ def find_checkpoint(asked: str | bool | None, run_folder: str | Path) -> str | N
             or step 0 if there is none, so that a job can always be started with the same command. None, False or
             "false": start at step 0.
         run_folder: the run's `output_dir`.
+        verify: compare checksums too, which reads the whole checkpoint.
 
     Raises:
-        CheckpointError: the requested checkpoint is incomplete or has no optimizer state.
+        CheckpointError: the requested checkpoint is incomplete or damaged, or has no optimizer state.
     """
-    answer: list[str | None] = [None, None]
-    if PartialState().is_main_process:  # processes may see different states of a shared disk
-        try:
-            answer[0] = _find(str(asked), Path(run_folder))
-        except CheckpointError as error:
-            answer[1] = str(error)
-    broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise CheckpointError(answer[1])
-    return answer[0]
+    return from_main_process(lambda: _find(str(asked), Path(run_folder), verify), CheckpointError)
 
 
-def _find(asked: str, run_folder: Path) -> str | None:
+def _find(asked: str, run_folder: Path, verify: bool) -> str | None:
     if asked.lower() in _ASKS_FOR_NONE:
         return None
+    problem_of = why_damaged if verify else why_incomplete
+    _put_back(run_folder)
     if asked.lower() not in _ASKS_FOR_NEWEST:
         folder = Path(asked)
-        if (problem := why_incomplete(folder)) is not None:
+        if (problem := problem_of(folder)) is not None:
             complete = [str(path) for path in _nearby_checkpoints(folder, run_folder) if why_incomplete(path) is None]
             instead = (
                 f"Complete checkpoints: {', '.join(complete)}." if complete else "There is no complete one nearby."
@@ -102,7 +73,7 @@ def _find(asked: str, run_folder: Path) -> str | None:
             raise CheckpointError(f"Can't resume from {asked!r}: {problem}. {instead}")
     else:
         for path in reversed(checkpoints(run_folder).values()):
-            if (problem := why_incomplete(path)) is None:
+            if (problem := problem_of(path)) is None:
                 folder = path
                 break
             logger.warning("Not resuming from %s: %s.", path, problem)
@@ -111,7 +82,7 @@ def _find(asked: str, run_folder: Path) -> str | None:
                 "resume_from_checkpoint=%s: %s has no complete checkpoint. Starting at step 0.", asked, run_folder
             )
             return None
-    if not json.loads((folder / MARKER).read_text())["resumable"]:
+    if not read_marker(folder).resumable:
         raise CheckpointError(
             f"Can't resume from {str(folder)!r}: it has only the weights (save_only_model=True), not the optimizer, "
             "scheduler and random state. Use it as the model of a new run instead."
@@ -130,32 +101,46 @@ def _nearby_checkpoints(folder: Path, run_folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def atomic_checkpoint(
-    folder: Path, args: Any, state: Any, accelerator: Any, push: Callable[[Path], None]
+    folder: Path, args: Any, state: Any, accelerator: Any, engine: Engine, push: Callable[[Path], None]
 ) -> Iterator[None]:
     """Let all processes write a checkpoint into `folder`, then mark it as complete, push it, and delete older ones.
 
     transformers pushes and deletes older checkpoints before our files are written, so a run killed in between would
-    have no checkpoint left. Files of an earlier run in the folder are removed first.
+    have no checkpoint left. A checkpoint of the same step stays until the new one is complete.
 
     Args:
         folder: the checkpoint's folder.
         args, state, accelerator: attributes of the trainer.
+        engine: what writes it.
         push: called with the complete checkpoint if `push_to_hub` is set.
+
+    Raises:
+        DiskSpaceError: it can't be written. The earlier checkpoints are intact.
     """
     if args.should_save:
-        shutil.rmtree(folder, ignore_errors=True)
+        _make_room(folder)
     accelerator.wait_for_everyone()
     asked = {name: getattr(args, name) for name in ("save_total_limit", "push_to_hub")}
     args.save_total_limit, args.push_to_hub = None, False
+    failure = None
     try:
         yield
+    except WRITE_ERRORS as error:
+        failure = _cannot_write(folder, error)
+        if not engine.writes_alone:  # the other processes may be waiting for this one's part
+            raise failure from error
     finally:
         for name, value in asked.items():
             setattr(args, name, value)
-    accelerator.wait_for_everyone()
+    raise_on_all(failure)
     if args.should_save:
-        torch.save(args, folder / "training_args.bin")  # again, with the user's save_total_limit and push_to_hub
-        _write_marker(folder, resumable=not args.save_only_model)
+        try:
+            torch.save(args, folder / "training_args.bin")  # again, with the user's save_total_limit and push_to_hub
+            write_marker(folder, resumable=not args.save_only_model, engine=engine)
+            _delete(_replaced(folder))
+        except WRITE_ERRORS as error:
+            failure = _cannot_write(folder, error)
+    raise_on_all(failure)
     if args.push_to_hub:
         push(folder)
     if args.should_save:
@@ -164,26 +149,46 @@ def atomic_checkpoint(
     accelerator.wait_for_everyone()
 
 
-def _write_marker(folder: Path, resumable: bool) -> None:
-    """Flush all files to disk, then write the list of their sizes."""
-    paths = sorted(folder.rglob("*"))
-    for path in paths:
-        _flush(path)
-    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
-    write_json(folder / MARKER, {"files": files, "resumable": resumable})
-    for path in (folder / MARKER, folder, folder.parent):
-        _flush(path)
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.replaced")
 
 
-def _flush(path: Path) -> None:
-    with (
-        contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext()
-    ):  # not every file system can flush folders
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _make_room(folder: Path) -> None:
+    """Take what is in the way of a new checkpoint: a complete one moves aside until the new one is complete."""
+    if why_incomplete(folder) is None:
+        _delete(_replaced(folder))
+        folder.rename(_replaced(folder))
+    _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_back(run_folder: Path) -> None:
+    """Put back checkpoints that were being replaced when the run was killed."""
+    for path in run_folder.glob("checkpoint-*.replaced"):
+        folder = path.with_name(path.name.removesuffix(".replaced"))
+        if why_incomplete(folder) is None:
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            path.rename(folder)
+
+
+def _cannot_write(folder: Path, error: Exception) -> Exception:
+    """Delete what was written of a checkpoint, and return the error that says so; another kind comes back as it is."""
+    if (reason := why_not_written(error)) is None:
+        return error
+    shutil.rmtree(folder, ignore_errors=True)
+    _put_back(folder.parent)
+    saved = newest_complete(folder.parent)
+    left = f"The last complete checkpoint is {saved}" if saved else "There is no complete checkpoint yet"
+    return DiskSpaceError(
+        f"{folder} can't be written: {reason}. {free_space(folder.parent)} {left}. Make room or set save_total_limit, "
+        "then start again with resume_from_checkpoint: true."
+    )
 
 
 def rotate(run_folder: str | Path, limit: int | None, keep: list[Path]) -> None:

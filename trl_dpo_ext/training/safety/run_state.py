@@ -8,22 +8,86 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ...record import write_json
+from ..errors import CheckpointError
 from ..objective import RunningMean
+from .run_settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
 RUN_STATE = "run_state.json"
 
 
+class SavedState(BaseModel):
+    """The content of run_state.json.
+
+    Attributes:
+        running_means: of the losses, by name.
+        metrics: values since the last log, by name.
+        train_tokens: tokens since the run began.
+        loss: sum over the steps since the last log.
+        last_logged_step: the step of the last log.
+        run: see `run_settings`. None in checkpoints of earlier versions.
+        planned_steps: the last step of the run, as it was planned then.
+        epoch_ended: whether everything due at the end of an epoch had happened, if the checkpoint is at such an end.
+        grad_norm, learning_rate: of the last step, for a log that is due at the end of the epoch.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    running_means: dict[str, RunningMean]
+    metrics: dict[str, list[float]]
+    train_tokens: int
+    loss: float
+    last_logged_step: int
+    run: RunSettings | None = None
+    planned_steps: int | None = None
+    epoch_ended: bool = True
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+
+
+def read_state(folder: str | Path) -> SavedState:
+    """Read `run_state.json`.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = Path(folder) / RUN_STATE
+    try:
+        return SavedState.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+    except OSError as error:
+        problem = str(error.strerror)
+    raise CheckpointError(f"{path} can't be read ({problem}). Take another checkpoint.")
+
+
+def step_of(folder: str | Path) -> int:
+    """Return the step that a checkpoint was written at.
+
+    Raises:
+        CheckpointError: its state can't be read.
+    """
+    path = Path(folder) / TRAINER_STATE_NAME
+    try:
+        return int(json.loads(path.read_text())["global_step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} can't be read ({error}). Take another checkpoint.") from error
+
+
 class RunState(TrainerCallback):
     """Saves and restores the losses' running means, the metrics and loss since the last log, and the token count.
+
+    It also ends an epoch whose last step is in the checkpoint, but whose evaluation, say, was killed.
 
     The final `train_loss` stays as in transformers: the mean over the steps of this call of `train`.
 
@@ -31,31 +95,65 @@ class RunState(TrainerCallback):
         trainer: the `PreferenceTrainer` to save and restore.
 
     Attributes:
-        checkpoint: the folder to restore from when training begins, or None.
+        saved: what to restore when training begins, or None.
+        steps_trained: number of optimizer steps in this call of `train`.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.checkpoint: str | None = None
+        self.saved: SavedState | None = None
+        self.steps_trained = 0
+        self._epoch_ended = False
 
-    def save(self, folder: str | Path) -> None:
-        """Write the state into a checkpoint folder. Every process must call this."""
+    def collect(self) -> SavedState:
+        """Return the state to save. Every process must call this."""
         trainer = self.trainer
-        state = {
-            "running_means": {name: asdict(mean) for name, mean in trainer.objective.running_means.items()},
+        return SavedState(
+            running_means=trainer.objective.running_means,
+            run=trainer.run_identity.settings,
+            planned_steps=trainer.state.max_steps,
+            epoch_ended=self._epoch_ended,
             **trainer.log_state(),
-        }
-        if trainer.args.should_save:
-            write_json(Path(folder) / RUN_STATE, state)
+        )
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore the state. transformers has just reset its own counters."""
-        if self.checkpoint is None:
+        self._epoch_ended, self.steps_trained = False, 0
+        if self.saved is None:
             return
-        state = json.loads((Path(self.checkpoint) / RUN_STATE).read_text())
-        means = state.pop("running_means")
-        self.trainer.objective.running_means = {name: RunningMean(**mean) for name, mean in means.items()}
-        self.trainer.restore_log_state(state)
+        self.trainer.objective.running_means = self.saved.running_means
+        self.trainer.restore_log_state(self.saved)
+        state.compute_steps(args, state.max_steps)  # transformers goes on with the intervals in the checkpoint
+        if self.saved.planned_steps not in (None, state.max_steps) and state.is_world_process_zero:
+            logger.warning(
+                f"The run was planned for {self.saved.planned_steps} steps and is now planned for {state.max_steps}. "
+                f"Its schedule ({args.lr_scheduler_type}) goes on with the new length."
+            )
+        if state.global_step >= state.max_steps:
+            self.end_epoch()
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Note that the epoch goes on."""
+        self._epoch_ended = False
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Count the step."""
+        self.steps_trained += 1
+
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Note that the epoch is over: a checkpoint written from now on follows its evaluation."""
+        self._epoch_ended = True
+
+    def end_epoch(self) -> None:
+        """Do what is due at the end of an epoch, unless it was done before the checkpoint was written."""
+        if self.saved is not None and not self.saved.epoch_ended:
+            self.saved.epoch_ended = True
+            self.trainer.end_epoch()
+
+
+def write_state(folder: Path, state: SavedState) -> None:
+    """Write `run_state.json` into a checkpoint."""
+    write_json(folder / RUN_STATE, state.model_dump())
 
 
 class StopOnSigterm(TrainerCallback):
