@@ -59,7 +59,7 @@ OTHER_RUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"lora": {"target_modules": ["q_proj"]}},
         [
             'adapter.default.target_modules: then ["q_proj", "v_proj"], now ["q_proj"]',
-            "trained_weights: then 8 tensors",
+            'trained_weights: then "8 tensors',
         ],
     ),
     "row added": (
@@ -92,7 +92,7 @@ def test_it_is_refused_before_the_model_is_loaded(stopped, tiny_model_dir, monke
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr("trl.trainer.dpo_trainer.create_model_from_path", load)
-    with pytest.raises(CheckpointError, match="beta: then 0.1, now 0.5"):
+    with pytest.raises(CheckpointError, match=r"beta: then 0\.1, now 0\.5"):
         run(tiny_model_dir, stopped, beta=0.5, resume_from_checkpoint="true")
 
 

@@ -190,7 +190,10 @@ class HookedTrainer(DPOTrainer):
         }
 
     def restore_log_state(self, state: Any) -> None:
-        """Restore the result of `log_state`, as attributes of `state`. Call it after transformers resets its counters as training starts."""
+        """Restore the result of `log_state`, as attributes of `state`.
+
+        Call it after transformers resets its counters as training starts.
+        """
         self._metrics["train"].clear()
         self._metrics["train"].update(state.metrics)
         self._total_train_tokens = state.train_tokens

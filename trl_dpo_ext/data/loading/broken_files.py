@@ -23,6 +23,8 @@ def why_unreadable(files: Sequence[Path], error: BaseException) -> str:
     for file in files:
         if fault := _fault(file):
             return f"{file}, {fault}" if fault.startswith("line") else f"{file}: {fault}"
+    if empty := [file for file in files if holds_no_row(file)]:
+        return f"{empty[0]}: the file has no rows."
     message = " ".join(str(error.__cause__ or error).split())
     return f"{', '.join(map(str, files))}: {message or type(error).__name__}"
 
@@ -39,6 +41,17 @@ def _fault(file: Path) -> str | None:
         return f"the compressed file is damaged or cut off ({error})."
     except OSError as error:
         return f"it can't be opened ({error.strerror or error})."
+
+
+def holds_no_row(file: Path) -> bool:
+    """Return whether a data file has no rows. It reads no further than the first one."""
+    if ".parquet" in file.suffixes:
+        return bool(pyarrow.parquet.read_metadata(file).num_rows == 0)
+    with cast(IO[bytes], gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as content:
+        lines = (line for line in content if line.strip() not in (b"", b"[", b"]", b"[]"))
+        if ".csv" in file.suffixes:
+            next(lines, None)  # the header
+        return next(lines, None) is None
 
 
 def _parquet_fault(file: Path) -> str | None:

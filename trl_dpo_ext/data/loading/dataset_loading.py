@@ -7,7 +7,7 @@ from typing import Any
 
 from ...registry import did_you_mean
 from ..data_error import DataError, FaultReason
-from .broken_files import why_unreadable
+from .broken_files import holds_no_row, why_unreadable
 from .exact_types import load_exactly
 
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -42,6 +42,10 @@ def load_splits(name: str, *, config: str | None = None, streaming: bool = False
             dataset = load_exactly(name, name=config, streaming=streaming)
         else:
             raise FileNotFoundError(f"dataset_name={name!r} is no folder or file here, and no Hub id (owner/name).")
+        if streaming and (empty := [file for file in files if holds_no_row(file)]):
+            raise DataError(
+                f"dataset_name={name!r} can't be read. {empty[0]}: the file has no rows.", FaultReason.UNREADABLE_FILE
+            )
         if not streaming:
             for split in dataset.values():
                 # The JSON reader accepts any bytes; they would raise only where the row is used.

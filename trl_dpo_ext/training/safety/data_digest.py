@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ def row_digests(dataset: Any) -> np.ndarray:
     """Return one number per row, in the order of the rows; of a stream, those of its first 1,000 rows.
 
     Args:
-        dataset: a `Dataset` or `IterableDataset`. A row's place in the columns doesn't matter, nor does the integer type.
+        dataset: a `Dataset` or `IterableDataset`. The order of the columns and the type
+            of the integers don't matter.
 
     Returns:
         uint64 [N].
@@ -72,10 +73,7 @@ def _bytes_of(array: pa.Array) -> list[bytes]:
         inner = array.values
         if (pa.types.is_integer(inner.type) or pa.types.is_boolean(inner.type)) and not inner.null_count:
             values = inner.to_numpy(zero_copy_only=False).astype(np.int64)
-            return [values[a:b].tobytes() for a, b in zip(bounds, bounds[1:], strict=False)]
+            return [values[a:b].tobytes() for a, b in pairwise(bounds)]
         parts = _bytes_of(inner)
-        return [
-            b"".join(b"%d:%b" % (len(part), part) for part in parts[a:b])
-            for a, b in zip(bounds, bounds[1:], strict=False)
-        ]
+        return [b"".join(b"%d:%b" % (len(part), part) for part in parts[a:b]) for a, b in pairwise(bounds)]
     return [repr(value).encode() for value in array.to_pylist()]

@@ -84,6 +84,6 @@ class RunIdentity:
             raise CheckpointError(
                 f"{folder} belongs to another run. What differs:\n"
                 + "".join(f"  {clause}\n" for clause in found)
-                + "Set it as it was. Or start a new run: remove resume_from_checkpoint, and the checkpoints in output_dir "
-                "are moved aside; or choose another output_dir."
+                + "Set it as it was. Or start a new run: remove resume_from_checkpoint, and the checkpoints in "
+                "output_dir are moved aside; or choose another output_dir."
             )

@@ -1,0 +1,19 @@
+"""Runs killed at any file event or training event end as if nobody had killed them; a finished run stays as it is."""
+
+import random
+import time
+
+import pytest
+
+from tests.attack.kills import SCENARIOS, Attack
+
+
+@pytest.mark.slow
+def test_killed_runs_end_the_same(seconds, tiny_model_dir, tmp_path):
+    seed = random.randrange(10**6)
+    attack, end, trials = Attack(tiny_model_dir, tmp_path, seed), time.monotonic() + seconds, []
+    names = random.Random(seed).sample(list(SCENARIOS), len(SCENARIOS))
+    while not trials or time.monotonic() < end:
+        trials.append(attack.trial(names[len(trials) % len(names)]))
+        assert not trials[-1]["faults"], (seed, trials[-1])
+    print(f"\n{len(trials)} trials, {sum(len(one['kills']) for one in trials)} kills, seed {seed}: all ended the same.")
