@@ -31,6 +31,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "max_steps": 4,
         "eval_strategy": "steps",
         "eval_steps": 2,
+        "save_steps": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": True,
