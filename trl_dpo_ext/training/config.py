@@ -44,6 +44,8 @@ class PreferenceConfig(HookedConfig):
         prefix_sharing: compute each prompt once for all its responses. `auto`: if the model supports it (checked before
             training), in the batches that become cheaper. `true`: always, `false`: never.
         packing: fill padding by putting several prompts with their responses in a row.
+        responses_per_pass: run at most so many responses of each prompt at a time, forward and backward, so that memory
+            doesn't grow with K. None: all at once. See docs/whole_step.md.
         invalid_rows: `error` stops at unusable rows and lists them; `drop` skips and counts them.
         ref_cache_dir: folder for the reference log-probs of `precompute_ref_log_probs`, shared by all runs. By default
             inside the Hugging Face cache home. See docs/reference_cache.md.
@@ -86,6 +88,12 @@ class PreferenceConfig(HookedConfig):
     )
     packing: bool = field(
         default=True, metadata={"help": "Put several prompts with their responses in a row, to fill padding."}
+    )
+    responses_per_pass: int | None = field(
+        default=None,
+        metadata={
+            "help": "Run at most so many responses of each prompt at a time, so that memory doesn't grow with K."
+        },
     )
     invalid_rows: Literal["error", "drop"] = field(
         default="error",
@@ -182,6 +190,10 @@ class PreferenceConfig(HookedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is out of range. Expected >= 1.")
+        if self.responses_per_pass is not None and self.responses_per_pass < 1:
+            raise ConfigError(
+                f"responses_per_pass={self.responses_per_pass} is out of range. Expected >= 1, or unset for all."
+            )
         if not 0 < self.ref_model_mixup_alpha <= 1:
             raise ConfigError(
                 f"ref_model_mixup_alpha={self.ref_model_mixup_alpha} is out of range. Expected > 0, <= 1."
