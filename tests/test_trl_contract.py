@@ -34,6 +34,8 @@ OVERRIDDEN: dict[str, tuple[type, list[str]]] = {
     "_prepare_dataset": (DPOTrainer, ["self", "dataset", "processing_class", "args", "dataset_name"]),
     "_set_signature_columns_if_needed": (DPOTrainer, ["self"]),
     "compute_loss": (DPOTrainer, ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+    "training_step": (Trainer, ["self", "model", "inputs", "num_items_in_batch"]),
+    "floating_point_ops": (Trainer, ["self", "inputs"]),
     "evaluate": (DPOTrainer, ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
     "log": (DPOTrainer, ["self", "logs", "start_time"]),
     "prediction_step": (DPOTrainer, ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
