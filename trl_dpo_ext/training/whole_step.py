@@ -183,7 +183,7 @@ class WholeStep:
         """Compute the losses of these micro-batches, with those of the other processes if they are coupled."""
         parts = [_detached(responses) for responses in own.values()]
         order, mine = _of_all_processes(parts, self._accelerator) if self._coupled else (parts, list(range(len(parts))))
-        whole = _differentiate(self._objective, join(order), self._training)
+        whole = differentiate(self._objective, join(order), self._training)
         ends = list(itertools.accumulate(map(len, order), initial=0))
         for number, place in zip(own, mine, strict=True):
             self._losses[number] = whole.part(slice(ends[place], ends[place + 1]), like=order[place])
@@ -214,8 +214,14 @@ def _widened(values: Tensor, inner: Sequence[int]) -> Tensor:
     return torch.nn.functional.pad(values, [amount for size in reversed(missing) for amount in (0, size)])
 
 
-def _differentiate(objective: Objective, responses: RankedResponses, training: bool) -> PromptLosses:
-    """Compute the losses of detached responses and, if gradients are enabled, their derivatives."""
+def differentiate(objective: Objective, responses: RankedResponses, training: bool) -> PromptLosses:
+    """Return the losses of all prompts of a step and, if gradients are enabled, their derivatives.
+
+    Args:
+        objective: the losses.
+        responses: all prompts that they couple, without a graph.
+        training: whether to move the running means.
+    """
     leaves = {name: value for name in ("logps", "token_logps") if (value := getattr(responses, name)) is not None}
     if torch.is_grad_enabled():
         leaves = {name: value.clone().requires_grad_() for name, value in leaves.items()}
