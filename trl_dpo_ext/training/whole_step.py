@@ -97,8 +97,6 @@ class WholeStep:
         objective: the losses.
         accelerator: the run's accelerator.
         training: whether the step trains: it moves the losses' running means.
-        run: runs policy and reference on one pass. Returns the policy's outputs, and the reference's log-probs
-            [B, K, T] if they aren't in the batch and a loss reads them.
         to_responses: makes the losses' input from a micro-batch, its outputs, and the reference's log-probs.
     """
 
@@ -123,6 +121,11 @@ class WholeStep:
 
         The first call runs the pass over all micro-batches that the losses couple. It draws the same random numbers
         as the second pass will, so dropout drops the same.
+
+        Args:
+            number: the micro-batch's position in the step.
+            run: runs policy and reference on one pass; returns the policy's outputs, and the reference's log-probs
+                [B, K, T] (all stored ones, or those of the pass), or None if no loss reads them.
         """
         cut = len(passes_of(self.batches[number])) > 1
         if not cut and not (self._coupled and len(self.batches) > 1):
@@ -166,13 +169,14 @@ class WholeStep:
 
     def _store(self, batch: Mapping[str, Any], run: Run) -> Stored:
         values: dict[str, Tensor] = {}
-        reference: Tensor | None = batch.get("ref_token_logps")
+        stored_reference: Tensor | None = batch.get("ref_token_logps")
+        reference = stored_reference
         aux_losses = []
         for one in passes_of(batch):
             outputs, computed = run(one)
             for name in outputs.names:
                 values[name] = values.get(name, 0) + outputs.by_response(name)
-            if computed is not None:
+            if stored_reference is None and computed is not None:
                 reference = computed if reference is None else reference + computed
             aux_losses.append(outputs.aux_loss)
         real = [loss for loss in aux_losses[: batch[REAL_PASSES]] if loss is not None]
