@@ -243,6 +243,18 @@ def test_the_number_of_micro_batches_is_known_while_training(theirs):
     )
 
 
+def test_gradients_of_a_part_of_a_micro_batch(theirs):
+    state = theirs.accelerator.gradient_state
+    assert hasattr(state, "plugin_kwargs"), f"{VERSIONS}: accelerate's GradientState has no plugin_kwargs any more."
+    state._set_sync_gradients(False)
+    off = theirs.accelerator.sync_gradients
+    state._set_sync_gradients(True)
+    assert (off, theirs.accelerator.sync_gradients) == (False, True), (
+        f"{VERSIONS}: GradientState._set_sync_gradients no longer sets Accelerator.sync_gradients; with DeepSpeed, "
+        "responses_per_pass would update the weights after each pass."
+    )
+
+
 def test_the_fused_head(theirs):
     ids = torch.arange(10, 22).view(2, 6)
     labels = ids.masked_fill(torch.arange(6) < 2, -100)

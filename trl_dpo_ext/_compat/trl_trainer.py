@@ -84,9 +84,10 @@ class HookedTrainer(DPOTrainer):
         if not state.sync_gradients:
             yield
             return
+        sums_each = state.plugin_kwargs.get("sync_each_batch", False) or self.is_deepspeed_enabled
         state._set_sync_gradients(False)
         try:
-            with self.accelerator.no_sync(model):
+            with contextlib.nullcontext() if sums_each else self.accelerator.no_sync(model):
                 yield
         finally:
             state._set_sync_gradients(True)
