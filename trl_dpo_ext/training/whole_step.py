@@ -79,12 +79,11 @@ class PromptLosses:
             responses: the prompts of the values, with differentiable log-probs; 0 for responses of other passes.
             counted: False returns zeros with these gradients, because another pass counts the values.
         """
-        if not self.derivatives:
-            return self.values
-        linear = torch.zeros_like(self.values)
+        values = self.values if counted else torch.zeros_like(self.values)
         for name, derivative in self.derivatives.items():
-            linear = linear + (derivative * getattr(responses, name)).flatten(1).sum(dim=1)
-        return (self.values if counted else 0.0) + (linear - linear.detach())
+            linear = (derivative * getattr(responses, name)).flatten(1).sum(dim=1)
+            values = values + (linear - linear.detach())
+        return values
 
 
 class WholeStep:
