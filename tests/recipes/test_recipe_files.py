@@ -83,11 +83,10 @@ def test_the_launch_goes_through_accelerate(monkeypatch):
     options = ["--accelerate_config", "zero3", "--num_processes", "4", "--seed", "3"]
     assert cli.main(["train", "--config", "qwen3-8b/simpo", *options]) == 7
     recipes = ROOT / "recipes"
-    assert launched == [
-        [sys.executable, "-m", "accelerate.commands.launch",
-         "--config_file", str(recipes / "accelerate" / "zero3.yaml"), "--num_processes", "4", str(recipes / "train.py"), "--config", str(recipes / "qwen3-8b" / "simpo.yaml"),
-         "--seed", "3"]
-    ]  # fmt: skip
+    config, recipe = recipes / "accelerate" / "zero3.yaml", recipes / "qwen3-8b" / "simpo.yaml"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    script = ["--num_processes", "4", str(recipes / "train.py")]
+    assert launched == [[*launcher, *script, "--config", str(recipe), "--seed", "3"]]
 
 
 def test_recipes_lists_and_shows(capsys):

