@@ -26,6 +26,7 @@ RUNNING_MEAN = RunningMean(0.3, 2)
 MIXES: dict[str, tuple[dict[str, float], LossModifiers]] = {
     "coupled and not": ({"dpo": 0.5, "aot": 1.0, "plackett_luce": 0.3, "sft": 2.0}, LossModifiers()),
     "tokens": ({"aot_unpaired": 1.0, "dpo": 1.0}, LossModifiers(ld_alpha=0.4)),
+    "clipped": ({"aot": 1.0, "plackett_luce": 1.0}, LossModifiers(humanline=(-0.1, 0.1))),
     "divergence": ({"beta_dpo": 1.0}, LossModifiers(f_divergence_type="js_divergence")),
     "weighted": ({"bco": 1.0, "hinge": 0.1}, LossModifiers(use_weighting=True)),
 }
