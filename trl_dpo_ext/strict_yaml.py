@@ -59,7 +59,8 @@ def parse_yaml(text: str, source: str) -> YamlMapping:
     Raises:
         YamlError: no YAML or no mapping; a key that occurs twice or isn't text; an alias or tag; nested too deeply.
     """
-    loader = _Loader(text, source) if not (bad := _unprintable(text, source)) else _refuse(bad)
+    _check_characters(text, source)
+    loader = _Loader(text, source)
     try:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
@@ -99,16 +100,10 @@ def dump_yaml(content: Any) -> str:
     return yaml.dump(content, Dumper=_Dumper, allow_unicode=True)
 
 
-def _refuse(message: str) -> Any:
-    raise YamlError(message)
-
-
-def _unprintable(text: str, source: str) -> str | None:
-    found = yaml.reader.Reader.NON_PRINTABLE.search(text)
-    if found is None:
-        return None
-    line = text.count("\n", 0, found.start()) + 1
-    return f"{source}, line {line}: the character {found[0]!r} can't be in YAML."
+def _check_characters(text: str, source: str) -> None:
+    if found := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise YamlError(f"{source}, line {line}: the character {found[0]!r} can't be in YAML.")
 
 
 _MOST_DIGITS = 300
@@ -161,10 +156,15 @@ _CORE = {
     "null ": (r"", ""),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
 }
 for _name, (_pattern, _first) in _CORE.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name.strip()}", re.compile(rf"^(?:{_pattern})$"), [*_first] or [""])
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_name.strip()}", re.compile(rf"^(?:{_pattern})$"), [*_first] or [""]
+    )
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.integer)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..record import atomic_file
+from ..strict_yaml import dump_yaml
 from .pushed_files import CARD, hub_id
 from .run_folder import Run, read_run
 from .usage import describe_merge, loading, notes
@@ -59,7 +59,7 @@ def make_card(
         facts=_facts(run),
         plots=plots,
         launch=result.get("launch"),
-        recipe=yaml.safe_dump(dict(run.recipe), allow_unicode=True).strip() if run.recipe else None,
+        recipe=dump_yaml(dict(run.recipe)).strip() if run.recipe else None,
         versions=", ".join(f"{k} {v}" for k, v in (result.get("versions") or {}).items()),
         merge=_merge(run),
     )

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..record import scrub
+from ..strict_yaml import dump_yaml
 from .run_folder import ADAPTER_CONFIG, MERGE, RECIPE, REFERENCE, RESULT, Run, RunError
 
 CARD = "README.md"
@@ -94,7 +93,7 @@ def files_to_push(run: Run, card: str, token: str | None = None) -> Files:
     contents = {ADAPTER_CONFIG: run.adapter, RESULT: run.result, MERGE: run.merge, REFERENCE: run.reference}
     files |= {name: _json(content) for name, content in contents.items() if content}
     if run.recipe:
-        files[RECIPE] = yaml.safe_dump(dict(run.recipe), allow_unicode=True).encode()
+        files[RECIPE] = dump_yaml(dict(run.recipe)).encode()
     files[CARD] = card.encode()
     _refuse_secrets(files, token)
     return files

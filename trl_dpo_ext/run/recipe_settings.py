@@ -77,10 +77,6 @@ class RecipeArguments(ScriptArguments):
             raise ParseError("dataset_name is missing: give a Hub id, a folder, or a file.")
         if self.reward and self.eval_prompts < 2:
             raise ParseError(f"eval_prompts={self.eval_prompts}, but an interval needs at least 2 prompts.")
-        if self.frontier_steps < 0:
-            raise ParseError(
-                f"frontier_steps={self.frontier_steps} is out of range, expected >= 0; 0 takes no samples."
-            )
         if self.frontier_steps and not self.reward:
             raise ParseError(f"frontier_steps={self.frontier_steps} needs a reward to record; set reward as well.")
 
