@@ -14,6 +14,7 @@ from ..registry import did_you_mean
 from ..training import ConfigError, PreferenceConfig
 from .metric_names import evaluation_metrics
 from .missing_packages import missing_packages
+from .unusable_settings import unusable_settings
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def check_recipe(arguments: Any, config: PreferenceConfig, model: ModelConfig, n
             *_ignored(config, named),
             *_length_of_the_run(arguments, config),
             *_evaluation(config, named),
+            *unusable_settings(config, model),
             *missing_packages(config, model),
             *_model(config, model, named),
         ],

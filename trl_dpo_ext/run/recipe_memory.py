@@ -11,6 +11,7 @@ from ..memory import Setup, make_setup
 from ..parsing import ParseError, StrictParser
 from ..strict_yaml import YamlError, YamlMapping, read_yaml
 from ..training import PreferenceConfig
+from .recipe_files import recipe_path
 from .recipe_settings import RecipeArguments
 
 
@@ -24,7 +25,7 @@ def read_memory_setup(
     """Read the settings of a recipe that decide its memory.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of one of the package's recipes.
         changes: settings that replace the recipe's.
         responses, prompt_tokens: see `make_setup`.
 
@@ -35,7 +36,7 @@ def read_memory_setup(
         ParseError, ConfigError, UnknownModelError: the recipe can't be trained or estimated.
     """
     try:
-        file = read_yaml(path)
+        file = read_yaml(recipe_path(path))
     except YamlError as error:
         raise ParseError(f"The recipe can't be read. {error}") from None
     parser = StrictParser((RecipeArguments, PreferenceConfig, ModelConfig))
