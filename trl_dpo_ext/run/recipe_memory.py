@@ -8,9 +8,10 @@ from typing import Any
 from trl import ModelConfig
 
 from ..memory import Setup, make_setup
-from ..parsing import ParseError, StrictParser
+from ..parsing import ParseError
 from ..strict_yaml import YamlError, YamlMapping, read_yaml
 from ..training import PreferenceConfig
+from .pulled_recipes import RecipeParser
 from .recipe_files import recipe_path
 from .recipe_settings import RecipeArguments
 
@@ -39,10 +40,10 @@ def read_memory_setup(
         file = read_yaml(recipe_path(path))
     except YamlError as error:
         raise ParseError(f"The recipe can't be read. {error}") from None
-    parser = StrictParser((RecipeArguments, PreferenceConfig, ModelConfig))
+    parser = RecipeParser((RecipeArguments, PreferenceConfig, ModelConfig))
     parser.set_defaults(dataset_name="none")  # the estimate needs no dataset
     kept = {name: value for name, value in file.values.items() if name not in (changes or {})}
-    parser.take(YamlMapping(kept, file.lines, file.texts), source=path)
+    parser.take(YamlMapping(kept, file.lines, file.texts), source=str(recipe_path(path)))
     # This machine may not have the recipe's card.
     parser.take(YamlMapping({**(changes or {}), "use_cpu": True}), source="the changes")
     try:

@@ -15,8 +15,10 @@ from trl import ModelConfig, ScriptArguments, get_peft_config
 
 from ..data import get_converter
 from ..evaluation import reward_forms
-from ..parsing import ParseError, StrictParser
+from ..parsing import ParseError
+from ..secret_scan import without_secrets
 from ..training import PreferenceConfig
+from .pulled_recipes import RecipeParser
 from .recipe_checks import check_recipe
 
 RESULT = "result.json"  # its presence marks a run as finished
@@ -110,7 +112,7 @@ def parse_recipe(args: Sequence[str] | None = None) -> Recipe:
     if not torch.accelerator.is_available():
         # Accelerate's launcher doesn't pass `use_cpu` on to its processes where there are several.
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    parser = StrictParser((RecipeArguments, PreferenceConfig, ModelConfig))
+    parser = RecipeParser((RecipeArguments, PreferenceConfig, ModelConfig))
     try:
         arguments, config, model = parser.parse_args_and_config(args)
     except ValueError as error:  # whatever the dataclasses refuse, TRL's own included
@@ -134,7 +136,7 @@ def parse_recipe(args: Sequence[str] | None = None) -> Recipe:
         "dtype": model.dtype,
         **(config.model_init_kwargs or {}),
     }
-    return Recipe(arguments, config, model, {k: v for k, v in parser.given.items() if k != "hub_token"})
+    return Recipe(arguments, config, model, without_secrets(parser.given))
 
 
 def adapter_config(model: ModelConfig) -> Any:
