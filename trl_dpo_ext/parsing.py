@@ -74,7 +74,9 @@ class StrictParser(TrlParser):
         """Raise the message; argparse would print two pages of usage and exit."""
         raise ParseError(message)
 
-    def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> Any:
+    def parse_args_and_config(  # type: ignore[override]  # nothing here takes what is left over
+        self, args: Iterable[str] | None = None, **kwargs: Any
+    ) -> Any:
         """Parse `--config FILE` and options, which win over the file.
 
         A mapping `env` in the file sets environment variables, as in TRL.

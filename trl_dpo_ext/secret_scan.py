@@ -115,5 +115,5 @@ def _json_mapping(text: str) -> dict[str, Any] | None:
 def _detectors() -> list[Any]:
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-    classes = get_mapping_from_secret_type_to_class().values()
+    classes: Any = get_mapping_from_secret_type_to_class().values()
     return [kind() for kind in classes if kind.__name__ in _DETECTORS]

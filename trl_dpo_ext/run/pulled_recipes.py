@@ -34,6 +34,7 @@ def code_that_would_run(recipe: Path, settings: Mapping[str, Any], on_command_li
         settings: its content.
         on_command_line: names of the settings that the command line gives.
     """
+    # A file in the Hub's cache is a link.
     beside = {
         name for place in {recipe.parent, recipe.resolve().parent} for name in _OF_A_MODEL if (place / name).exists()
     }

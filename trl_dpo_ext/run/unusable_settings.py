@@ -1,9 +1,10 @@
-"""Settings that a library would refuse only once the model is loaded: each is tried on something small, or looked up."""
+"""Settings that a library would refuse only once the model is loaded; each is tried on one weight, or looked up."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from transformers import Trainer, get_scheduler
@@ -43,13 +44,14 @@ def _optimizer_and_schedule(config: PreferenceConfig) -> Iterator[str]:
             given = "" if config.optim_args is None else f" and optim_args={config.optim_args!r}"
             yield f"optim={named!r}{given} can't be used: {_first_line(error)}"
     kind = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+    kwargs: Any = config.lr_scheduler_kwargs or {}
     try:
         get_scheduler(
             kind,
             optimizer,
             num_warmup_steps=1,
             num_training_steps=10,
-            scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}),
+            scheduler_specific_kwargs=kwargs,
         )
     except Exception as error:
         yield (
