@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -207,13 +209,24 @@ def _checked(action: argparse.Action, annotation: Any, value: Any, text: str | N
     return [converted] if action.nargs in ("+", "*") else converted
 
 
+def _check_mapping(text: str) -> None:
+    """Refuse text in place of a mapping that is neither a JSON object nor a file with one."""
+    if text.lstrip().startswith("{"):
+        if not isinstance(json.loads(text), dict):
+            raise ValueError
+    elif not Path(text).is_file():
+        raise ValueError
+
+
 def _scalar(action: argparse.Action, kinds: Sequence[Any], value: Any, text: str | None) -> Any:
     convert: Any = action.type or str
     try:
         if value is None or isinstance(value, dict | list):
             raise ValueError
         converted = convert(str(value) if text is None else text)
-    except (ValueError, TypeError, argparse.ArgumentTypeError, KeyError, OverflowError):
+        if dict in kinds and isinstance(converted, str):
+            _check_mapping(converted)
+    except (ValueError, TypeError, argparse.ArgumentTypeError, KeyError, OSError, OverflowError, RecursionError):
         names = {NoneType: "null", bool: "true or false", dict: "a mapping", list: "a list", str: "text"}
         expected = ", ".join(names.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
         shown = repr(value) if len(repr(value)) < 200 else f"{repr(value)[:200]}..."

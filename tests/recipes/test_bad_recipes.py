@@ -191,8 +191,8 @@ CASES: dict[str, Case] = {
     "an unknown key and others": (
         setting(torch_dtype="bfloat16", evaluation_strategy="no", rpo_alpha=1.0, learning_rat=1e-5, max_steps="few"),
         [
-            "5 mistakes in the config file",
-            "Unknown key 'torch_dtype' in the config file. It is called dtype here.",
+            "5 mistakes in recipe.yaml",
+            "Unknown key 'torch_dtype'. It is called dtype here.",
             "It is called eval_strategy here.",
             "Use loss_type: [dpo, sft] with loss_weights: [1.0, ALPHA].",
             "Did you mean 'learning_rate'",

@@ -129,6 +129,8 @@ def parse_recipe(args: Sequence[str] | None = None) -> Recipe:
     if not model.model_name_or_path:
         raise ParseError("model_name_or_path is missing: give a Hub id or a folder.")
     _check_output(config.output_dir, arguments.overwrite_output_dir)
+    if not isinstance(config.model_init_kwargs or {}, dict):
+        raise ParseError(f"model_init_kwargs={config.model_init_kwargs!r} must be a mapping.")
     check_recipe(arguments, config, model, parser.named)
     config.model_init_kwargs = {
         "revision": model.model_revision,

@@ -128,7 +128,10 @@ class PreferenceConfig(HookedConfig):
         check_bf16(self.bf16, self.fp16, self.use_cpu)
         if self.use_cpu or not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns that there is nothing to pin it for
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (TypeError, OSError) as error:  # a mapping with unknown keys, or a file of one that can't be read
+            raise ConfigError(f"The training settings can't be used: {error}") from error
         if self.accelerator_config.dispatch_batches:  # type: ignore[union-attr]
             raise ConfigError(
                 "accelerator_config: dispatch_batches=True truncates every tensor of a streamed batch to the number of "
