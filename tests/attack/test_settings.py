@@ -107,9 +107,9 @@ def recipe(**changes: Any) -> str:
         ("learning_rate: .inf", "learning_rate=inf"),
         ("eval_max_new_tokens: 0", "eval_max_new_tokens=0"),
         ("dataset_num_proc: 0", "dataset_num_proc=0"),
-        ("report_to: nope", "report_to='nope' is unknown"),
+        ("report_to: nope", "'nope' is unknown"),
         ("attn_implementation: nope", "attn_implementation='nope' is unknown"),
-        ("bnb_4bit_quant_type: nope", "bnb_4bit_quant_type='nope' is unknown"),
+        ("bnb_4bit_quant_type: nope", "'nope' is unknown"),
         ("dataloader_multiprocessing_context: nope", "'nope' is unknown"),
         ("lora_task_type: nope", "'nope' is unknown"),
         ("optim_args: nope", "optim_args='nope'"),
@@ -119,7 +119,8 @@ def recipe(**changes: Any) -> str:
 )
 def test_it_is_said_with_file_and_line(line, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("recipe.yaml").write_text(recipe() + line + "\n")
+    text = dump_yaml({name: value for name, value in GOOD.items() if name != line.split(":")[0]})
+    Path("recipe.yaml").write_text(f"{text}output_dir: out\n{line}\n")
     with pytest.raises(USER_ERRORS) as caught:
         parse_recipe(["--config", "recipe.yaml"])
     assert said in str(caught.value)

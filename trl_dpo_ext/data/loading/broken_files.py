@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
@@ -41,7 +42,7 @@ def _fault(file: Path) -> str | None:
             return _parquet_fault(file)
         with cast(IO[bytes], gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as content:
             return _text_fault(content, file.suffixes)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         return f"the compressed file is damaged or cut off ({error})."
     except OSError as error:
         return f"it can't be opened ({error.strerror or error})."
