@@ -349,7 +349,7 @@ def test_prompts_are_not_sent_on_to_another_host(server, judge, status):
     ],
 )
 def test_a_malformed_address_is_refused_before_anything_is_asked(server, judge, url, monkeypatch):
-    with pytest.raises(JudgeError, match="base_url=.* is no address"):
+    with pytest.raises(JudgeError, match=r"base_url=.* is no address"):
         judge(base_url=url)
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     with pytest.raises(JudgeError, match="is no address"):
