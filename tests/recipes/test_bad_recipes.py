@@ -255,8 +255,8 @@ CASES: dict[str, Case] = {
     "a dropout of 2": (setting(lora_dropout=2.0), ["lora_dropout=2.0", "< 1"]),
     "fewer than no workers": (setting(dataloader_num_workers=-1), ["dataloader_num_workers=-1"]),
     "three at once": (
-        setting(do_predict=True, max_steps=0, lora_r=0),
-        ["3 mistakes in the recipe", "do_predict", "max_steps=0", "lora_r=0"],
+        setting(do_predict=True, max_steps=0, use_liger_kernel=True),
+        ["3 mistakes in the recipe", "do_predict", "max_steps=0", "use_liger_kernel"],
     ),
     # the output folder
     "a file where the output goes": (output_is_a_file, ["out", "is a file"]),
