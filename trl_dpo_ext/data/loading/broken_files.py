@@ -123,13 +123,16 @@ def _csv_fault(content: IO[bytes]) -> str | None:
         if fault := _utf8_fault(line):
             return f"line {number}: {fault}"
     reader = csv.reader(_text(lines))
-    header = next(reader, [])
-    for fields in reader:
-        if len(fields) > len(header):
-            return (
-                f"line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}; quote text that "
-                "contains commas or line breaks."
-            )
+    try:
+        header = next(reader, [])
+        for fields in reader:
+            if len(fields) > len(header):
+                return (
+                    f"line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}; quote text that "
+                    "contains commas or line breaks."
+                )
+    except csv.Error as error:
+        return f"line {reader.line_num}: {error}."
     return None
 
 

@@ -38,7 +38,10 @@ def unsafe_json(file: Path) -> str | None:
 def repeated_column(file: Path) -> str | None:
     """Return why a .csv or .gz file's columns can't be told apart, or None: pandas renames the second of two."""
     with _open(file) as content, io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace", newline="") as text:
-        header = next(csv.reader(text), [])
+        try:
+            header = next(csv.reader(text), [])
+        except csv.Error:
+            return None  # the reader raises
     repeated = next((name for name in header if header.count(name) > 1), None)
     return None if repeated is None else f"line 1: the column {repeated!r} occurs twice."
 
