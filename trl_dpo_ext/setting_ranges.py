@@ -26,6 +26,7 @@ RANGES: dict[str, tuple[Ge | Gt | Le | Lt, ...]] = {
     "dataset_num_proc": _AT_LEAST_1,
     "ddp_bucket_cap_mb": _AT_LEAST_1,
     "ddp_timeout": _AT_LEAST_1,
+    "f_alpha_divergence_coef": (),
     "eval_accumulation_steps": _AT_LEAST_1,
     "eval_delay": _AT_LEAST_0,
     "eval_steps": (Gt(0),),
@@ -60,6 +61,7 @@ RANGES: dict[str, tuple[Ge | Gt | Le | Lt, ...]] = {
     "eval_seed": _SEED,
     "frontier_steps": _AT_LEAST_0,
 }
+_LARGEST = 2**53  # of a whole number; what comes later counts in 64 bits or in floats
 _HOLDS = {
     Ge: lambda value, bound: value >= bound.ge,
     Gt: lambda value, bound: value > bound.gt,
@@ -79,7 +81,14 @@ def out_of_range(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         bounds = RANGES.get(name)
         if bounds is None or value is None:
             continue
-        if not (all(_HOLDS[type(bound)](value, bound) for bound in bounds) and math.isfinite(value)):
-            expected = ", ".join(_WRITTEN[type(bound)].format(bound) for bound in bounds)
-            finite = " and finite" if isinstance(value, float) and not math.isfinite(value) else ""
-            yield name, f"{name}={value} is out of range. Expected {expected}{finite}."
+        if isinstance(value, int):
+            bounds += (Le(_LARGEST),) if value > _LARGEST else ()
+        elif not math.isfinite(value):
+            yield name, f"{name}={value} is out of range. Expected {_written(bounds, 'a finite number')}."
+            continue
+        if not all(_HOLDS[type(bound)](value, bound) for bound in bounds):
+            yield name, f"{name}={value} is out of range. Expected {_written(bounds)}."
+
+
+def _written(bounds: tuple[Any, ...], *more: str) -> str:
+    return ", ".join([*more, *(_WRITTEN[type(bound)].format(bound) for bound in bounds)])

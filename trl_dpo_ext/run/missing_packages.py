@@ -60,7 +60,7 @@ def _trackers(report_to: str | list[str] | None) -> Iterator[str]:
         if tracker not in INTEGRATION_TO_CALLBACK:
             known = sorted(INTEGRATION_TO_CALLBACK)
             yield (
-                f"report_to={tracker!r} is unknown.{did_you_mean(tracker, known)} It is one of: none, all, "
+                f"report_to={tracker!r} is unknown.{did_you_mean(str(tracker), known)} It is one of: none, all, "
                 f"{', '.join(known)}."
             )
             continue

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer, get_scheduler
 from trl import ModelConfig
 
@@ -21,6 +22,8 @@ _CHOICES = {
     "dataloader_multiprocessing_context": tuple(multiprocessing.get_all_start_methods()),
     "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl", "xccl"),
 }
+_CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop", "context_fn")
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 def unusable_settings(config: PreferenceConfig, model: ModelConfig) -> Iterator[str]:
@@ -29,7 +32,41 @@ def unusable_settings(config: PreferenceConfig, model: ModelConfig) -> Iterator[
         value = getattr(model if hasattr(model, name) else config, name)
         if value is not None and value not in known:
             yield f"{name}={value!r} is unknown.{did_you_mean(str(value), known)} It is one of: {', '.join(known)}."
+    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        given: Any = getattr(config, name, None) or {}
+        if unknown := [key for key in given if key not in _CHECKPOINTING]:
+            yield (
+                f"{name}: {unknown[0]!r} is unknown.{did_you_mean(unknown[0], _CHECKPOINTING)} It takes: "
+                f"{', '.join(_CHECKPOINTING)}."
+            )
+    yield from _compilation(config)
+    yield from _data_loader(config)
     yield from _optimizer_and_schedule(config)
+
+
+def _compilation(config: PreferenceConfig) -> Iterator[str]:
+    if config.torch_compile_mode is not None and config.torch_compile_mode not in _COMPILE_MODES:
+        yield (
+            f"torch_compile_mode={config.torch_compile_mode!r} is unknown."
+            f"{did_you_mean(config.torch_compile_mode, _COMPILE_MODES)} It is one of: {', '.join(_COMPILE_MODES)}."
+        )
+    if (backend := config.torch_compile_backend) not in (None, "inductor", "eager", "aot_eager"):
+        known = torch.compiler.list_backends()
+        if backend not in known:
+            yield f"torch_compile_backend={backend!r} is unknown. It is one of: {', '.join(known)}."
+
+
+def _data_loader(config: PreferenceConfig) -> Iterator[str]:
+    try:
+        DataLoader(
+            [0],
+            num_workers=config.dataloader_num_workers,
+            persistent_workers=config.dataloader_persistent_workers,
+            prefetch_factor=config.dataloader_prefetch_factor,
+            multiprocessing_context=config.dataloader_multiprocessing_context,
+        )
+    except ValueError as error:
+        yield f"The settings dataloader_... can't be used together: {error}."
 
 
 def _optimizer_and_schedule(config: PreferenceConfig) -> Iterator[str]:
