@@ -59,7 +59,7 @@ def _compilation(config: PreferenceConfig) -> Iterator[str]:
 def _data_loader(config: PreferenceConfig) -> Iterator[str]:
     try:
         DataLoader(
-            [0],
+            [0],  # type: ignore[arg-type]  # any sequence will do
             num_workers=config.dataloader_num_workers,
             persistent_workers=config.dataloader_persistent_workers,
             prefetch_factor=config.dataloader_prefetch_factor,
