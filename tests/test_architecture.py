@@ -47,7 +47,7 @@ INTERNAL = {
     },
     "run": {
         *("_compat", "registry", "types", "record", "parsing", "strict_yaml", "secret_scan", "losses", "modeling"),
-        *("data", "reference", "hub", "training", "memory", "evaluation"),
+        *("data", "reference", "hub", "training", "memory", "evaluation", "renamed_settings"),
     },
 }
 # Part -> what it may import from outside, beside the standard library. The others are free.
