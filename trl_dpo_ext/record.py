@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import shlex
 import sys
 import uuid
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from .secret_scan import redact, redact_command
 
 # Of result.json. Raised when a reader of the former format would misread a file; hub/run_folder.py refuses newer ones.
 RECORD_FORMAT = 1
@@ -75,19 +76,12 @@ def launch_command() -> str:
         parts = ["trl-dpo-ext", *sys.argv[1:]] if ours else ["python", *sys.argv]
     else:
         parts = [Path(parent[launcher]).name, *parent[launcher + 1 :]]
-    for option in ("--hub_token", "--token"):
-        if option in parts[:-1]:
-            parts[parts.index(option) + 1] = "***"
-    return scrub(shlex.join(parts))
+    return shlex.join(redact_command(parts))
 
 
 def scrub(text: str, token: str | None = None) -> str:
-    """Return a text without access tokens of the Hub: those that look like one, and `token`.
-
-    >>> scrub("HF_TOKEN=hf_" + 20 * "x" + " train")
-    'HF_TOKEN=hf_*** train'
-    """
-    return re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", text.replace(token, "***") if token else text)
+    """Return a text without access tokens and keys: those that have the form of one, and `token`."""
+    return redact(text, token)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import gc
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -137,8 +138,7 @@ def merge_adapter(
 @contextlib.contextmanager
 def _atomic_folder(output: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `output`, which is missing or empty; after an error it is deleted."""
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = output.with_name(f"{output.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         yield partial
         if output.exists():

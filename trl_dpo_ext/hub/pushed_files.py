@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..record import scrub
+from ..secret_scan import secrets_in
+from ..strict_yaml import dump_yaml
 from .run_folder import ADAPTER_CONFIG, MERGE, RECIPE, REFERENCE, RESULT, Run, RunError
 
 CARD = "README.md"
@@ -80,11 +79,17 @@ def files_to_push(run: Run, card: str, token: str | None = None) -> Files:
         token: access token that no file may contain.
 
     Raises:
-        RunError: no weights as safetensors, or a file contains an access token.
+        RunError: no weights as safetensors, a file contains an access token or key, or a link leaves the folder.
     """
     weights = _ADAPTER if run.adapter else _MODEL
     patterns = (*weights, *_TOKENIZER, *_RECORD)
     found = sorted(path for pattern in patterns for path in run.folder.glob(pattern) if path.is_file())
+    for path in found:
+        if not path.resolve().is_relative_to(run.folder.resolve()):
+            raise RunError(
+                f"{path} is a link to {path.resolve()}, outside of the run's folder, and a push would publish that "
+                "file. Put a copy in its place, or remove the link."
+            )
     files: Files = {path.relative_to(run.folder).as_posix(): path for path in found}
     if not any(name.endswith(".safetensors") for name in files):
         raise RunError(
@@ -94,7 +99,7 @@ def files_to_push(run: Run, card: str, token: str | None = None) -> Files:
     contents = {ADAPTER_CONFIG: run.adapter, RESULT: run.result, MERGE: run.merge, REFERENCE: run.reference}
     files |= {name: _json(content) for name, content in contents.items() if content}
     if run.recipe:
-        files[RECIPE] = yaml.safe_dump(dict(run.recipe), allow_unicode=True).encode()
+        files[RECIPE] = dump_yaml(dict(run.recipe)).encode()
     files[CARD] = card.encode()
     _refuse_secrets(files, token)
     return files
@@ -109,5 +114,9 @@ def _refuse_secrets(files: Files, token: str | None) -> None:
         if name.endswith((".safetensors", ".png")):
             continue
         text = content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8", errors="replace")
-        if scrub(text, token) != text:
-            raise RunError(f"{name} contains an access token. Remove it from the file, and revoke it: it was on disk.")
+        kind = "access token" if token and token in text else next((kind for kind, _ in secrets_in(text)), None)
+        if kind is not None:
+            raise RunError(
+                f"{name} contains what looks like a secret ({kind}). Remove it from the file, and revoke it: it was on "
+                "disk."
+            )

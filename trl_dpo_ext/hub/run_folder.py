@@ -9,9 +9,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..record import RECORD_FORMAT
+from ..strict_yaml import parse_yaml
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 RECIPE, RESULT, MERGE, REFERENCE = "recipe.yaml", "result.json", "merge.json", "reference.json"
@@ -125,7 +124,7 @@ def read_run(folder: str | Path) -> Run:
             f"{folder / RESULT} has format {written!r}, written by trl-dpo-ext {by}; this version reads up to format "
             f"{RECORD_FORMAT}. Upgrade with `pip install -U trl-dpo-ext`."
         )
-    return Run(folder, adapter, config, _read(folder / RECIPE, yaml.safe_load), result, merge, reference)
+    return Run(folder, adapter, config, _read(folder / RECIPE, _yaml), result, merge, reference)
 
 
 def _renamed(content: Any, path: str, name: str) -> Any:
@@ -140,12 +139,16 @@ def _renamed(content: Any, path: str, name: str) -> Any:
     return re.sub(word, lambda _: name, content)
 
 
+def _yaml(text: str) -> dict[str, Any]:
+    return parse_yaml(text, RECIPE).values
+
+
 def _read(path: Path, parse: Any) -> dict[str, Any]:
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise RunError(f"{path} can't be read: {error}") from None
     if not isinstance(content, dict):
         raise RunError(f"{path} holds a {type(content).__name__}, expected a mapping.")
