@@ -13,9 +13,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 # Of result.json. Raised when a reader of the former format would misread a file; hub/run_folder.py refuses newer ones.
@@ -24,6 +24,10 @@ RECORD_FORMAT = 1
 _PACKAGES = ("trl-dpo-ext", "torch", "trl", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
 
 _DEEPEST = 64  # levels of lists and mappings in a record; functions that walk a record call themselves once a level
+
+
+FiniteNumber = Annotated[float, Field(ge=-1e300, le=1e300)]
+"""Of a record: no NaN, no infinity, and no integer that is too large for a float."""
 
 
 class RecordError(ValueError):
@@ -158,7 +162,7 @@ def read_json(
     """Read a JSON file that must have no duplicate keys; see `read_record` for arguments and errors."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
-        _check_content(content)
+        check_content(content)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as problem:
@@ -195,7 +199,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _check_content(content: Any) -> None:
+def check_content(content: Any) -> None:
     """Refuse what functions that walk, write or print a record stumble over: great depth, and half characters."""
     level = [content]
     for _ in range(_DEEPEST):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..record import write_json
+from pydantic import ConfigDict
+
+from ..record import Record, checked, read_record, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,16 @@ KINDS = {
     "second_model": "a second model",
     "none": "none",
 }
+
+
+class ReferenceRecord(Record):
+    """What `reference.json` holds; see `ReferenceIdentity`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["adapters_off", "starting_adapter", "second_model", "none"]  # the keys of KINDS
+    description: str
+    fingerprint: str | None
 
 
 class ReferenceMismatchError(ValueError):
@@ -50,11 +61,7 @@ class ReferenceIdentity:
         Raises:
             ValueError: an unknown kind, or missing or unknown keys.
         """
-        if not isinstance(values, dict) or set(values) != set(cls.__dataclass_fields__) or values["kind"] not in KINDS:
-            raise ValueError(
-                f"{values!r} is no reference: expected the keys kind ({', '.join(KINDS)}), description and fingerprint."
-            )
-        return cls(**values)
+        return cls(**checked(values, ReferenceRecord, "the reference", ValueError).model_dump())
 
     def __str__(self) -> str:
         if self.kind == "none":
@@ -81,10 +88,8 @@ class ReferenceIdentity:
                 f"{folder} doesn't name the reference it was trained against, so it isn't checked. Now it is {self}."
             )
             return
-        try:
-            saved = ReferenceIdentity.from_dict(json.loads(path.read_text()))
-        except ValueError as error:
-            raise ReferenceMismatchError(f"{path} can't be read: {error} Take another checkpoint.") from error
+        record = read_record(path, ReferenceRecord, ReferenceMismatchError, "Take another checkpoint.")
+        saved = ReferenceIdentity(**record.model_dump())
         if saved.kind != "none" and None in (saved.fingerprint, self.fingerprint):
             logger.warning(f"The reference of {folder} ({saved}) can't be compared with this one ({self}).")
         elif saved.fingerprint != self.fingerprint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def save_outputs(
     """
     output = Path(str(trainer.args.output_dir))
     history = trainer.state.log_history
-    (output / "recipe.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
+    plain = json.loads(json.dumps(settings))  # or a value that occurs twice would be written as a YAML alias
+    (output / "recipe.yaml").write_text(yaml.safe_dump(plain, allow_unicode=True))
     trainer.save_record(
         metrics={**next((entry for entry in reversed(history) if "loss" in entry), {}), **metrics},
         evaluation=comparison and comparison.as_dict(),
