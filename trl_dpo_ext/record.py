@@ -206,6 +206,8 @@ def check_content(content: Any) -> None:
         inner: list[Any] = []
         for value in level:
             if isinstance(value, dict):
+                if odd := [key for key in value if not isinstance(key, str)]:  # as YAML may have them
+                    raise ValueError(f"the key {odd[0]!r} is not text")
                 inner += [*value, *value.values()]
             elif isinstance(value, list):
                 inner += value

@@ -158,19 +158,19 @@ def commands(root: Path) -> dict[str, Callable[[], Any]]:
 
 CARDS = ("card", "read_run", "make_card", "push")
 TARGETS = [
-    Target("run/result.json", tampering.tamper_json, CARDS, 12),
+    Target("run/result.json", tampering.tamper_json, CARDS, 20),
     Target("run/reference.json", tampering.tamper_json, ("identity", *CARDS), 6),
     Target("run/recipe.yaml", tampering.tamper_yaml, CARDS, 6),
     Target("run/adapter_config.json", tampering.tamper_json, CARDS, 6),
-    Target("run/adapter_config.json", tampering.tamper_json, ("merge", "sample"), 2),
+    Target("run/adapter_config.json", tampering.tamper_json, ("merge", "sample"), 1),
     Target("run/adapter_model.safetensors", tampering.tamper_weights, ("push",), 4),
-    Target("run/adapter_model.safetensors", tampering.tamper_weights, ("merge", "sample"), 2),
-    Target("run/frontier.json", tampering.tamper_json, ("frontier", "read_frontier"), 8),
+    Target("run/adapter_model.safetensors", tampering.tamper_weights, ("merge", "sample"), 1),
+    Target("run/frontier.json", tampering.tamper_json, ("frontier", "read_frontier"), 12),
     Target("curve.json", tampering.tamper_json, ("best of n",), 4),
     Target("model/merge.json", tampering.tamper_json, ("card of the model", "push the model"), 4),
     Target("model/config.json", tampering.tamper_json, ("sample the model",), 1),
     Target("model/config.json", tampering.tamper_json, ("card of the model",), 1),
-    Target("model/model.safetensors", tampering.tamper_weights, ("sample the model", "push the model"), 2),
+    Target("model/model.safetensors", tampering.tamper_weights, ("sample the model", "push the model"), 1),
 ]
 
 

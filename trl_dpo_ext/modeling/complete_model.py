@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM
 
 from .weight_files import Failure
@@ -20,8 +21,17 @@ def load_causal_lm(source: str, error: Failure, **options: Any) -> Any:
     Raises:
         error: a weight of the model isn't in the files, or has another shape there.
         OSError: there is no such model.
+        ImportError: a package that it needs is missing.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    except (OSError, ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as problem:  # what transformers raises for a damaged folder is open-ended
+        reason = " ".join(str(problem).split())[:400]
+        raise error(
+            f"The model {str(source)!r} can't be loaded ({type(problem).__name__}: {reason}). Copy or download it again."
+        ) from problem
     model, found = loaded
     absent = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
     if absent:
