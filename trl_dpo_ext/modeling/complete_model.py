@@ -30,7 +30,8 @@ def load_causal_lm(source: str, error: Failure, **options: Any) -> Any:
     except Exception as problem:  # what transformers raises for a damaged folder is open-ended
         reason = " ".join(str(problem).split())[:400]
         raise error(
-            f"The model {str(source)!r} can't be loaded ({type(problem).__name__}: {reason}). Copy or download it again."
+            f"The model {str(source)!r} can't be loaded ({type(problem).__name__}: {reason}). Copy or download "
+            "its folder again."
         ) from problem
     model, found = loaded
     absent = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
