@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -38,6 +38,16 @@ class Record(BaseModel):
     """Base of the schemas that records are read with: types as written, finite numbers, unknown fields ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, extra="ignore")
+
+
+class ReferenceRecord(Record):
+    """What `reference.json` holds; see `reference.ReferenceIdentity`. It stands here so that a push loads no torch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["adapters_off", "starting_adapter", "second_model", "none"]
+    description: str
+    fingerprint: str | None
 
 
 def versions() -> dict[str, str]:

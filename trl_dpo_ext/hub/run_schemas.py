@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AllowInfNan, Field, model_validator
 
-from ..record import FiniteNumber, Record
-from ..reference.reference_identity import ReferenceRecord
+from ..record import FiniteNumber, Record, ReferenceRecord
 
 __all__ = ["AdapterConfig", "MergeRecord", "ModelConfig", "RecipeRecord", "ReferenceRecord", "ResultRecord"]
 

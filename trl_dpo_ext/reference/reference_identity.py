@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import ConfigDict
-
-from ..record import Record, checked, read_record, write_json
+from ..record import ReferenceRecord, checked, read_record, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -20,16 +18,6 @@ KINDS = {
     "second_model": "a second model",
     "none": "none",
 }
-
-
-class ReferenceRecord(Record):
-    """What `reference.json` holds; see `ReferenceIdentity`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    kind: Literal["adapters_off", "starting_adapter", "second_model", "none"]  # the keys of KINDS
-    description: str
-    fingerprint: str | None
 
 
 class ReferenceMismatchError(ValueError):
