@@ -42,6 +42,8 @@ Files = dict[str, Path | bytes]
 
 def hub_id(name: str) -> bool:
     """Whether a name can be a repository on the Hub and isn't a local folder."""
+    if len(name) > 200:  # longer than the Hub allows, and than a file system looks up
+        return False
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and name[0] not in "./~" and not Path(name).exists()
 
 

@@ -45,7 +45,7 @@ def check_model(model: str, needs_tokenizer: bool) -> None:
             f"The model folder {model!r} {found}. Pass a folder written by save_pretrained, or a Hub id."
         )
     config = read_record(path / "config.json", dict[str, Any], ModelFolderError, "Copy or download it again.")
-    if (kind := config.get("model_type")) not in CONFIG_MAPPING and "auto_map" not in config:
+    if str(kind := config.get("model_type")) not in CONFIG_MAPPING and "auto_map" not in config:
         raise ModelFolderError(
             f"{path / 'config.json'}: transformers {transformers.__version__} doesn't know model_type {kind!r}."
             f"{did_you_mean(str(kind), CONFIG_MAPPING.keys())} If the model is new, upgrade transformers."
