@@ -19,7 +19,7 @@ INTERNAL = {
     "registry": set(),
     "types": set(),
     "losses": {"registry", "types"},
-    "modeling": {"_compat", "registry", "types"},
+    "modeling": {"_compat", "registry", "types", "record"},
     "data": {"_compat", "registry", "types", "record", "modeling"},
     "evaluation": {"_compat", "registry", "types", "record", "strict_yaml", "modeling", "data"},
     "reference": {"_compat", "registry", "types", "modeling", "data", "record"},

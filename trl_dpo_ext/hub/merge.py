@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .._compat.peft import BaseTunerLayer, LoraLayer, LoraLinear, TrainableTokensLayer, dequantize_module_weight
 from .._compat.transformers import Conv1D
 from ..record import versions, write_json
-from .adapter_loading import load_base
+from .adapter_loading import attach_adapter, load_base
 from .distributions import compare_distributions, next_token_logits
 from .run_folder import Run, TrainedBase, read_run
 
@@ -197,7 +197,7 @@ def _load(run: Run, source: str, base: TrainedBase, quantization: Any, device: s
     model = load_base(base, source, quantization, device=device, compute_dtype=torch.float32)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))  # as peft.AutoPeftModel does for new tokens
-    return PeftModel.from_pretrained(model, str(run.folder))
+    return attach_adapter(model, run, trainable=False)
 
 
 def merge_in_place(model: PeftModel, dtype: torch.dtype, *, progress: bool = False) -> Any:

@@ -41,6 +41,8 @@ Files = dict[str, Path | bytes]
 
 def hub_id(name: str) -> bool:
     """Whether a name can be a repository on the Hub and isn't a local folder."""
+    if len(name) > 200:  # longer than the Hub allows, and than a file system looks up
+        return False
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and name[0] not in "./~" and not Path(name).exists()
 
 
@@ -79,7 +81,8 @@ def files_to_push(run: Run, card: str, token: str | None = None) -> Files:
         token: access token that no file may contain.
 
     Raises:
-        RunError: no weights as safetensors, a file contains an access token or key, or a link leaves the folder.
+        RunError: no weights as safetensors, weights that are damaged or can't be those that were trained, a file that
+            contains an access token or key, or a link that leaves the folder.
     """
     weights = _ADAPTER if run.adapter else _MODEL
     patterns = (*weights, *_TOKENIZER, *_RECORD)
@@ -96,6 +99,7 @@ def files_to_push(run: Run, card: str, token: str | None = None) -> Files:
             f"{run.folder} has no {weights[1] if run.adapter else 'model.safetensors'}. Only safetensors are pushed; "
             "save a .bin model again as safetensors."
         )
+    _check_weights(run)
     contents = {ADAPTER_CONFIG: run.adapter, RESULT: run.result, MERGE: run.merge, REFERENCE: run.reference}
     files |= {name: _json(content) for name, content in contents.items() if content}
     if run.recipe:
@@ -103,6 +107,17 @@ def files_to_push(run: Run, card: str, token: str | None = None) -> Files:
     files[CARD] = card.encode()
     _refuse_secrets(files, token)
     return files
+
+
+def _check_weights(run: Run) -> None:
+    from ..modeling.adapter_file import check_adapter_file
+    from ..modeling.weight_files import check_values, weight_files
+
+    if run.adapter:
+        check_adapter_file(run.folder, run.adapter, RunError)
+        return
+    for path in weight_files(run.folder, RunError):
+        check_values(path, RunError)
 
 
 def _json(content: Any) -> bytes:

@@ -50,7 +50,7 @@ def loading(run: Run, base: str, base_revision: str | None, repo: str) -> list[t
         ),
     ]
     if not _merge_first(run):
-        rank = lora_rank(run.adapter.get("r", 8)) or LORA_RANKS[-1]
+        rank = lora_rank(run.adapter.get("r") or 8) or LORA_RANKS[-1]
         quantization = " --quantization bitsandbytes" if quantized else ""
         revision = f" --revision {shlex.quote(base_revision)}" if base_revision else ""
         found.append(
