@@ -42,6 +42,7 @@ from .dataset_rows import by_name, check_rows, is_tokenized, map_by_name, tokeni
 from .metrics import MetricSums, batch_metrics
 from .objective import Objective
 from .preflight import run_checks
+from .preflight.adapter_checks import check_checkpoint_adapter
 from .preflight.model_limits import check_model_limits
 from .publish import checkpoint_from_hub, push_checkpoint, push_output, write_record
 from .safety.checkpoint import atomic_checkpoint, find_checkpoint
@@ -472,6 +473,7 @@ class PreferenceTrainer(HookedTrainer):
         self.run_state.checkpoint = checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint is not None:
             self._reference.check_checkpoint(checkpoint)
+            check_checkpoint_adapter(self.model, checkpoint)
             self._reference.load(checkpoint, self.model)
         with self.sigterm.listening():
             return super().train(checkpoint, *args, **kwargs)
