@@ -17,7 +17,7 @@ from ._console import Commands, console
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("memory", help="estimate the peak memory of a recipe before it runs")
-    command.add_argument("recipe", help="a recipe's YAML file")
+    command.add_argument("recipe", help="a YAML file, or a recipe that `trl-dpo-ext recipes` lists")
     command.add_argument("--gpu", type=_size, metavar="GB", help="size of the card; shows what fits and what to change")
     command.add_argument(
         "--model", help="model to use instead of the recipe's: a folder, Hub id or short name such as qwen3-8b"
@@ -60,18 +60,20 @@ def _report(arguments: argparse.Namespace) -> int:
     if sys.stderr.isatty():
         print("Loading the libraries and estimating ...", file=sys.stderr)  # both take seconds
 
-    import yaml
-
     from ..memory import Report, report_on
     from ..parsing import ParseError
     from ..run.recipe_memory import read_memory_setup
+    from ..strict_yaml import YamlError, parse_yaml_value
 
     changes = {}
     for setting in arguments.set:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ParseError(f"--set {setting}: write it as KEY=VALUE.")
-        changes[key] = yaml.safe_load(value)
+        try:
+            changes[key] = parse_yaml_value(value, f"--set {setting}")
+        except YamlError as error:
+            raise ParseError(str(error)) from None
     if arguments.model is not None:
         changes["model_name_or_path"] = arguments.model
     gc.freeze()  # what the imports made stays; without it the garbage collector walks it again and again

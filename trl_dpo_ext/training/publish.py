@@ -16,7 +16,7 @@ from ..hub import RunError, hub_id, push_run, read_run, training_record, write_c
 from ..record import hardware, versions, write_json
 from .config import PreferenceConfig
 from .errors import ConfigError
-from .safety.checkpoint_files import MARKER
+from .safety.checkpoint_files import MARKER, checksum
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,8 @@ def _checkpoint_files(folder: Path, base_model: str | None) -> dict[str, Path | 
                 files[name] = json.dumps(dict(content), indent=2).encode()
     marker = json.loads((folder / MARKER).read_text())
     sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in files.items()}
-    return {**files, MARKER: json.dumps({**marker, "files": sizes}).encode()}
+    sums = {name: checksum(content) for name, content in files.items()}
+    return {**files, MARKER: json.dumps({**marker, "files": sizes, "checksums": sums}).encode()}
 
 
 def checkpoint_from_hub(repo: str, args: PreferenceConfig) -> str:

@@ -7,16 +7,15 @@ import os
 from pathlib import Path
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ...record import write_json
+from ...record import Record, read_record, write_json
 from .engines import Engine
 
 MARKER = "complete.json"
 _CHUNK_BYTES = 1 << 22
 
 
-class CheckpointFiles(BaseModel):
+class CheckpointFiles(Record):
     """The content of complete.json.
 
     Attributes:
@@ -25,8 +24,6 @@ class CheckpointFiles(BaseModel):
         checksums: xxh3-128 of each file, in hexadecimal. Empty in checkpoints of earlier versions.
         engine: what wrote it. None in checkpoints of earlier versions.
     """
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     files: dict[str, int]
     resumable: bool
@@ -58,17 +55,11 @@ def read_marker(folder: str | Path) -> CheckpointFiles:
         ValueError: a clause that says what is wrong.
     """
     try:
-        return CheckpointFiles.model_validate_json((Path(folder) / MARKER).read_bytes())
+        return read_record(Path(folder) / MARKER, CheckpointFiles, ValueError, "Take another checkpoint.")
     except FileNotFoundError:
         raise ValueError(
             f"it has no {MARKER}, which is written last (the run was killed before that, or another program wrote it)"
         ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"its {MARKER} can't be read ({where + ': ' if where else ''}{first['msg']})") from None
-    except OSError as error:
-        raise ValueError(f"its {MARKER} can't be read ({error.strerror})") from None
 
 
 def why_incomplete(folder: str | Path) -> str | None:
@@ -103,10 +94,12 @@ def why_damaged(folder: str | Path) -> str | None:
     return None
 
 
-def checksum(path: Path) -> str:
-    """Return the xxh3-128 of a file, in hexadecimal."""
+def checksum(content: Path | bytes) -> str:
+    """Return the xxh3-128 of a file or of bytes, in hexadecimal."""
+    if isinstance(content, bytes):
+        return xxhash.xxh3_128_hexdigest(content)
     hasher = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with content.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             hasher.update(chunk)
     return hasher.hexdigest()

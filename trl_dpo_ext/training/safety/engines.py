@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from accelerate import DistributedType
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
+
+from ...record import Record
 
 # One process and DDP write the same files: every process holds all weights and the whole optimizer.
 _WHOLE = ("one process", "DDP")
 
 
-class Engine(BaseModel):
+class Engine(Record):
     """The engine of a run.
 
     Attributes:
@@ -21,7 +23,7 @@ class Engine(BaseModel):
         state_dict: how FSDP writes weights and optimizer, None for the others.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     name: str
     processes: int

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ...record import write_json
+from ...record import Record, read_record, write_json
 from ..errors import CheckpointError
 from ..objective import RunningMean
 from .run_settings import RunSettings
@@ -23,9 +22,10 @@ from .run_settings import RunSettings
 logger = logging.getLogger(__name__)
 
 RUN_STATE = "run_state.json"
+R = TypeVar("R", bound=Record)
 
 
-class SavedState(BaseModel):
+class SavedState(Record):
     """The content of run_state.json.
 
     Attributes:
@@ -40,7 +40,7 @@ class SavedState(BaseModel):
         grad_norm, learning_rate: of the last step, for a log that is due at the end of the epoch.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=False, allow_inf_nan=True)
 
     running_means: dict[str, RunningMean]
     metrics: dict[str, list[float]]
@@ -54,21 +54,19 @@ class SavedState(BaseModel):
     learning_rate: float | None = None
 
 
+class _TrainerState(Record):
+    """What is read of transformers' trainer_state.json."""
+
+    global_step: int
+
+
 def read_state(folder: str | Path) -> SavedState:
     """Read `run_state.json`.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    path = Path(folder) / RUN_STATE
-    try:
-        return SavedState.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        problem = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-    except OSError as error:
-        problem = str(error.strerror)
-    raise CheckpointError(f"{path} can't be read ({problem}). Take another checkpoint.")
+    return _read(Path(folder) / RUN_STATE, SavedState)
 
 
 def step_of(folder: str | Path) -> int:
@@ -77,11 +75,14 @@ def step_of(folder: str | Path) -> int:
     Raises:
         CheckpointError: its state can't be read.
     """
-    path = Path(folder) / TRAINER_STATE_NAME
+    return _read(Path(folder) / TRAINER_STATE_NAME, _TrainerState).global_step
+
+
+def _read(path: Path, schema: type[R]) -> R:
     try:
-        return int(json.loads(path.read_text())["global_step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} can't be read ({error}). Take another checkpoint.") from error
+        return read_record(path, schema, CheckpointError, "Take another checkpoint.")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing. Take another checkpoint.") from None
 
 
 class RunState(TrainerCallback):
