@@ -43,6 +43,22 @@ OVERRIDDEN: dict[str, tuple[type, list[str]]] = {
     "_save": (Trainer, ["self", "output_dir", "state_dict"]),
     "get_batch_samples": (Trainer, ["self", "epoch_iterator", "num_batches", "device"]),
     "_get_grad_norm": (Trainer, ["self", "model", "grad_norm"]),
+    "_load_rng_state": (Trainer, ["self", "checkpoint"]),
+    "_run_epoch": (
+        Trainer,
+        [
+            *("self", "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+            *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+            "steps_trained_in_current_epoch",
+        ],
+    ),
+    "_maybe_log_save_evaluate": (
+        Trainer,
+        [
+            *("self", "tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time"),
+            "learning_rate",
+        ],
+    ),
 }
 # Public, called by the user: no signature of its own, everything is passed on.
 PASSED_ON = {"__init__", "train", "push_to_hub", "create_model_card"}

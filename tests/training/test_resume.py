@@ -198,7 +198,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty state": (lambda p: os.truncate(p / "trainer_state.json", 0), "trainer_state.json has 0 bytes"),
     "no list": (lambda p: (p / MARKER).unlink(), f"it has no {MARKER}, which is written last"),
     "cut list": (lambda p: os.truncate(p / MARKER, 20), f"its {MARKER} can't be read"),
-    "other list": (lambda p: (p / MARKER).write_text("[1]"), f"its {MARKER} can't be read"),
+    "other list": (lambda p: (p / MARKER).write_text("[1]"), f"its {MARKER}: found a list, expected a mapping"),
     "empty folder": (lambda p: (shutil.rmtree(p), p.mkdir()), f"it has no {MARKER}"),
     "no folder": (shutil.rmtree, "there is no such folder"),
 }

@@ -136,11 +136,21 @@ class HookedTrainer(DPOTrainer):
             self.random_state_restored(float(self.state.epoch or 0).is_integer())
 
     def _maybe_log_save_evaluate(
-        self, tr_loss: Any, grad_norm: Any, *args: Any, learning_rate: Any = None, **kwargs: Any
+        self,
+        tr_loss: Any,
+        grad_norm: Any,
+        model: Any,
+        trial: Any,
+        epoch: Any,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: Any = None,
     ) -> None:
         full = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
         self._last_step = None if full is None else float(full), learning_rate
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
+        super()._maybe_log_save_evaluate(
+            tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
+        )
 
     # Public access to private names
 

@@ -54,7 +54,7 @@ def _run(args: Sequence[str] | None) -> None:
     started = time.time()
     recipe = parse_recipe(args)
     arguments, config = recipe.arguments, recipe.config
-    refuse_if_in_use(config.output_dir)
+    refuse_if_in_use(str(config.output_dir))
     reward = get_reward(arguments.reward) if arguments.reward else None
     if reward is not None and (sharded := sharding(config)):
         raise ConfigError(f"reward samples from the model, which {sharded} has in parts. Remove reward, or use DDP.")
@@ -77,7 +77,7 @@ def _run(args: Sequence[str] | None) -> None:
             "Train an adapter (use_peft: true), set precompute_ref_log_probs: false, or set frontier_steps: 0."
         )
     check_steps(config, trainer.train_dataset)  # again, without the rows that invalid_rows: drop left out
-    with held(config.output_dir):
+    with held(str(config.output_dir)):
         if trainer.is_finished():
             if trainer.is_world_process_zero():
                 logger.warning(f"{config.output_dir} holds this run, and it is finished: nothing to train or to save.")

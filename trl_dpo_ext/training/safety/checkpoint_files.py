@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import xxhash
+from pydantic import Field
 
 from ...record import Record, read_record, write_json
 from .engines import Engine
@@ -27,7 +28,7 @@ class CheckpointFiles(Record):
 
     files: dict[str, int]
     resumable: bool
-    checksums: dict[str, str] = {}
+    checksums: dict[str, str] = Field(default_factory=dict)
     engine: Engine | None = None
 
 
@@ -54,12 +55,17 @@ def read_marker(folder: str | Path) -> CheckpointFiles:
     Raises:
         ValueError: a clause that says what is wrong.
     """
+    path = Path(folder) / MARKER
     try:
-        return read_record(Path(folder) / MARKER, CheckpointFiles, ValueError, "Take another checkpoint.")
+        return read_record(path, CheckpointFiles, lambda message: ValueError(_clause(message, path)), "")
     except FileNotFoundError:
         raise ValueError(
             f"it has no {MARKER}, which is written last (the run was killed before that, or another program wrote it)"
         ) from None
+
+
+def _clause(message: str, path: Path) -> str:
+    return "its " + message.removeprefix(f"{path.parent}{os.sep}").rstrip(" .")
 
 
 def why_incomplete(folder: str | Path) -> str | None:
