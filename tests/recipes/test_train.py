@@ -355,3 +355,27 @@ def test_the_test_split_is_converted_too(streaming, recipe, tmp_path):
     train_recipe(recipe(**settings, eval_steps=1, reward="vader", eval_prompts=2, eval_max_new_tokens=2))
     evaluation = json.loads((tmp_path / "out" / "result.json").read_text())["evaluation"]
     assert evaluation["after"]["prompts"] == 2
+
+
+def test_a_finished_run_started_again_changes_nothing(recipe, tmp_path, caplog):
+    """A scheduler may start the same command after the end: it trains, samples and writes nothing."""
+    arguments = recipe(save_strategy="steps", save_steps=1, resume_from_checkpoint=True, reward="vader", eval_prompts=2)
+    train_recipe(arguments)
+    out = tmp_path / "out"
+
+    def files():
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
+
+    before = files()
+    assert out / "result.json" in before
+    train_recipe(arguments)
+    assert files() == before
+    assert "it is finished: nothing to train or to save" in caplog.text
+
+    # Killed after the last step, before its record was written: the record is made up for.
+    result = json.loads((out / "result.json").read_text())
+    (out / "result.json").unlink()
+    train_recipe(arguments)
+    again = json.loads((out / "result.json").read_text())
+    assert again["evaluation"]["after"] == result["evaluation"]["after"]
+    assert set(before) == set(files())

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 
 from ...record import Record, read_record, write_json
 from ..errors import CheckpointError
@@ -22,7 +21,15 @@ from .run_settings import RunSettings
 logger = logging.getLogger(__name__)
 
 RUN_STATE = "run_state.json"
+_TRAINER_STATE = "trainer_state.json"  # which transformers writes
 R = TypeVar("R", bound=Record)
+
+
+class SavedMean(Record):
+    """A `RunningMean` in run_state.json."""
+
+    value: float
+    batches: int
 
 
 class SavedState(Record):
@@ -42,7 +49,7 @@ class SavedState(Record):
 
     model_config = ConfigDict(extra="forbid", frozen=False, allow_inf_nan=True)
 
-    running_means: dict[str, RunningMean]
+    running_means: dict[str, SavedMean]
     metrics: dict[str, list[float]]
     train_tokens: int
     loss: float
@@ -75,7 +82,7 @@ def step_of(folder: str | Path) -> int:
     Raises:
         CheckpointError: its state can't be read.
     """
-    return _read(Path(folder) / TRAINER_STATE_NAME, _TrainerState).global_step
+    return _read(Path(folder) / _TRAINER_STATE, _TrainerState).global_step
 
 
 def _read(path: Path, schema: type[R]) -> R:
@@ -110,7 +117,10 @@ class RunState(TrainerCallback):
         """Return the state to save. Every process must call this."""
         trainer = self.trainer
         return SavedState(
-            running_means=trainer.objective.running_means,
+            running_means={
+                name: SavedMean(value=mean.value, batches=mean.batches)
+                for name, mean in trainer.objective.running_means.items()
+            },
             run=trainer.run_identity.settings,
             planned_steps=trainer.state.max_steps,
             epoch_ended=self._epoch_ended,
@@ -122,7 +132,9 @@ class RunState(TrainerCallback):
         self._epoch_ended, self.steps_trained = False, 0
         if self.saved is None:
             return
-        self.trainer.objective.running_means = self.saved.running_means
+        self.trainer.objective.running_means = {
+            name: RunningMean(mean.value, mean.batches) for name, mean in self.saved.running_means.items()
+        }
         self.trainer.restore_log_state(self.saved)
         state.compute_steps(args, state.max_steps)  # transformers goes on with the intervals in the checkpoint
         if self.saved.planned_steps not in (None, state.max_steps) and state.is_world_process_zero:
