@@ -59,7 +59,9 @@ class PreferenceCollator:
         if "scores" in rows[0]:
             batch["scores"] = _padded([row["scores"] for row in rows], torch.float32)
         if "labels" in rows[0]:
-            batch["response_labels"] = _padded([[_LABELS[label] for label in row["labels"]] for row in rows], torch.int8)
+            batch["response_labels"] = _padded(
+                [[_LABELS[label] for label in row["labels"]] for row in rows], torch.int8
+            )
         if "reference_scores" in rows[0]:
             samples = [row["reference_scores"] for row in rows]
             batch["reference_scores"] = _padded(samples, torch.float32)

@@ -22,7 +22,11 @@ def chosen_first(row: Row, count: int) -> Order:
     Raises:
         ColumnFault: scores, or a column `ranks` or `scores`, have the two the other way round.
     """
-    scores = [read_number(row[column], column) for column in PAIR_SCORES] if set(PAIR_SCORES) <= set(row) else None
+    scores = (
+        [read_number(row[column], column, "the score ") for column in PAIR_SCORES]
+        if set(PAIR_SCORES) <= set(row)
+        else None
+    )
     judgements: dict[str, tuple[Any, int]] = {
         "score_chosen": (scores, -1),
         "ranks": (row.get("ranks"), 1),

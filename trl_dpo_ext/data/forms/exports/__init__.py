@@ -16,9 +16,19 @@ def recognise_export(columns: Sequence[str], sample: Sequence[Row]) -> ExportFor
     """Return the export that a dataset with these columns and first rows is, or None.
 
     Raises:
-        ColumnFault: it could be two, or its values could be read in two ways.
+        ColumnFault: it could be two, its values could be read in two ways, or something is missing.
     """
-    found = [form for module in _MODULES if (form := module.recognise(columns, sample)) is not None]
+    found, faults = [], []
+    for module in _MODULES:
+        try:
+            form = module.recognise(columns, sample)
+        except ColumnFault as fault:
+            faults.append(fault)
+        else:
+            found += [] if form is None else [form]
+    # What one export lacks may be another's whole form.
+    if faults and not found:
+        raise faults[0]
     if len(found) > 1:
         listed = " and ".join(f"{form.name} ({', '.join(form.columns)})" for form in found)
         raise ColumnFault(
