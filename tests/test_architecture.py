@@ -42,7 +42,7 @@ INTERNAL = {
     },
     "run": {
         *("_compat", "registry", "types", "record", "parsing", "losses", "modeling", "data", "reference", "hub"),
-        *("training", "memory", "evaluation"),
+        *("training", "memory", "evaluation", "renamed_settings"),
     },
 }
 # Part -> what it may import from outside, beside the standard library. The others are free.
