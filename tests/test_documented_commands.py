@@ -51,7 +51,13 @@ def test_a_documented_command_parses(command, monkeypatch):
     assert not rest or getattr(arguments, "takes_options", False), f"{command}: {rest} are unknown"
     assert set(options) <= RECIPE_KEYS, f"{command}: {sorted(set(options) - RECIPE_KEYS)} are no keys of a recipe"
     config = getattr(arguments, "config", None)
-    if words[0] == "train" and isinstance(config, str) and "<" not in config and "/" in config and not (ROOT / config).exists():
+    if (
+        words[0] == "train"
+        and isinstance(config, str)
+        and "<" not in config
+        and "/" in config
+        and not (ROOT / config).exists()
+    ):
         find_recipe(config)
 
 

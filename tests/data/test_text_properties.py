@@ -1,4 +1,4 @@
-"""Whatever a file holds: an order that isn't read is an error, text stays text, messages stored as text are messages."""
+"""Whatever a file holds: an unread order is an error, text stays text, messages stored as text are messages."""
 
 from __future__ import annotations
 

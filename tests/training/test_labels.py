@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from tests import helpers
 from tests.training import support
-from trl_dpo_ext import RankedResponses, register_loss
+from trl_dpo_ext import PreferencePairs, RankedResponses, register_loss
 from trl_dpo_ext.data import DataError
 from trl_dpo_ext.losses.loss_registry import LOSSES
 from trl_dpo_ext.registry import RegistryError
@@ -88,7 +88,7 @@ def test_scores_that_are_all_equal_can_be_labelled(toy, model, tmp_path):
 
 
 def test_derived_labels_need_a_setting_beside_another_loss(toy, model, tmp_path):
-    with pytest.raises(DataError, match="toy_labels reads labels, but no row has any.*derive_labels: true"):
+    with pytest.raises(DataError, match=r"toy_labels reads labels, but no row has any.*derive_labels: true"):
         trainer_of(model, tmp_path, PAIRS, loss_type=["toy_labels", "dpo"])
 
 
@@ -115,10 +115,14 @@ def test_single_labelled_responses_train(toy, model, tmp_path):
 
 def test_labels_give_pairs(model, tmp_path):
     """Every desirable response against every undesirable one, for losses that read no labels."""
-    rows = [{"prompt": "film", "completions": [" great", " slow", " fine"], "labels": [True, False, True]}]
-    pairs = seen(trainer_of(model, tmp_path, rows, loss_type=["dpo"])).pairs()
+    rows = [{"prompt": "film", "completions": [" great film", " slow", " a fine film"], "labels": [True, False, True]}]
+    responses = seen(trainer_of(model, tmp_path, rows, loss_type=["dpo"]))
+    pairs, seen_lengths = responses.pairs(), responses.lengths[0].tolist()
+    assert len(set(seen_lengths)) == 3
     assert len(pairs) == 2
-    assert pairs.chosen_lengths.tolist() == [2, 2]
+    # Of unequal length, so that the pairs can be told apart.
+    desirable, undesirable = [seen_lengths[0], seen_lengths[2]], [seen_lengths[1]] * 2
+    assert (pairs.chosen_lengths.tolist(), pairs.rejected_lengths.tolist()) == (desirable, undesirable)
 
 
 def test_other_losses_refuse_what_they_cannot_compare(toy, model, tmp_path):
@@ -161,12 +165,11 @@ def test_reference_scores_and_weights_reach_a_loss_that_reads_them(model, tmp_pa
         with pytest.raises(DataError, match="has no column reference_scores"):
             trainer_of(model, tmp_path, without, loss_type=["toy_quantile"])
     plain = seen(trainer_of(model, tmp_path, rows[1:], loss_type=["dpo"]))
-    assert plain.reference_scores is None and plain.prompt_weights is None
+    assert plain.reference_scores is None
+    assert plain.prompt_weights is None
 
 
 def test_a_loss_of_pairs_cannot_read_labels():
-    from trl_dpo_ext import PreferencePairs
-
     with LOSSES.temporary(), pytest.raises(RegistryError, match="inputs of RankedResponses only"):
 
         @register_loss("toy_pairs", needs=("labels",))

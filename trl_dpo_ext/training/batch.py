@@ -25,8 +25,8 @@ def ranked_responses(
     Args:
         policy: the policy's outputs for the batch.
         ref_token_logps: [B, K, T] float32, the reference's log-probs, nats; None without a reference.
-        batch: the collator's output: `lengths`, `ranks`, `mask`, and where the data have them `scores`, `response_labels`,
-            `reference_scores`, `prompt_weights`.
+        batch: the collator's output: `lengths`, `ranks`, `mask`, and where the data have them `scores`,
+            `response_labels`, `reference_scores`, `prompt_weights`.
         needs: the needs of the losses; "token_logps" keeps the token log-probs.
         use_weighting: compute WPO's weights (arXiv 2406.11827, Eq. 2).
     """
