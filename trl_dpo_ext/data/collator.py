@@ -40,10 +40,10 @@ class PreferenceCollator:
         """Collate B tokenized rows.
 
         Returns:
-            `ranks` int64 [B, K]; `lengths` int64 [B, K], in tokens; `mask` bool [B, K], True for a response; `rows`
-            int64 [B] (row numbers in the dataset), `scores` float32 [B, K], `response_labels` int8 [B, K] (+1 desirable,
-            -1 undesirable, 0 unknown), `reference_scores` float32 [B, M] with `reference_scores_mask` bool [B, M], and
-            `prompt_weights` float32 [B] where the rows have them;
+            `ranks` int64 [B, K]; `lengths` int64 [B, K], in tokens; `mask` bool [B, K], True for a response; where the
+            rows have them `rows` int64 [B] (row numbers in the dataset), `scores` float32 [B, K], `response_labels`
+            int8 [B, K] (+1 desirable, -1 undesirable, 0 unknown), `reference_scores` float32 [B, M] with
+            `reference_scores_mask` bool [B, M], and `prompt_weights` float32 [B];
             `ref_token_logps` float32 [B, K, T] in nats where all are stored; and what the layout returns. `ranks`
             comes first because transformers reads the batch size from the first tensor.
         """
