@@ -180,7 +180,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "cut off": ("test.jsonl", GOOD + GOOD[:20], "line 2: not JSON (Unterminated string starting at"),
     "array cut off": ("test.json", b"[\n" + GOOD.strip() + b",\n" + GOOD[:20], "line 3: not JSON (Unterminated string"),
     "no JSON": ("test.jsonl", b"hello\n", "line 1: not JSON (Expecting value at character 0)"),
-    "no objects": ("test.jsonl", b"3\n4\n", "line 1: it holds '3', expected a JSON object"),
+    "no objects": ("test.jsonl", b"3\n4\n", "line 1: it holds 3, expected a JSON object"),
     "half a character": ("test.jsonl", GOOD + GOOD.replace(b'"b"', b'"\\ud83d"'), "line 2: it holds \\ud83d, half of"),
     "empty": ("test.jsonl", b"", "the file is empty"),
     "gzip cut off": ("test.jsonl.gz", gzip.compress(GOOD * 99)[:40], "the compressed file is damaged or cut off"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..modeling.layout import PromptGroup
+from ..modeling.passes import PASSES, split_layout
 
 Layout = Callable[[Sequence[PromptGroup], int], dict[str, Tensor]]
 Lookup = Callable[[PromptGroup], Sequence[np.ndarray] | None]
@@ -30,13 +31,15 @@ class PreferenceCollator:
             each scored position belongs to.
         reference: returns a group's stored reference log-probs, one value per token of each response, or None if they
             aren't stored.
+        responses_per_pass: the most responses of a prompt in one forward pass; None for all in one.
     """
 
-    def __init__(self, layout: Layout, reference: Lookup | None = None) -> None:
+    def __init__(self, layout: Layout, reference: Lookup | None = None, responses_per_pass: int | None = None) -> None:
         self.layout = layout
         self.reference = reference
+        self.responses_per_pass = responses_per_pass
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate B tokenized rows.
 
         Returns:
@@ -44,12 +47,13 @@ class PreferenceCollator:
             rows have them `rows` int64 [B] (row numbers in the dataset), `scores` float32 [B, K], `response_labels`
             int8 [B, K] (+1 desirable, -1 undesirable, 0 unknown), `reference_scores` float32 [B, M] with
             `reference_scores_mask` bool [B, M], and `prompt_weights` float32 [B];
-            `ref_token_logps` float32 [B, K, T] in nats where all are stored; and what the layout returns. `ranks`
-            comes first because transformers reads the batch size from the first tensor.
+            `ref_token_logps` float32 [B, K, T] in nats where all are stored; and what the layout returns, or with
+            `responses_per_pass` a list of it under `passes`. `ranks` comes first because transformers reads the batch
+            size from the first tensor.
         """
         groups = [PromptGroup(row["prompt_ids"], row["completion_ids"]) for row in rows]
         lengths = _padded([[len(c) for c in g.completion_ids] for g in groups], torch.int64)
-        batch = {
+        batch: dict[str, Any] = {
             "ranks": _padded([row["ranks"] for row in rows], torch.int64),
             "lengths": lengths,
             "mask": lengths > 0,
@@ -70,7 +74,11 @@ class PreferenceCollator:
             batch["prompt_weights"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         if (ref_token_logps := self._stored(groups, lengths)) is not None:
             batch["ref_token_logps"] = ref_token_logps
-        batch.update(self.layout(groups, lengths.shape[1]))
+        width = lengths.shape[1]
+        if self.responses_per_pass is None:
+            batch.update(self.layout(groups, width))
+        else:
+            batch[PASSES] = split_layout(self.layout, groups, width, self.responses_per_pass)
         return batch
 
     def _stored(self, groups: Sequence[PromptGroup], lengths: Tensor) -> Tensor | None:

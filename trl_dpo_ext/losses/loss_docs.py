@@ -39,7 +39,7 @@ def row(spec: LossSpec) -> tuple[str, ...]:
 
 def reads(spec: LossSpec) -> list[str]:
     """Return what a loss reads beyond log-probs, lengths and ranks: its needs, and "batch" if it couples its pairs."""
-    batch = ["batch"] if spec.couples_batch or spec.statistic is not None else []
+    batch = ["batch"] if spec.reads_batch else []
     return sorted(spec.needs) + batch
 
 
@@ -65,7 +65,7 @@ def requirements(spec: LossSpec) -> list[str]:
     if spec.counters_displacement:
         found.append("Counters likelihood displacement: chosen responses that fall along with the rejected ones.")
     if spec.couples_batch:
-        found.append("Couples the pairs of a batch, so gradient accumulation and batch size change it.")
+        found.append("Couples the prompts of an optimizer step, whatever micro-batches and processes it is cut into.")
     if spec.statistic is not None:
         kind = "mean over training" if spec.momentum is None else f"moving average (momentum {spec.momentum:g})"
         found.append(f"A {kind}, which the trainer keeps equal on all processes and saves with checkpoints.")

@@ -40,9 +40,9 @@ class LossSpec:
         trl_fields: from a field of TRL's config to the hyperparameter it sets: {"beta": "beta"}, IPO's
             {"beta": "tau"}, {"label_smoothing": "label_smoothing"}, DiscoPOP's {"discopop_tau": "tau"}.
         counters_displacement: designed to keep the chosen response from losing probability along with the rejected one.
-        couples_batch: the loss of one pair depends on the other pairs of the batch, so gradient accumulation changes
-            it.
-        statistic: `statistic(data, **hyperparameters) -> [N]`. The engine passes its mean over the batch and all ranks
+        couples_batch: the loss of one pair depends on the other pairs of the batch. The engine gives it all prompts of
+            the optimizer step, of all micro-batches and processes.
+        statistic: `statistic(data, **hyperparameters) -> [N]`. The engine passes its mean over the optimizer step
             as `batch_mean`, and a moving average, which is saved with checkpoints, as `running_mean`.
         momentum: weight of the past in that moving average. The average starts at 0 and includes the current batch
             when the loss reads it: `running_mean = momentum * running_mean + (1 - momentum) * batch_mean`. None: the
@@ -68,6 +68,11 @@ class LossSpec:
     statistic: Callable[..., Tensor] | None
     momentum: float | None
     metrics: Callable[..., Mapping[str, Tensor]] | None
+
+    @property
+    def reads_batch(self) -> bool:
+        """Whether the loss of one prompt depends on the other prompts of the step: on their order, sum or mean."""
+        return self.couples_batch or self.statistic is not None
 
     @property
     def beta(self) -> str | None:

@@ -16,8 +16,10 @@ from trl import ModelConfig, ScriptArguments, get_peft_config
 
 from ..data import get_converter
 from ..evaluation import reward_forms
-from ..parsing import ParseError, StrictParser
+from ..parsing import ParseError
+from ..secret_scan import without_secrets
 from ..training import PreferenceConfig
+from .pulled_recipes import RecipeParser
 from .recipe_checks import check_recipe
 
 RESULT = "result.json"  # its presence marks a run as finished
@@ -84,10 +86,6 @@ class RecipeArguments(ScriptArguments):
             raise ParseError("dataset_name is missing: give a Hub id, a folder, or a file.")
         if self.reward and self.eval_prompts < 2:
             raise ParseError(f"eval_prompts={self.eval_prompts}, but an interval needs at least 2 prompts.")
-        if self.frontier_steps < 0:
-            raise ParseError(
-                f"frontier_steps={self.frontier_steps} is out of range, expected >= 0; 0 takes no samples."
-            )
         if self.frontier_steps and not self.reward:
             raise ParseError(f"frontier_steps={self.frontier_steps} needs a reward to record; set reward as well.")
 
@@ -136,7 +134,7 @@ def parse_recipe(args: Sequence[str] | None = None) -> Recipe:
     if not torch.accelerator.is_available():
         # Accelerate's launcher doesn't pass `use_cpu` on to its processes where there are several.
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    parser = StrictParser((RecipeArguments, PreferenceConfig, ModelConfig))
+    parser = RecipeParser((RecipeArguments, PreferenceConfig, ModelConfig))
     try:
         arguments, config, model = parser.parse_args_and_config(args)
     except ValueError as error:  # whatever the dataclasses refuse, TRL's own included
@@ -153,6 +151,8 @@ def parse_recipe(args: Sequence[str] | None = None) -> Recipe:
     if not model.model_name_or_path:
         raise ParseError("model_name_or_path is missing: give a Hub id or a folder.")
     _check_output(config.output_dir, arguments.overwrite_output_dir)
+    if not isinstance(config.model_init_kwargs or {}, dict):
+        raise ParseError(f"model_init_kwargs={config.model_init_kwargs!r} must be a mapping.")
     check_recipe(arguments, config, model, parser.named)
     config.model_init_kwargs = {
         "revision": model.model_revision,
@@ -160,7 +160,7 @@ def parse_recipe(args: Sequence[str] | None = None) -> Recipe:
         "dtype": model.dtype,
         **(config.model_init_kwargs or {}),
     }
-    return Recipe(arguments, config, model, {k: v for k, v in parser.given.items() if k != "hub_token"})
+    return Recipe(arguments, config, model, without_secrets(parser.given))
 
 
 def adapter_config(model: ModelConfig) -> Any:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling.forward import TokenOutputs
+from ..modeling.forward import Outputs
+from ..modeling.passes import passes_of
 from ..types import RankedResponses
 
 
 def ranked_responses(
-    policy: TokenOutputs,
+    policy: Outputs,
     ref_token_logps: Tensor | None,
     batch: Mapping[str, Tensor],
     *,
@@ -71,5 +72,5 @@ def step_loss(per_prompt: Tensor, prompts: Tensor | None, parts: int) -> Tensor:
 
 def token_count(batch: Mapping[str, Any]) -> Tensor:
     """Return the number of tokens in a batch, without padding and repeated prompt tokens."""
-    count: Tensor = batch["attention_mask" if "attention_mask" in batch else "token_mask"].sum()
-    return count
+    counts = [one["attention_mask" if "attention_mask" in one else "token_mask"].sum() for one in passes_of(batch)]
+    return torch.stack(counts).sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,6 @@ from ..losses import LossSpec
 from ..types import PreferencePairs, RankedResponses
 from .errors import ConfigError
 from .modifiers import LossModifiers
-
-GlobalMean = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,13 @@ def mean_per_prompt(values: Tensor, data: PreferencePairs | RankedResponses, pro
 
 @dataclass
 class RunningMean:
-    """A running mean over batches that starts at 0: exponential if there is a momentum, otherwise the plain mean."""
+    """A running mean over steps that starts at 0: exponential if there is a momentum, otherwise the plain mean."""
 
     value: float = 0.0
     batches: int = 0
 
     def update(self, batch_mean: float, momentum: float | None) -> None:
-        """Add the mean of one batch."""
+        """Add the mean of one step."""
         self.batches += 1
         past = 1 - 1 / self.batches if momentum is None else momentum
         self.value = past * self.value + (1 - past) * batch_mean
@@ -90,6 +88,11 @@ class Objective:
     def reads_reference(self) -> bool:
         """Whether any loss reads the reference log-probs."""
         return any(not term.spec.reference_free for term in self.terms)
+
+    @property
+    def couples_batch(self) -> bool:
+        """Whether the loss of a prompt depends on the other prompts of the step."""
+        return any(term.spec.reads_batch for term in self.terms)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -133,15 +136,12 @@ class Objective:
             return self.reward_scale * log_ratios
         return self.reward_scale * (mean_logps if self.rewarding_term.spec.length_normalized else logps)
 
-    def __call__(
-        self, responses: RankedResponses, *, training: bool, global_mean: GlobalMean = torch.mean
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, responses: RankedResponses, *, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss per prompt and the losses' own metrics per prompt.
 
         Args:
-            responses: B prompts, [B, K].
+            responses: B prompts, [B, K]; if a loss couples the batch, all prompts of the step.
             training: update the running means.
-            global_mean: mean of a vector over the batches of all processes, for losses that couple the batch.
 
         Returns:
             The loss, [B] float32, and the metrics, {name: [B]}.
@@ -154,7 +154,7 @@ class Objective:
             if not spec.reference_free:
                 data = self.modifiers.apply(data)
             if spec.statistic is not None:
-                data = self._with_means(data, term, training, global_mean)
+                data = self._with_means(data, term, training)
             losses = spec.fn(data, **term.hyperparameters)
             _check_shape(spec, losses, data)
             if self.modifiers.use_weighting:
@@ -166,11 +166,12 @@ class Objective:
                         metrics[f"{spec.name}/{key}"] = mean_per_prompt(values, data, len(responses))
         return total, metrics
 
-    def _with_means(self, data: Any, term: Term, training: bool, global_mean: GlobalMean) -> Any:
+    def _with_means(self, data: Any, term: Term, training: bool) -> Any:
         spec = term.spec
         assert spec.statistic is not None
         with torch.no_grad():
-            batch_mean = global_mean(spec.statistic(data, **term.hyperparameters))
+            values = spec.statistic(data, **term.hyperparameters)
+            batch_mean = values.sum() / max(len(values), 1)  # 0 where all responses of a step are tied
         state = self.running_means.setdefault(spec.name, RunningMean())
         if training:
             state.update(batch_mean.item(), spec.momentum)

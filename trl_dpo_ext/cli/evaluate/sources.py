@@ -186,11 +186,11 @@ def load_model(source: str) -> tuple[Any, Any]:
         FileNotFoundError, ValueError, OSError: the model doesn't exist, or can't be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from ...hub.adapter_loading import load_adapter
+    from ...modeling.complete_model import load_causal_lm
 
-    model: Any = load_adapter(source) if is_adapter(source) else AutoModelForCausalLM.from_pretrained(source)
+    model: Any = load_adapter(source) if is_adapter(source) else load_causal_lm(source, ValueError)
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
         model = model.to("cuda")
     return model, load_tokenizer(source)

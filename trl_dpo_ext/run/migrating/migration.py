@@ -11,12 +11,13 @@ import yaml
 from trl import ModelConfig
 
 from ...data import list_converters
+from ...parsing import ParseError
 from ...renamed_settings import hint
 from ...training import PreferenceConfig
 from ..recipe_settings import RecipeArguments
 
 
-class MigrationError(ValueError):
+class MigrationError(ParseError):
     """A config that can't become a recipe. The message names the key and what to do."""
 
 
