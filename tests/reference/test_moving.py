@@ -20,6 +20,7 @@ from tests.traps.support import fresh, row_logps
 from trl_dpo_ext.reference import ReferenceMismatchError, fingerprint
 from trl_dpo_ext.training import ConfigError, DiskSpaceError
 from trl_dpo_ext.training.preflight import run_checks as checks
+from trl_dpo_ext.training.safety.checkpoint_files import write_marker
 
 MOVES = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6}
 KINDS = ["full", "new adapter", "starting adapter", "adapter with more"]
@@ -175,6 +176,7 @@ def test_a_damaged_reference_is_named(damage, tiny_model_dir, tmp_path):
         save_file(renamed, path)
         words = "holds another adapter"
         assert path.stat().st_size == size
+    write_marker(path.parent, True, None)  # with checksums of the damaged file
     trainer, _ = run("new adapter", tiny_model_dir, tmp_path / "again")
     with pytest.raises(ReferenceMismatchError, match=rf"reference\.safetensors {words}"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

@@ -9,8 +9,10 @@ from ..hub.merge import MergeError
 from ..losses import HyperparameterError
 from ..memory import DoesNotFitError, UnknownModelError
 from ..parsing import ParseError
+from ..record import RecordError
 from ..reference import CacheError, ReferenceMismatchError
 from ..registry import RegistryError
+from ..strict_yaml import YamlError
 from ..training import (
     CheckpointError,
     ConfigError,
@@ -39,10 +41,12 @@ USER_ERRORS = (
     ModelFolderError,
     OutputFolderError,
     ParseError,
+    RecordError,
     ReferenceMismatchError,
     RegistryError,
     RewardError,
     RunError,
     UnknownModelError,
+    YamlError,
     *FAILURES,
 )

@@ -45,14 +45,14 @@ from .objective import Objective
 from .preflight import run_checks
 from .preflight.adapter_checks import check_checkpoint_adapter
 from .preflight.model_limits import check_model_limits
-from .publish import checkpoint_from_hub, push_checkpoint, push_output, write_record
+from .publish import checkpoint_from_hub, push_checkpoint, push_output, recorded_steps, write_record
 from .safety.checkpoint import atomic_checkpoint, find_checkpoint
 from .safety.checkpoint_engine import check_engine, engine_now
 from .safety.guard import TrainingGuard
-from .safety.output_folder import RESULT, held, set_aside
+from .safety.output_folder import held, set_aside
 from .safety.run_identity import RunIdentity
 from .safety.run_settings import adapter_settings, run_settings
-from .safety.run_state import RunState, SavedState, StopOnSigterm, read_state, step_of, write_state
+from .safety.run_state import RunState, SavedState, StopOnSigterm, read_state, write_state
 from .safety.together import from_main_process
 from .stored_reference import StoredReference, computes_online, open_cache
 from .whole_step import NUMBER, REAL_PASSES, PromptLosses, WholeStep
@@ -482,6 +482,8 @@ class PreferenceTrainer(HookedTrainer):
         folder = str(self.args.output_dir)
         with held(folder):
             checkpoint = find_checkpoint(resume_from_checkpoint, folder)
+            if checkpoint is not None:
+                self._reference.check_checkpoint(checkpoint)
             self.run_identity.settings |= adapter_settings(self.accelerator.unwrap_model(self.model))
             self.run_identity.check_processes()
             self.run_state.saved = self._check_run(checkpoint)
@@ -489,7 +491,6 @@ class PreferenceTrainer(HookedTrainer):
                 set_aside(folder)
             else:
                 check_engine(checkpoint, self)
-                self._reference.check_checkpoint(checkpoint)
                 check_checkpoint_adapter(self.model, checkpoint)
                 self._reference.load(checkpoint, self.model)
             with self.sigterm.listening():
@@ -499,13 +500,11 @@ class PreferenceTrainer(HookedTrainer):
         return output
 
     def is_finished(self) -> bool:
-        """Whether `resume_from_checkpoint` of the configuration finds this run's last step, and its record is there."""
+        """Whether `resume_from_checkpoint` finds this run's checkpoints, and its record says that it took all steps."""
         output, asked = str(self.args.output_dir), self.args.resume_from_checkpoint
-        checkpoint = find_checkpoint(asked, output, verify=False)
-        if checkpoint is None or not from_main_process((Path(output) / RESULT).exists, CheckpointError):
+        if find_checkpoint(asked, output, verify=False) is None:
             return False
-        step = from_main_process(lambda: step_of(checkpoint), CheckpointError)
-        return step >= self.planned_steps()
+        return from_main_process(lambda: recorded_steps(output), CheckpointError) >= self.planned_steps()
 
     def _check_run(self, checkpoint: str | None) -> SavedState | None:
         """Refuse a checkpoint of another run, and return the state in it."""

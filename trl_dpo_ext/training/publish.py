@@ -13,10 +13,11 @@ from transformers.trainer_utils import HubStrategy
 
 from .._compat.transformers import loaded_from
 from ..hub import RunError, hub_id, push_run, read_run, training_record, write_card
-from ..record import hardware, versions, write_json
+from ..record import Record, RecordError, hardware, read_record, versions, write_json
 from .config import PreferenceConfig
 from .errors import ConfigError
 from .safety.checkpoint_files import MARKER, checksum
+from .safety.output_folder import RESULT
 
 logger = logging.getLogger(__name__)
 
@@ -34,20 +35,35 @@ def write_record(trainer: Any, extra: Mapping[str, Any]) -> None:
     """
     output = Path(trainer.args.output_dir)
     trainer.reference_identity.save(output)
-    write_json(output / "result.json", {**run_result(trainer), **extra})
+    write_json(output / RESULT, {**run_result(trainer), **extra})
     if any((output / name).exists() for name in ("adapter_config.json", "config.json")):
         write_card(output)
 
 
 def run_result(trainer: Any) -> dict[str, Any]:
-    """Return the content of result.json: the last metrics, losses, data, versions and hardware."""
+    """Return the content of result.json: the last metrics, number of steps, losses, data, versions and hardware."""
     logged = [entry for entry in reversed(trainer.state.log_history) if "loss" in entry]
     return {
         "metrics": logged[0] if logged else {},
+        "steps": trainer.state.global_step,
         **training_record(trainer),
         "versions": versions(),
         "hardware": hardware(),
     }
+
+
+class _Ending(Record):
+    """What is read of result.json to tell whether a run has ended. Those of earlier versions have no steps."""
+
+    steps: int = 0
+
+
+def recorded_steps(output: str | Path) -> int:
+    """Return the steps that a run had taken when its result.json was written; 0 if it has none that can be read."""
+    try:
+        return read_record(Path(output) / RESULT, _Ending).steps
+    except (FileNotFoundError, RecordError):
+        return 0
 
 
 def push_output(trainer: Any, message: str | None, **options: Any) -> str:

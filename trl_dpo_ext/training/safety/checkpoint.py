@@ -42,6 +42,11 @@ def newest_complete(run_folder: str | Path) -> Path | None:
     return next((path for path in reversed(checkpoints(run_folder).values()) if why_incomplete(path) is None), None)
 
 
+def asks_for_newest(asked: str | bool | None) -> bool:
+    """Return whether a value of `resume_from_checkpoint` means the newest complete checkpoint."""
+    return str(asked).lower() in _ASKS_FOR_NEWEST
+
+
 def find_checkpoint(asked: str | bool | None, run_folder: str | Path, *, verify: bool = True) -> str | None:
     """Return the checkpoint folder to resume from, the same on all processes. None means: start at step 0.
 
@@ -63,7 +68,7 @@ def _find(asked: str, run_folder: Path, verify: bool) -> str | None:
         return None
     problem_of = why_damaged if verify else why_incomplete
     _put_back(run_folder)
-    if asked.lower() not in _ASKS_FOR_NEWEST:
+    if not asks_for_newest(asked):
         folder = Path(asked)
         if (problem := problem_of(folder)) is not None:
             complete = [str(path) for path in _nearby_checkpoints(folder, run_folder) if why_incomplete(path) is None]

@@ -72,16 +72,17 @@ def run_settings(args: Any, objective: Any) -> RunSettings:
 
 
 def adapter_settings(model: Any) -> RunSettings:
-    """Return the settings of a model's adapters and the names of what is trained, ready for JSON.
+    """Return the settings of the adapters that are trained and the names of what is trained, ready for JSON.
 
     Args:
         model: as it is trained, not wrapped.
     """
+    trained = sorted(name for name, p in model.named_parameters() if p.requires_grad)
     adapters = {
         name: {key: value for key, value in config.to_dict().items() if key not in _ADAPTER_FILES}
         for name, config in (getattr(model, "peft_config", None) or {}).items()
+        if any(f".{name}." in weight for weight in trained)  # others are the reference's
     }
-    trained = sorted(name for name, p in model.named_parameters() if p.requires_grad)
     digest = hashlib.sha256("\n".join(trained).encode()).hexdigest()[:12]
     return _plain({"adapter": adapters, "trained_weights": f"{len(trained)} tensors, names {digest}"})
 

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ConfigDict
 from transformers import TrainerCallback
@@ -21,8 +21,6 @@ from .run_settings import RunSettings
 logger = logging.getLogger(__name__)
 
 RUN_STATE = "run_state.json"
-_TRAINER_STATE = "trainer_state.json"  # which transformers writes
-R = TypeVar("R", bound=Record)
 
 
 class SavedMean(Record):
@@ -61,33 +59,15 @@ class SavedState(Record):
     learning_rate: float | None = None
 
 
-class _TrainerState(Record):
-    """What is read of transformers' trainer_state.json."""
-
-    global_step: int
-
-
 def read_state(folder: str | Path) -> SavedState:
     """Read `run_state.json`.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    return _read(Path(folder) / RUN_STATE, SavedState)
-
-
-def step_of(folder: str | Path) -> int:
-    """Return the step that a checkpoint was written at.
-
-    Raises:
-        CheckpointError: its state can't be read.
-    """
-    return _read(Path(folder) / _TRAINER_STATE, _TrainerState).global_step
-
-
-def _read(path: Path, schema: type[R]) -> R:
+    path = Path(folder) / RUN_STATE
     try:
-        return read_record(path, schema, CheckpointError, "Take another checkpoint.")
+        return read_record(path, SavedState, CheckpointError, "Take another checkpoint.")
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing. Take another checkpoint.") from None
 
