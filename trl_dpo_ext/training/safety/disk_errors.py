@@ -18,7 +18,8 @@ def why_not_written(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
     if isinstance(error, SafetensorError) or _FROM_TORCH.search(str(error)):
-        return " ".join(str(error).split())[:200]
+        writer = "safetensors" if isinstance(error, SafetensorError) else "torch"
+        return f"{writer} says {' '.join(str(error).split())[:200]!r}"
     return None
 
 
