@@ -171,10 +171,11 @@ def test_the_record_has_the_command_that_started_the_run(script, monkeypatch):
 def test_the_command_and_the_script_end_alike(recipe, monkeypatch, capsys):
     monkeypatch.setattr(PreferenceTrainer, "train", lambda *a, **k: pytest.fail("trained"))
     said = []
+    arguments = recipe(btea=2.0)
     for run in (lambda args: main(["train", *args]), train):
-        assert run(recipe(btea=2.0)) == 2
+        assert run(arguments) == 2
         said.append(capsys.readouterr().err)
-    assert said == ["error: Unknown key 'btea' in the config file. Did you mean 'beta'?\n"] * 2
+    assert said == [f"error: {arguments[1]}, line 2: Unknown key 'btea'. Did you mean 'beta'?\n"] * 2
 
 
 def test_errors_of_training_keep_what_they_need(recipe, monkeypatch, capsys):
@@ -303,7 +304,7 @@ def test_one_lora_target_is_a_name(recipe):
 def test_a_mistake_is_one_line_on_the_terminal(recipe):
     with pytest.raises(AssertionError) as caught:
         run_python(str(SCRIPT), *recipe(btea=2.0))
-    assert "error: Unknown key 'btea'" in str(caught.value)
+    assert "recipe.yaml, line 2: Unknown key 'btea'" in str(caught.value)
     assert "Traceback" not in str(caught.value)
 
 

@@ -169,7 +169,7 @@ def test_a_damaged_reference_is_named(damage, tiny_model_dir, tmp_path):
     size = path.stat().st_size
     if damage == "garbage":
         path.write_bytes(b"x" * size)
-        words = "can't be read"
+        words = "is damaged or truncated"
     else:
         tensors = load_file(path)
         renamed = {name.replace("q_proj", "k_proj"): tensor for name, tensor in tensors.items()}

@@ -29,7 +29,7 @@ def why_unreadable(files: Sequence[Path], error: BaseException) -> str:
     if isinstance(error, DataError):  # it names the file itself
         return str(error)
     if empty := [file for file in files if holds_no_row(file)]:
-        return f"{empty[0]}: the file has no rows."
+        return f"{empty[0]}: it holds no row."
     message = " ".join(str(error.__cause__ or error).split())
     if "corresponds to no data" in message:  # what `datasets` says of a split without rows
         message = "there is no row in it."

@@ -50,7 +50,7 @@ def load_splits(name: str, *, config: str | None = None, streaming: bool = False
             raise FileNotFoundError(f"dataset_name={name!r} is no folder or file here, and no Hub id (owner/name).")
         if streaming and (empty := [file for file in files if holds_no_row(file)]):
             raise DataError(
-                f"dataset_name={name!r} can't be read. {empty[0]}: the file has no rows.", FaultReason.UNREADABLE_FILE
+                f"dataset_name={name!r} can't be read. {empty[0]}: it holds no row.", FaultReason.UNREADABLE_FILE
             )
         if not streaming:
             for split in dataset.values():

@@ -37,7 +37,7 @@ def write_marker(folder: Path, resumable: bool, engine: Engine | None) -> None:
     paths = sorted(folder.rglob("*"))
     for path in paths:
         _flush(path)
-    files = {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
+    files = {path.relative_to(folder).as_posix(): path for path in paths if path.is_file() and path.name != MARKER}
     content = CheckpointFiles(
         files={name: path.stat().st_size for name, path in files.items()},
         resumable=resumable,

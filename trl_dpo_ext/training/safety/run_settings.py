@@ -90,8 +90,8 @@ def adapter_settings(model: Any) -> RunSettings:
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a clause for each value that differs.
 
-    A name that only one side has is a setting that another version of a library lacks, unless it is the name of a loss
-    or an adapter; those count.
+    A name that only one side has is a setting that another version of a library lacks, or that isn't known yet, such
+    as the adapter's before the model is loaded. The name of a loss or an adapter counts.
 
     Args:
         then: the settings of a checkpoint.
@@ -106,10 +106,10 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[str]:
     for name in sorted(then.keys() | now.keys()):
-        if prefix == "" and name in ("losses", "adapter") and then.get(name, {}).keys() != now.get(name, {}).keys():
-            yield f"{name}: then {_shown(then.get(name))}, now {_shown(now.get(name))}"
-        elif name not in then or name not in now:
+        if name not in then or name not in now:
             continue
+        if prefix == "" and name in ("losses", "adapter") and then[name].keys() != now[name].keys():
+            yield f"{name}: then {_shown(then[name])}, now {_shown(now[name])}"
         elif isinstance(then[name], dict) and isinstance(now[name], dict):
             yield from _changes(then[name], now[name], f"{prefix}{name}.")
         elif then[name] != now[name]:
