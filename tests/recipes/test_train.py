@@ -370,11 +370,25 @@ def test_the_test_split_is_converted_too(streaming, recipe, tmp_path):
     assert evaluation["after"]["prompts"] == 2
 
 
-def test_a_finished_run_started_again_changes_nothing(recipe, tmp_path, caplog):
+BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_total_limit": 1,  # transformers then leaves only the best checkpoint, the first one here
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": False,
+    "learning_rate": 1e-3,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, BEST], ids=["the last one", "the best one"])
+def test_a_finished_run_started_again_changes_nothing(changes, recipe, tmp_path, caplog):
     """A scheduler may start the same command after the end: it trains, samples and writes nothing."""
-    arguments = recipe(save_strategy="steps", save_steps=1, resume_from_checkpoint=True, reward="vader", eval_prompts=2)
+    saved = {"save_strategy": "steps", "save_steps": 1, "resume_from_checkpoint": True}
+    arguments = recipe(**saved, reward="vader", eval_prompts=2, **changes)
     train_recipe(arguments)
     out = tmp_path / "out"
+    assert (out / "checkpoint-2").exists() != bool(changes)
 
     def files():
         return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
