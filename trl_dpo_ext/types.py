@@ -14,6 +14,8 @@ from torch import Tensor
 
 Pairing = Literal["all", "best_vs_rest", "adjacent", "best_vs_worst"]
 PAIRINGS: tuple[str, ...] = get_args(Pairing)
+PROMPT_FIELDS = ("reference_scores", "reference_scores_mask", "prompt_weights")
+"""Fields of `RankedResponses` about the prompt, not about each of its responses."""
 
 
 class MissingReferenceError(RuntimeError):
@@ -149,6 +151,10 @@ class RankedResponses:
         ranks: int64, 0 = best; equal numbers are a tie.
         mask: bool, False = no such response (ragged K); the other tensors' entries there have no influence.
         scores: the data's own scores, or None.
+        labels: int8, +1 desirable, -1 undesirable, 0 unknown, or None.
+        reference_scores, reference_scores_mask: [B, M] scores of samples of the reference for each prompt, and which of
+            them exist (bool, ragged M), or None.
+        prompt_weights: [B] weight of each row in the data, or None.
         weights: on-policy weight of each response (WPO), or None.
         token_logps, ref_token_logps: [B, K, T] per-token log-probs, 0 past the response's length, or None.
         batch_mean, running_mean: scalars, see `PreferencePairs`.
@@ -160,6 +166,10 @@ class RankedResponses:
     ranks: Tensor
     mask: Tensor
     scores: Tensor | None = None
+    labels: Tensor | None = None
+    reference_scores: Tensor | None = None
+    reference_scores_mask: Tensor | None = None
+    prompt_weights: Tensor | None = None
     weights: Tensor | None = None
     token_logps: Tensor | None = None
     ref_token_logps: Tensor | None = None
@@ -169,7 +179,14 @@ class RankedResponses:
     def __post_init__(self) -> None:
         if self.logps.dim() != 2:
             raise ValueError(f"RankedResponses.logps has shape {tuple(self.logps.shape)}, expected [B, K].")
-        _check_shapes(self, self.logps.shape, ("token_logps", "ref_token_logps"), ("batch_mean", "running_mean"))
+        others = ("batch_mean", "running_mean", *PROMPT_FIELDS)
+        _check_shapes(self, self.logps.shape, ("token_logps", "ref_token_logps"), others)
+        for name in PROMPT_FIELDS:
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self.logps):
+                raise ValueError(
+                    f"RankedResponses.{name} has shape {tuple(value.shape)}, expected {len(self.logps)} rows."
+                )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"RankedResponses.mask has dtype {self.mask.dtype}, expected torch.bool.")
 
@@ -189,6 +206,10 @@ class RankedResponses:
     def mean_logps(self) -> Tensor:
         """[B, K] mean log-prob per token, nats; 0 for an empty response."""
         return _mean_logps(self.logps, self.lengths)
+
+    def required_labels(self) -> Tensor:
+        """[B, K] int8, +1 desirable, -1 undesirable, 0 unknown or no response. Raises `MissingInputError` without."""
+        return _require(self.labels, "labels")
 
     def required_scores(self) -> Tensor:
         """[B, K] the data's scores. Raises `MissingInputError` without scores."""

@@ -45,10 +45,19 @@ def reads(spec: LossSpec) -> list[str]:
 
 def requirements(spec: LossSpec) -> list[str]:
     """Return, as sentences, what a loss needs and which options it works with."""
-    found = ["A ranking of two or more responses." if spec.listwise else "Pairs; any K, through `pairing`."]
+    if spec.single_responses:
+        found = ["One or more responses a prompt."]
+    else:
+        found = ["A ranking of two or more responses." if spec.listwise else "Pairs; any K, through `pairing`."]
     found.append("No reference model." if spec.reference_free else "A reference model, or its cached log-probs.")
     if "scores" in spec.needs:
         found.append("The data's scores.")
+    if "labels" in spec.needs:
+        found.append("Labels (desirable or not), or with `derive_labels` an order or scores.")
+    if "reference_scores" in spec.needs:
+        found.append("Scores of samples of the reference (`reference_scores`).")
+    if "weight" in spec.needs:
+        found.append("The weight of each row (`weight`), where the data have one.")
     if "ties" in spec.needs:
         found.append("Tied responses form pairs too.")
     if "token_logps" in spec.needs:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..registry import did_you_mean, origin
 from .hyperparameters import Hyperparameter, HyperparameterError
 
-Need = Literal["scores", "ties", "token_logps"]
+Need = Literal["scores", "ties", "token_logps", "labels", "reference_scores", "weight"]
 NEEDS: tuple[str, ...] = get_args(Need)
 
 # The parts of a loss's docstring, in their order; the command line and the docs show them.
@@ -32,7 +32,9 @@ class LossSpec:
         reference_free: no reference model is loaded and no reference forward runs.
         paper: arXiv id, or a short citation where there is none.
         aliases: other names for it, TRL's among them.
-        needs: inputs beyond log-probs, lengths and ranks: "scores", "ties", "token_logps".
+        needs: inputs beyond log-probs, lengths and ranks: "scores", "ties", "token_logps", "labels" (desirable or not),
+            "reference_scores", and "weight" (of the row; None where the data have none).
+        single_responses: it learns from a prompt with one response that has a label or a score.
         length_normalized: built on per-token means rather than sums.
         f_divergence: a function of the difference of the two rewards, so that any f-divergence can define them.
         trl_fields: from a field of TRL's config to the hyperparameter it sets: {"beta": "beta"}, IPO's
@@ -57,6 +59,7 @@ class LossSpec:
     paper: str | None
     aliases: tuple[str, ...]
     needs: frozenset[str]
+    single_responses: bool
     length_normalized: bool
     f_divergence: bool
     trl_fields: Mapping[str, str]

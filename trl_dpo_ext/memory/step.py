@@ -83,6 +83,9 @@ class Shape:
             "completion_ids": [[1] * length for length in lengths],
             "ranks": ids,
             "scores": [float(-k) for k in ids],
+            "labels": [k == 0 for k in ids],
+            "reference_scores": [0.0],
+            "weight": 1.0,
         }
         return [row] * self.prompts
 

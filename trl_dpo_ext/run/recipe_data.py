@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..data import DataError, convert_dataset, load_splits
+from ..data import DataError, convert_dataset, load_splits, map_columns
 from .recipe_settings import Recipe
 
 
@@ -33,6 +33,8 @@ def load_recipe_splits(recipe: Recipe) -> dict[str, Any]:
             )
         if used:
             splits["test"] = dataset[arguments.dataset_test_split]
+    if isinstance(arguments.columns, dict) and arguments.columns:
+        splits = {name: map_columns(split, arguments.columns, name=name) for name, split in splits.items()}
     if arguments.dataset_converter is not None:
         with config.main_process_first(desc="converting the dataset"):
             for name, split in splits.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from trl import ModelConfig, ScriptArguments, get_peft_config
 
 from ..data import get_converter
@@ -32,6 +33,8 @@ class RecipeArguments(ScriptArguments):
         dataset_name: Hub id, folder with train and test files, or one .json, .jsonl(.gz), .csv or .parquet file.
         dataset_converter: the converter that brings the dataset's columns into an accepted form, for example "nectar";
             see `trl_dpo_ext.data.converters`. None if they are in one already.
+        columns: from the names of the dataset's columns to those of an accepted form, for example `{question: prompt}`;
+            null leaves a column out. It comes before the converter.
         import_module: modules to import first, for example one that registers your own losses or converters.
         reward: the true reward of samples: a built-in one by name, a classifier or reward model (Hub id or folder),
             "package.module:function", or "endpoint:MODEL" for the grades of a judge. Without a reward, nothing is
@@ -49,6 +52,9 @@ class RecipeArguments(ScriptArguments):
 
     dataset_converter: str | None = field(
         default=None, metadata={"help": "Converter of the dataset's columns, for example nectar."}
+    )
+    columns: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Other names for the dataset's columns, for example {question: prompt}."}
     )
     import_module: list[str] = field(default_factory=list, metadata={"help": "Modules to import first."})
     reward: str | None = field(
@@ -73,6 +79,7 @@ class RecipeArguments(ScriptArguments):
                 raise ParseError(
                     f"import_module: can't import {name!r} ({error}); looked for it in {Path.cwd()} and on PYTHONPATH."
                 ) from None
+        self.columns = _column_names(self.columns)
         if self.dataset_converter is not None:
             get_converter(self.dataset_converter)
         if not self.dataset_name:
@@ -81,6 +88,21 @@ class RecipeArguments(ScriptArguments):
             raise ParseError(f"eval_prompts={self.eval_prompts}, but an interval needs at least 2 prompts.")
         if self.frontier_steps and not self.reward:
             raise ParseError(f"frontier_steps={self.frontier_steps} needs a reward to record; set reward as well.")
+
+
+def _column_names(given: Any) -> dict[str, str | None]:
+    if isinstance(given, str):
+        try:
+            given = yaml.safe_load(given)
+        except yaml.YAMLError as error:
+            raise ParseError(f"columns={given!r} is no mapping ({error}).") from None
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or not all(
+        isinstance(column, str) and isinstance(name, str | None) for column, name in given.items()
+    ):
+        raise ParseError(f"columns={given!r} must map column names to names, for example {{question: prompt}}.")
+    return given
 
 
 class Recipe(NamedTuple):

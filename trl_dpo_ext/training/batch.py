@@ -21,12 +21,13 @@ def ranked_responses(
     needs: Collection[str],
     use_weighting: bool = False,
 ) -> RankedResponses:
-    """Sum token log-probs per response, and add lengths, ranks, mask and scores from the batch.
+    """Sum token log-probs per response, and add what the batch says of the responses.
 
     Args:
         policy: the policy's outputs for the batch.
         ref_token_logps: [B, K, T] float32, the reference's log-probs, nats; None without a reference.
-        batch: the collator's output: `lengths`, `ranks`, `mask`, `scores`.
+        batch: the collator's output: `lengths`, `ranks`, `mask`, and where the data have them `scores`,
+            `response_labels`, `reference_scores`, `prompt_weights`.
         needs: the needs of the losses; "token_logps" keeps the token log-probs.
         use_weighting: compute WPO's weights (arXiv 2406.11827, Eq. 2).
     """
@@ -44,6 +45,10 @@ def ranked_responses(
         ranks=batch["ranks"],
         mask=batch["mask"],
         scores=batch.get("scores"),
+        labels=batch.get("response_labels"),
+        reference_scores=batch.get("reference_scores"),
+        reference_scores_mask=batch.get("reference_scores_mask"),
+        prompt_weights=batch.get("prompt_weights"),
         weights=weights,
         token_logps=token_logps if keep_tokens else None,
         ref_token_logps=ref_token_logps if keep_tokens else None,

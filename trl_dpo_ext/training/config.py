@@ -42,6 +42,9 @@ class PreferenceConfig(HookedConfig):
             default. An error if no loss has one, unless it is TRL's default.
         pairing: the pairs that a ranking of K > 2 gives to pairwise losses: `all`, `best_vs_rest`, `adjacent`,
             `best_vs_worst`.
+        derive_labels: losses that read labels also read rows without any: the best responses of a ranking or pair are
+            desirable, the others not. None: true where a loss that reads labels is the only loss.
+        desirable_above: derived labels of rows with scores say whether the score is greater than this.
         humanline: `[low, high]` clips each token's log-ratio, in nats, before the sum, for every loss that reads the
             reference (arXiv 2509.24207; `[-1.0, 1.5]` in the authors' code, which also sets the reference to the policy
             after each step: `sync_ref_model`). Logged log-probs and rewards are those before the clip.
@@ -86,6 +89,16 @@ class PreferenceConfig(HookedConfig):
             "help": "The pairs that a ranking gives to pairwise losses.",
             "choices": list(PAIRINGS),
         },
+    )
+    derive_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Label the best responses of a ranking or pair desirable, the others not. By default only where a "
+            "loss that reads labels is the only loss."
+        },
+    )
+    desirable_above: float | None = field(
+        default=None, metadata={"help": "Derived labels say whether a response's score is greater than this."}
     )
     humanline: list[float] | None = field(
         default=None,
@@ -230,9 +243,26 @@ class PreferenceConfig(HookedConfig):
                 self.use_weighting,
                 None if self.humanline is None else (self.humanline[0], self.humanline[1]),
             ),
+            derive_labels=self._derives_labels(specs),
+            desirable_above=self.desirable_above,
         )
         self._check_combination(objective)
         return objective
+
+    def _derives_labels(self, specs: list[LossSpec]) -> bool:
+        """Return whether rows without labels get them, and refuse settings that would do nothing."""
+        reads = any("labels" in spec.needs for spec in specs)
+        derives = self.derive_labels if self.derive_labels is not None else reads and len(specs) == 1
+        if self.derive_labels and not reads:
+            raise ConfigError(f"derive_labels is set, but none of {self.loss_type} reads labels. Remove it.")
+        if self.desirable_above is not None and not derives:
+            raise ConfigError(
+                f"desirable_above={self.desirable_above} has no effect without derived labels. Remove it, or set "
+                "derive_labels: true with a loss that reads labels."
+            )
+        if self.desirable_above is not None and not math.isfinite(self.desirable_above):
+            raise ConfigError(f"desirable_above={self.desirable_above} is out of range. Expected a finite number.")
+        return derives
 
     def _hyperparameters(self, specs: list[LossSpec]) -> list[dict[str, Any]]:
         given = self.loss_kwargs or {}

@@ -21,11 +21,12 @@ def check_rows(dataset: Any, objective: Objective, args: PreferenceConfig, name:
     """
     run_checks.check_dataset_type(dataset, name)
     if not is_tokenized(dataset):
+        run_checks.check_labels(dataset, objective, name)
         dataset = format_dataset(
             dataset,
             name=name,
             invalid_rows=args.invalid_rows,
-            reads_ties="ties" in objective.needs,
+            reads=objective.reads,
             num_proc=args.dataset_num_proc,
         )
     run_checks.check_needs(dataset, objective, name)
@@ -42,7 +43,7 @@ def tokenize_rows(dataset: Any, tokenizer: Any, objective: Objective, args: Pref
             tokenizer,
             name=name,
             max_length=args.max_length,
-            reads_ties="ties" in objective.needs,
+            reads=objective.reads,
             invalid_rows=args.invalid_rows,
             num_proc=args.dataset_num_proc,
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.reads import Reads
 from ..losses import LossSpec
 from ..types import PreferencePairs, RankedResponses
 from .errors import ConfigError
@@ -71,12 +72,16 @@ class Objective:
         terms: the losses with their weights.
         pairing: the pairs that a ranking gives to pairwise losses, see `pair_indices`.
         modifiers: settings that apply to every loss.
+        derive_labels: rows without labels get them from their order or scores.
+        desirable_above: the score above which a derived label is desirable.
         running_means: running means of the statistics that losses declare, by loss name; saved in checkpoints.
     """
 
     terms: Sequence[Term]
     pairing: str = "all"
     modifiers: LossModifiers = field(default_factory=LossModifiers)
+    derive_labels: bool = False
+    desirable_above: float | None = None
     running_means: dict[str, RunningMean] = field(default_factory=dict)
 
     @property
@@ -94,6 +99,20 @@ class Objective:
         """The needs that the losses declare, plus token log-probs if a modifier reads them."""
         modifier_needs = {"token_logps"} if self.modifiers.reads_tokens else set()
         return frozenset(modifier_needs).union(*(term.spec.needs for term in self.terms))
+
+    @property
+    def reads(self) -> Reads:
+        """What the losses read of a row."""
+        needs = self.needs
+        return Reads(
+            ties="ties" in needs,
+            single_responses=any(term.spec.single_responses for term in self.terms),
+            labels="labels" in needs,
+            derive_labels=self.derive_labels,
+            desirable_above=self.desirable_above,
+            reference_scores="reference_scores" in needs,
+            weight="weight" in needs,
+        )
 
     @property
     def rewarding_term(self) -> Term:

@@ -36,8 +36,10 @@ def load_exactly(path: str, *, streaming: bool = False, **options: Any) -> Any:
         _check_files(config, unsafe_json)
     if isinstance(config, CsvConfig):
         _check_files(config, repeated_column)
-        rows = next(iter(load_dataset(path, streaming=True, **options).values()))
-        text = Features(dict.fromkeys(next(iter(rows), {}), Value("string")))
+        # The header alone: guessing the types of the rows below fails at numbers of more than 64 bits.
+        header = next(iter(load_dataset(path, streaming=True, header=None, nrows=1, **options).values()))
+        names = [str(name) for name in next(iter(header), {}).values()]
+        text = Features(dict.fromkeys(names, Value("string")))
         return load_dataset(path, streaming=streaming, features=text or None, na_filter=False, **options)
     dataset = load_dataset(path, streaming=streaming, **options)
     if isinstance(config, JsonConfig):
