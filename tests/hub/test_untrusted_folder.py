@@ -5,6 +5,8 @@ import re
 import shlex
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from trl_dpo_ext.hub import RunError, make_card
 from trl_dpo_ext.hub.merge import _atomic_folder
@@ -21,7 +23,8 @@ def run(tmp_path):
     folder.mkdir()
     config = {"base_model_name_or_path": "owner/base", "peft_type": "LORA", "r": 4}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    (folder / "adapter_model.safetensors").write_bytes(b"")
+    weights = {f"base_model.model.q_proj.lora_{side}.weight": torch.ones(4, 4) for side in "AB"}
+    save_file(weights, folder / "adapter_model.safetensors")
     (folder / "tokenizer.json").write_text("{}")
     return folder
 

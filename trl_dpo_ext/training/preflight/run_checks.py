@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from torch import nn
 
+from ..._compat.deepspeed import full_size
 from ..._compat.trl import text_tokenizer
 from ...data.data_error import DataError, FaultReason
 from ...data.format import reading_of
@@ -177,8 +178,8 @@ def check_disk(model: nn.Module, args: PreferenceConfig) -> None:
     if str(args.save_strategy) in ("no", "SaveStrategy.NO"):
         return
     trainable = [p for p in model.parameters() if p.requires_grad]
-    weights = sum(p.numel() * p.element_size() for p in trainable) * (2 if args.sync_ref_model else 1)
-    moments = 0 if args.save_only_model else 2 * 4 * sum(p.numel() for p in trainable)
+    weights = sum(full_size(p) * p.element_size() for p in trainable) * (2 if args.sync_ref_model else 1)
+    moments = 0 if args.save_only_model else 2 * 4 * sum(full_size(p) for p in trainable)
     existing = Path(os.path.abspath(str(args.output_dir)))
     while not existing.exists():
         existing = existing.parent
