@@ -72,7 +72,7 @@ def groups_of(responses: RankedResponses) -> list[list[Response]]:
         [
             Response(
                 *(getattr(responses, n)[b, k].item() for n in FIELDS),
-                mismatched=(responses.mismatched_logps - responses.ref_mismatched_logps)[b].item(),
+                mismatched=responses.mismatched_log_ratios[b].item(),
                 samples=tuple(responses.reference_scores[b][responses.reference_scores_mask[b]].tolist()),
                 weight=responses.prompt_weights[b].item(),
             )

@@ -181,13 +181,12 @@ def test_the_mismatched_log_probs_are_a_plain_forward_s(ready):
                                  {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}])  # fmt: skip
 def test_z0_is_that_of_the_whole_step(cut, tiny_model_dir, tmp_path):
     """The second step, where policy and reference differ, is the same however it is cut."""
+    settings: dict[str, Any] = {"loss_type": ["kto"], "beta": 0.7, "max_steps": 2, "learning_rate": 3e-2}
+    data = thumbs(16, labels=True)
     runs = [
-        support.train(
-            support.trainer(tiny_model_dir, tmp_path / str(i), thumbs(16, labels=True), loss_type=["kto"], beta=0.7, max_steps=2,
-                            learning_rate=3e-2, logging_steps=1, **shape)
-        )
+        support.train(support.trainer(tiny_model_dir, tmp_path / str(i), data, **settings, **shape))
         for i, shape in enumerate(({"per_device_train_batch_size": 8}, cut))
-    ]  # fmt: skip
+    ]
     assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-5)
     points = [[log["kto/kl"] for log in run.logs if "kto/kl" in log] for run in runs]
     assert points[0] == pytest.approx(points[1], abs=1e-5)
