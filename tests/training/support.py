@@ -89,6 +89,12 @@ def trainer(model: Any, folder: str | Path, data: Any, *, cls: Any = PreferenceT
     return cls(model=model, args=config(folder, **changes), train_dataset=data, **given)
 
 
+def complete_rows(model: Any, folder: str | Path, count: int) -> Any:
+    """Return tokenized rows that have all that a loss can read, a mismatched completion among it."""
+    losses = ["odpo", "kto", "qrpo", "bco_unpaired"]
+    return trainer(model, folder, helpers.complete_dataset(count), loss_type=losses).train_dataset
+
+
 def batch(trainer: Any, rows: int | slice = slice(None), *, split: str = "train") -> dict[str, Tensor]:
     """Return the first rows of the trainer's dataset as one batch on its device."""
     dataset = getattr(trainer, f"{split}_dataset")

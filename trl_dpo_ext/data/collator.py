@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..modeling.layout import PromptGroup
 from ..modeling.passes import PASSES, split_layout
+from .mismatched import COLUMN
 
 Layout = Callable[[Sequence[PromptGroup], int], dict[str, Tensor]]
 Lookup = Callable[[PromptGroup], Sequence[np.ndarray] | None]
@@ -43,13 +44,13 @@ class PreferenceCollator:
         """Collate B tokenized rows.
 
         Returns:
-            `ranks` int64 [B, K]; `lengths` int64 [B, K], in tokens; `mask` bool [B, K], True for a response; where the
-            rows have them `rows` int64 [B] (row numbers in the dataset), `scores` float32 [B, K], `response_labels`
-            int8 [B, K] (+1 desirable, -1 undesirable, 0 unknown), `reference_scores` float32 [B, M] with
-            `reference_scores_mask` bool [B, M], and `prompt_weights` float32 [B];
-            `ref_token_logps` float32 [B, K, T] in nats where all are stored; and what the layout returns, or with
-            `responses_per_pass` a list of it under `passes`. `ranks` comes first because transformers reads the batch
-            size from the first tensor.
+            `ranks` int64 [B, K]; `lengths` int64 [B, K], in tokens; `mask` bool [B, K], True for a response; `rows`
+            int64 [B] (row numbers in the dataset), `scores` float32 [B, K], `response_labels` int8 [B, K] (+1
+            desirable, -1 undesirable, 0 unknown), `reference_scores` float32 [B, M] with `reference_scores_mask` bool
+            [B, M], `prompt_weights` float32 [B] and `mismatched` bool [B, K] (a completion of another prompt, whose
+            mask is False) where the rows have them; `ref_token_logps` float32 [B, K, T] in nats where all
+            are stored; and what the layout returns, or with `responses_per_pass` a list of it under `passes`. `ranks`
+            comes first because transformers reads the batch size from the first tensor.
         """
         groups = [PromptGroup(row["prompt_ids"], row["completion_ids"]) for row in rows]
         lengths = _padded([[len(c) for c in g.completion_ids] for g in groups], torch.int64)
@@ -58,6 +59,11 @@ class PreferenceCollator:
             "lengths": lengths,
             "mask": lengths > 0,
         }
+        if COLUMN in rows[0]:
+            # The last of a row's completions; no loss sees it as a response.
+            width = lengths.shape[1]
+            batch[COLUMN] = torch.arange(width) == (lengths > 0).sum(dim=1, keepdim=True) - 1
+            batch["mask"] = batch["mask"] & ~batch[COLUMN]
         if "row" in rows[0]:
             batch["rows"] = torch.tensor([row["row"] for row in rows], dtype=torch.int64)
         if "scores" in rows[0]:

@@ -112,6 +112,7 @@ class Objective:
             desirable_above=self.desirable_above,
             reference_scores="reference_scores" in needs,
             weight="weight" in needs,
+            mismatched="mismatched" in needs,
         )
 
     @property
