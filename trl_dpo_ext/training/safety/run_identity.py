@@ -75,7 +75,9 @@ class RunIdentity:
         path = Path(folder) / ROWS
         try:
             rows = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            if rows.dtype != np.uint64 or rows.ndim != 1:
+                raise ValueError(f"it holds {rows.dtype} {list(rows.shape)}, expected uint64 [rows]")
+        except Exception as error:  # a damaged header raises whatever evaluating or allocating it raises
             raise CheckpointError(f"{path} can't be read: {error}. Take another checkpoint.") from error
         if (clause := difference(rows, self.rows)) is not None:
             part = "" if hasattr(self._dataset, "__len__") else f" (the first {STREAMED_ROWS} of the stream)"

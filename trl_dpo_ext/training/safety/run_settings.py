@@ -108,9 +108,10 @@ def _changes(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> It
     for name in sorted(then.keys() | now.keys()):
         if name not in then or name not in now:
             continue
-        if prefix == "" and name in ("losses", "adapter") and then[name].keys() != now[name].keys():
+        both = isinstance(then[name], dict) and isinstance(now[name], dict)
+        if both and not prefix and name in ("losses", "adapter") and then[name].keys() != now[name].keys():
             yield f"{name}: then {_shown(then[name])}, now {_shown(now[name])}"
-        elif isinstance(then[name], dict) and isinstance(now[name], dict):
+        elif both:
             yield from _changes(then[name], now[name], f"{prefix}{name}.")
         elif then[name] != now[name]:
             yield f"{prefix}{name}: then {_shown(then[name])}, now {_shown(now[name])}"
