@@ -84,7 +84,7 @@ def readable(spec: LossSpec, facts: Facts) -> Tensor:
 
 
 def counts(specs: Sequence[LossSpec], facts: Sequence[Facts]) -> Tensor:
-    """Return [1 + losses] float32: the number of prompts, and how many of them each loss can read; zeros for no facts."""
+    """Return [1 + losses] float32: the number of prompts, and how many of them each loss can read."""
     total = torch.zeros(1 + len(specs))
     for each in facts:
         read = [readable(spec, each).sum() for spec in specs]
