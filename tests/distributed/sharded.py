@@ -1,8 +1,6 @@
-"""Run under accelerate's launcher by `test_sharded.py`: all cases with one engine; the main process saves the results."""
+"""Run under accelerate's launcher by `test_sharded.py`: all cases with one engine; rank 0 saves the results."""
 
 from __future__ import annotations
-
-import tests.distributed.on_the_cpu  # noqa: F401, I001  first
 
 import faulthandler
 import os
@@ -16,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+import tests.distributed.on_the_cpu  # noqa: F401  first
 from tests.distributed import cases
 
 
@@ -24,7 +23,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Gradients(TrainerCallback):
-    """The whole gradients of each step; DeepSpeed has them before its engine's step only."""
+    """The whole gradients of each step. DeepSpeed keeps its own, so there are none with it."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -35,29 +34,23 @@ class Gradients(TrainerCallback):
 
 
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
-    if trainer.is_deepspeed_enabled:
-        import deepspeed
-
-        found = {}
-        for name, p in trainer.model.named_parameters():
-            with deepspeed.zero.GatheredParameters([p]):
-                found[name] = p.detach().float().clone()
-        return found
     return {name: whole(p) for name, p in trainer.model.named_parameters()}
 
 
 def run(case: str, model: str, folder: str) -> dict[str, Any]:
-    trainer = cases.trainer(case, model, f"{folder}/{case}", dist.get_world_size() if dist.is_initialized() else 2, use_cpu=False)
+    trainer = cases.trainer(case, model, f"{folder}/{case}", int(os.environ["WORLD_SIZE"]), use_cpu=False)
     recorder = Gradients()
     trainer.add_callback(recorder)
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     engine = str(trainer.accelerator.distributed_type.value)
-    return {"engine": engine, "logs": logs, "gradients": recorder.steps, "weights": weights(trainer)}
+    result = {"engine": engine, "logs": logs, "gradients": recorder.steps, "weights": weights(trainer)}
+    trainer.save_model(f"{folder}/{case}/saved")
+    return result
 
 
 def main(model: str, folder: str, *names: str) -> None:
-    faulthandler.dump_traceback_later(90, exit=True)  # a hang says where
+    faulthandler.dump_traceback_later(200, exit=True)  # a hang says where
     results = {}
     for case in names or cases.CASES:
         try:
