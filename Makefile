@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-newest test-oldest traps lint
+.PHONY: help demo test test-fast test-package test-newest test-oldest traps lint
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,22 +17,16 @@ help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(VENV)/.installed-demo  ## Train a small language model on ranked preferences, on the CPU (OVERWRITE=1 trains again)
-	@if [ -e "$(DEMO_OUTPUT)/result.json" ] && [ -z "$(OVERWRITE)" ]; then \
-		echo "$(DEMO_OUTPUT)/ holds a finished run: result.json, curves.png, the adapter."; \
-		echo "To train again: make demo OVERWRITE=1"; \
-	else \
-		set -euo pipefail; \
-		folder="$$($(BIN)/python recipes/quickstart/model.py | tail -n 1)"; \
-		$(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/train.py \
-			--config recipes/quickstart/plackett_luce.yaml --model_name_or_path "$$folder" \
-			--output_dir "$(DEMO_OUTPUT)" $(if $(OVERWRITE),--overwrite_output_dir true); \
-	fi
+	@$(BIN)/trl-dpo-ext quickstart --output_dir "$(DEMO_OUTPUT)" $(if $(OVERWRITE),--overwrite)
 
 test: lint  ## Check style and types, run all tests and the examples in docstrings
 	$(BIN)/python -m pytest -n 2
 
 test-fast: lint  ## The same without the slow tests, for daily work
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-package: $(VENV)/.installed-test  ## Build the wheel, install it into an empty environment, and train there
+	$(BIN)/python -m pytest tests/package
 
 # Environments of their own: an installation of other versions must not replace the tested ones.
 test-newest:  ## Run all tests with the newest versions that pyproject.toml allows, in .venv-newest

@@ -18,6 +18,8 @@ ROWS = [
 OTHER_WORDS = {
     "beta",
     "top_k",
+    "humanline",
+    "sync_ref_model",
     "ld_alpha",
     "pairing",
     "all",

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from model import download, fetch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_dpo_ext.evaluation import apply_reward, get_reward, sample
+from trl_dpo_ext.run.quickstart_model import download, fetch
 
 SOURCE = "vaderSentiment==3.3.2"
 SOURCE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"

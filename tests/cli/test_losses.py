@@ -92,7 +92,7 @@ def test_an_unknown_loss_is_one_line_with_suggestions(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        "error: Unknown loss 'simp'. Did you mean 'simpo' or 'cpo_simpo' or 'ipo'? `trl-dpo-ext losses` lists all.\n"
+        "error: Unknown loss 'simp'. Did you mean 'simpo' or 'simper' or 'cpo_simpo'? `trl-dpo-ext losses` lists all.\n"
     )
 
 

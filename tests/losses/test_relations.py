@@ -118,6 +118,60 @@ def _():
     same(loss("r_dpo", data.replace(rejected_lengths=data.chosen_lengths), beta=0.3), loss("dpo", data, beta=0.3))
 
 
+@relation("rebel", "`reward_aware_po_squared` at beta = 1.")
+@relation("reward_aware_po_squared", "`rebel` at beta = 1.")
+def _():
+    same(loss("rebel", pairs(), eta=0.6), loss("reward_aware_po_squared", pairs(), beta=1.0, eta=0.6))
+
+
+@relation("reward_aware_po", "`dpo` where the scores are far apart.")
+def _():
+    data = pairs()
+    data = data.replace(chosen_scores=data.rejected_scores + 1e3)
+    same(loss("reward_aware_po", data, beta=0.3), loss("dpo", data, beta=0.3))
+
+
+def equally_far_apart(difference: float) -> PreferencePairs:
+    data = pairs()
+    return data.replace(chosen_scores=data.rejected_scores + difference)
+
+
+@relation(
+    "reward_aware_po",
+    "The gradient of `cdpo` with label_smoothing = sigmoid(-eta (r_w - r_l)), where all pairs are equally far apart.",
+)
+def _():
+    data, smoothing = equally_far_apart(2.0), 1 / (1 + math.exp(0.7 * 2.0))
+    same_gradients(
+        gradients("reward_aware_po", data, beta=0.3, eta=0.7),
+        gradients("cdpo", data, beta=0.3, label_smoothing=smoothing),
+    )
+
+
+@relation(
+    "reward_aware_po_forward_kl",
+    "`exo_pair` with label_smoothing = sigmoid(-eta (r_w - r_l)), where all pairs are equally far apart.",
+)
+def _():
+    data, smoothing = equally_far_apart(2.0), 1 / (1 + math.exp(0.7 * 2.0))
+    same(
+        loss("reward_aware_po_forward_kl", data, beta=0.3, eta=0.7),
+        loss("exo_pair", data, beta=0.3, label_smoothing=smoothing),
+    )
+
+
+@relation(
+    "simper", "The gradient of `unlikelihood` at alpha = 1 times p, for responses of one token, both of probability p."
+)
+def _():
+    data = one_token(pairs())
+    data = data.replace(chosen_logps=data.rejected_logps)
+    probability = data.rejected_logps.exp()
+    same_gradients(
+        gradients("simper", data), tuple(g * probability for g in gradients("unlikelihood", data, alpha=1.0))
+    )
+
+
 @relation("odpo", "`dpo` at alpha = 0.")
 def _():
     same(loss("odpo", pairs(), beta=0.3, alpha=0.0), loss("dpo", pairs(), beta=0.3))

@@ -142,6 +142,32 @@ def odpo(w, z, beta=0.1, alpha=1.0):
     return nls(beta * (w.ratio - z.ratio) - alpha * log(w.score - z.score))
 
 
+def score_preference(w, z, eta):
+    return sigmoid(eta * w.score - eta * z.score)
+
+
+@pairwise(turns_round="a regression on the score difference")
+def rebel(w, z, eta=1.0):
+    return (w.ratio - z.ratio - eta * (w.score - z.score)) ** 2
+
+
+@pairwise(turns_round="the optimum is the preference that the scores state")
+def reward_aware_po(w, z, beta=0.2, eta=1.0):
+    p, q = sigmoid(beta * (w.ratio - z.ratio)), score_preference(w, z, eta)
+    return q * log(q / p) + (1 - q) * log((1 - q) / (1 - p))
+
+
+@pairwise(turns_round="the optimum is the preference that the scores state")
+def reward_aware_po_forward_kl(w, z, beta=0.2, eta=1.0):
+    p, q = sigmoid(beta * (w.ratio - z.ratio)), score_preference(w, z, eta)
+    return p * log(p / q) + (1 - p) * log((1 - p) / (1 - q))
+
+
+@pairwise(turns_round="a regression on the score difference")
+def reward_aware_po_squared(w, z, beta=0.2, eta=1.0):
+    return (beta * (w.ratio - z.ratio) - eta * (w.score - z.score)) ** 2
+
+
 @pairwise
 def chi_po(w, z, beta=0.1, r_max=10.0):
     def phi(ratio):
@@ -261,6 +287,11 @@ def alphapo(w, z, beta=2.5, gamma=0.1, alpha=0.25):
         return beta * (1 - exp(y.mean) ** -alpha) / alpha if alpha else beta * y.mean
 
     return nls(reward(w) - reward(z) - gamma)
+
+
+@pairwise
+def simper(w, z):
+    return exp(z.mean) - exp(w.mean)
 
 
 @pairwise

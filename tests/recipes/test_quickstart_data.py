@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tests.helpers import ROOT, TEXT, load_script, tiny_model, tiny_tokenizer
 from trl_dpo_ext.data import format_dataset
 from trl_dpo_ext.evaluation import get_reward
+from trl_dpo_ext.run.quickstart_model import model_folder
 
 QUICKSTART = ROOT / "recipes" / "quickstart"
 DATA = QUICKSTART / "data"
@@ -77,7 +78,7 @@ def test_scores_are_vaders(splits, name):
 
 @pytest.mark.parametrize("name", LEAST)
 def test_prefixes_end_where_tokens_do(splits, name):
-    folder = load_script("recipes/quickstart/model.py").model_folder()
+    folder = model_folder()
     if not folder.exists():
         pytest.skip("the quickstart's model is not in the cache (python recipes/quickstart/model.py)")
     tokenizer = AutoTokenizer.from_pretrained(folder)

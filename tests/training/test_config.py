@@ -79,6 +79,7 @@ def test_what_the_losses_need_is_known(tmp_path):
     assert not objective(loss_type=["sft", "simpo"]).reads_reference
     assert objective(loss_type=["dpo", "odpo", "dpo_rk"]).needs == {"scores", "ties"}
     assert objective(loss_type="dpo", ld_alpha=0.5).needs == {"token_logps"}
+    assert objective(loss_type="dpo", humanline=[-1.0, 1.5]).needs == {"token_logps"}
     assert objective(loss_type=["sft", "ipo"], beta=0.3).reward_scale == 0.3
 
 
@@ -176,6 +177,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
         ConfigError,
         ["ld_alpha", "['cpo']", "Remove"],
     ),
+    "humanline where nothing reads a reference": (
+        {"loss_type": "cpo", "humanline": [-1.0, 1.5]},
+        ConfigError,
+        ["humanline", "['cpo']", "Remove"],
+    ),
+    "humanline with one limit": ({"humanline": [1.5]}, ConfigError, ["humanline=[1.5]", "[-1.0, 1.5]"]),
+    "humanline the wrong way round": ({"humanline": [1.5, -1.0]}, ConfigError, ["one below 0"]),
+    "humanline without a limit": ({"humanline": [-1.0, float("inf")]}, ConfigError, ["finite"]),
 }
 
 

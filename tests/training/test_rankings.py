@@ -309,6 +309,57 @@ def test_length_weighting_of_rankings(any_layout):
     any_layout.check_value(of_rankings, loss_type=["plackett_luce"], ld_alpha=0.3)
 
 
+def clipped(y: Response, low: float, high: float) -> Response:
+    """The response as humanline sees it: each token's log-ratio within the limits."""
+    ratios = [min(max(p - r, low), high) for p, r in zip(y.token_logps, y.ref_token_logps, strict=True)]
+    return replace(y, logp=y.ref_logp + sum(ratios))
+
+
+@pytest.mark.parametrize("name", ["dpo", "plackett_luce", "bco_pair"])
+def test_humanline(name, any_layout):
+    low, high = -0.02, 0.03
+
+    def cut(prompts: list[Prompt]) -> list[Prompt]:
+        return [[clipped(y, low, high) for y in prompt] for prompt in prompts]
+
+    ratios = [
+        p - r for x in any_layout.prompts() for y in x for p, r in zip(y.token_logps, y.ref_token_logps, strict=True)
+    ]
+    assert min(ratios) < low < 0 < high < max(ratios), "the limits cut nothing"
+    any_layout.check_value(
+        lambda prompts: mean(per_prompt(OWN[name], cut(prompts))), loss_type=[name], humanline=[low, high]
+    )
+
+
+def test_humanline_before_length_weighting(setting):
+    def of_pairs(prompts: list[Prompt]) -> float:
+        values = []
+        for prompt in prompts:
+            losses = []
+            for w, z in pairs_of(prompt, "all"):
+                ratios = []
+                for y in (w, z):
+                    shared = min(w.length, z.length)
+                    of_tokens = [
+                        min(max(p - r, -0.02), 0.03) * (1 if t < shared else 0.3)
+                        for t, (p, r) in enumerate(zip(y.token_logps, y.ref_token_logps, strict=True))
+                    ]
+                    ratios.append(sum(of_tokens))
+                losses.append(reference.nls(0.1 * (ratios[0] - ratios[1])))
+            values.append(mean(losses))
+        return mean(values)
+
+    setting.check_value(of_pairs, loss_type=["dpo"], humanline=[-0.02, 0.03], ld_alpha=0.3)
+
+
+def test_humanline_leaves_a_reference_free_loss_alone(setting):
+    def mix(prompts: list[Prompt]) -> float:
+        cut = [[clipped(y, -0.02, 0.03) for y in prompt] for prompt in prompts]
+        return mean(per_prompt(OWN["dpo"], cut)) + mean(per_prompt(OWN["simpo"], prompts))
+
+    setting.check_value(mix, loss_type=["dpo", "simpo"], humanline=[-0.02, 0.03])
+
+
 def test_weights_of_rankings(any_layout):
     """WPO, arXiv 2406.11827: the weight of a response is exp(mean over its tokens of log p - log sum p^2)."""
 

@@ -17,7 +17,7 @@ from ._console import Commands, console
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("memory", help="estimate the peak memory of a recipe before it runs")
-    command.add_argument("recipe", help="a recipe's YAML file")
+    command.add_argument("recipe", help="a YAML file, or a recipe that `trl-dpo-ext recipes` lists")
     command.add_argument("--gpu", type=_size, metavar="GB", help="size of the card; shows what fits and what to change")
     command.add_argument(
         "--model", help="model to use instead of the recipe's: a folder, Hub id or short name such as qwen3-8b"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,6 +11,7 @@ from trl import ModelConfig
 from ..memory import Setup, make_setup
 from ..parsing import ParseError, StrictParser
 from ..training import PreferenceConfig
+from .recipe_files import recipe_path
 from .recipe_settings import RecipeArguments
 
 
@@ -25,7 +25,7 @@ def read_memory_setup(
     """Read the settings of a recipe that decide its memory.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of one of the package's recipes.
         changes: settings that replace the recipe's.
         responses, prompt_tokens: see `make_setup`.
 
@@ -36,9 +36,7 @@ def read_memory_setup(
         ParseError, ConfigError, UnknownModelError: the recipe can't be trained or estimated.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise ParseError(f"The recipe {path!r} does not exist.") from None
+        content = yaml.safe_load(recipe_path(path).read_text())
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ParseError(f"The recipe {path!r} can't be read as YAML: {error}") from None
     if not isinstance(content, dict):

@@ -41,6 +41,9 @@ class PreferenceConfig(HookedConfig):
             default. An error if no loss has one, unless it is TRL's default.
         pairing: the pairs that a ranking of K > 2 gives to pairwise losses: `all`, `best_vs_rest`, `adjacent`,
             `best_vs_worst`.
+        humanline: `[low, high]` clips each token's log-ratio, in nats, before the sum, for every loss that reads the
+            reference (arXiv 2509.24207; `[-1.0, 1.5]` in the authors' code, which also sets the reference to the policy
+            after each step: `sync_ref_model`). Logged log-probs and rewards are those before the clip.
         prefix_sharing: compute each prompt once for all its responses. `auto`: if the model supports it (checked before
             training), in the batches that become cheaper. `true`: always, `false`: never.
         packing: fill padding by putting several prompts with their responses in a row.
@@ -80,6 +83,10 @@ class PreferenceConfig(HookedConfig):
             "help": "The pairs that a ranking gives to pairwise losses.",
             "choices": list(PAIRINGS),
         },
+    )
+    humanline: list[float] | None = field(
+        default=None,
+        metadata={"help": "Clip each token's log-ratio to these two limits before the sum: -1.0 1.5 in the paper."},
     )
     prefix_sharing: str = field(
         default="auto", metadata={"help": "Compute each prompt once for all its responses: auto, true or false."}
@@ -156,6 +163,12 @@ class PreferenceConfig(HookedConfig):
             )
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ConfigError(f"ld_alpha={self.ld_alpha} is out of range. Expected >= 0, <= 1.")
+        if self.humanline is not None and not (
+            len(self.humanline) == 2 and -math.inf < self.humanline[0] < 0 < self.humanline[1] < math.inf
+        ):
+            raise ConfigError(
+                f"humanline={self.humanline} must be two finite limits, one below 0 and one above, such as [-1.0, 1.5]."
+            )
         self.objective()
 
     def _check_ignored(self) -> None:
@@ -213,7 +226,11 @@ class PreferenceConfig(HookedConfig):
             ],
             pairing=self.pairing,
             modifiers=LossModifiers(
-                self.f_divergence_type, self.f_alpha_divergence_coef, self.ld_alpha, self.use_weighting
+                self.f_divergence_type,
+                self.f_alpha_divergence_coef,
+                self.ld_alpha,
+                self.use_weighting,
+                None if self.humanline is None else (self.humanline[0], self.humanline[1]),
             ),
         )
         self._check_combination(objective)
@@ -270,6 +287,7 @@ class PreferenceConfig(HookedConfig):
                 "precompute_ref_log_probs": self.precompute_ref_log_probs,
                 "sync_ref_model": self.sync_ref_model,
                 "ld_alpha": self.ld_alpha is not None,
+                "humanline": self.humanline is not None,
             }.items():
                 if on:
                     raise ConfigError(

@@ -1,4 +1,4 @@
-"""Modifiers that apply to any loss: f-divergences, LD-DPO's length weighting, WPO's weights."""
+"""Modifiers that apply to any loss: f-divergences, LD-DPO's length weighting, humanline's clipping, WPO's weights."""
 
 from __future__ import annotations
 
@@ -58,20 +58,34 @@ def tail_weighted_sum(token_logps: Tensor, shared: Tensor, alpha: float) -> Tens
     return (token_logps * torch.where(position < shared.unsqueeze(-1), 1.0, alpha)).sum(dim=-1)
 
 
+def _token_fields(data: Data) -> dict[str, str]:
+    """From each field of summed log-probs to the field of its token log-probs; the policy's, then the reference's."""
+    if isinstance(data, PreferencePairs):
+        names = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
+    else:
+        names = ("logps", "ref_logps")
+    return {name: name.replace("logps", "token_logps") for name in names}
+
+
+def _humanline(data: Data, low: float, high: float) -> Data:
+    changes: dict[str, Tensor] = {}
+    for summed, of_tokens in _token_fields(data).items():
+        if summed.startswith("ref_"):
+            continue
+        reference = getattr(data, f"ref_{of_tokens}")
+        clipped = reference + clip(getattr(data, of_tokens) - reference, low=low, high=high)
+        changes |= {of_tokens: clipped, summed: clipped.sum(dim=-1)}
+    return data.replace(**changes)
+
+
 def _length_weighted(data: Data, alpha: float) -> Data:
     if isinstance(data, PreferencePairs):
         shared = torch.minimum(data.chosen_lengths, data.rejected_lengths)
-        sources = {
-            "chosen_logps": data.chosen_token_logps,
-            "rejected_logps": data.rejected_token_logps,
-            "ref_chosen_logps": data.ref_chosen_token_logps,
-            "ref_rejected_logps": data.ref_rejected_token_logps,
-        }
     else:
         far = torch.iinfo(data.lengths.dtype).max
         shared = data.lengths.masked_fill(~data.mask, far).min(dim=1, keepdim=True).values.expand_as(data.lengths)
-        sources = {"logps": data.token_logps, "ref_logps": data.ref_token_logps}
-    return data.replace(**{k: tail_weighted_sum(v, shared, alpha) for k, v in sources.items() if v is not None})
+    token_logps = {summed: getattr(data, of_tokens) for summed, of_tokens in _token_fields(data).items()}
+    return data.replace(**{k: tail_weighted_sum(v, shared, alpha) for k, v in token_logps.items() if v is not None})
 
 
 def _f_divergence(data: Data, kind: str, alpha: float) -> Data:
@@ -96,19 +110,28 @@ class LossModifiers:
         f_divergence_type, f_alpha_divergence_coef: `kind` and `alpha` of `f_divergence_rewards`.
         ld_alpha: weight of the tokens beyond the shared length; None for no weighting.
         use_weighting: multiply each pair's loss by the policy's length-normalized probabilities (WPO).
+        humanline: limits of each token's log-ratio, nats; None for no clipping (arXiv 2509.24207).
     """
 
     f_divergence_type: str = "reverse_kl"
     f_alpha_divergence_coef: float = 0.5
     ld_alpha: float | None = None
     use_weighting: bool = False
+    humanline: tuple[float, float] | None = None
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether any of them needs the token log-probs."""
+        return self.ld_alpha is not None or self.humanline is not None
 
     def length_weighted(self, data: Data) -> Data:
         """Apply `ld_alpha` to data with token log-probs."""
         return data if self.ld_alpha is None else _length_weighted(data, self.ld_alpha)
 
     def apply(self, data: Data) -> Data:
-        """Apply `ld_alpha`, then the f-divergence, to data with a reference."""
+        """Apply `humanline`, then `ld_alpha`, then the f-divergence, to data with a reference."""
+        if self.humanline is not None:
+            data = _humanline(data, *self.humanline)
         data = self.length_weighted(data)
         if self.f_divergence_type == "reverse_kl":
             return data

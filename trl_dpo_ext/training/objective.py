@@ -88,8 +88,8 @@ class Objective:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The needs that the losses declare, plus token log-probs if `ld_alpha` is set."""
-        modifier_needs = {"token_logps"} if self.modifiers.ld_alpha is not None else set()
+        """The needs that the losses declare, plus token log-probs if a modifier reads them."""
+        modifier_needs = {"token_logps"} if self.modifiers.reads_tokens else set()
         return frozenset(modifier_needs).union(*(term.spec.needs for term in self.terms))
 
     @property

@@ -141,6 +141,39 @@ def alphapo(
     return -F.logsigmoid(beta * margins - gamma)
 
 
+@register_loss("simper", paper="2502.00883", reference_free=True, length_normalized=True)
+def simper(pairs: PreferencePairs) -> Tensor:
+    """SimPER: the difference of the inverse perplexities, without any hyperparameter.
+
+    Equation:
+        -exp(m_w) + exp(m_l), with m_w = `pairs.chosen_mean_logps`, m_l = `pairs.rejected_mean_logps`.
+
+    Args:
+        pairs: N pairs, [N] float log-probs in nats and their lengths in tokens; the reference's are not read.
+
+    Returns:
+        [N] loss between -1 and 1; 0 where both responses have the same perplexity.
+
+    Example:
+        >>> import torch
+        >>> from trl_dpo_ext import PreferencePairs
+        >>> logps, lengths = torch.tensor([0.25, 0.5]).log(), torch.tensor([2])
+        >>> simper(PreferencePairs(logps[:1], logps[1:], None, None, lengths, lengths - 1)).item()  # -sqrt(1/4) + 1/2
+        0.0
+
+    Reference:
+        arXiv 2502.00883, checked against the authors' code (scripts/simper_trainer.py).
+
+    Departures:
+        None. The mean log-prob is capped at 80, far beyond any token probability of a model.
+
+    Relations:
+        The gradient of `unlikelihood` at alpha = 1 times p, for responses of one token, both of probability p.
+    """
+    chosen, rejected = (clip(m, high=_MAX_EXPONENT) for m in (pairs.chosen_mean_logps, pairs.rejected_mean_logps))
+    return rejected.exp() - chosen.exp()
+
+
 @register_loss("cpo", paper="2401.08417", reference_free=True)
 def cpo(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1, alpha: Annotated[float, Ge(0)] = 1.0) -> Tensor:
     """Contrastive Preference Optimization: reference-free DPO plus the likelihood of the chosen response.
