@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-package test-newest test-oldest traps lint
+.PHONY: help demo docs docs-serve test test-fast test-package test-newest test-oldest traps lint
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,6 +27,7 @@ test-fast: lint  ## The same without the slow tests, for daily work
 
 test-package: $(VENV)/.installed-test  ## Build the wheel, install it into an empty environment, and train there
 	$(BIN)/python -m pytest tests/package
+	@$(MAKE) --no-print-directory docs
 
 # Environments of their own: an installation of other versions must not replace the tested ones.
 test-newest:  ## Run all tests with the newest versions that pyproject.toml allows, in .venv-newest
@@ -41,6 +42,12 @@ test-oldest: $(VENV)/.installed-test  ## Run all tests with the oldest versions 
 
 traps: $(VENV)/.installed-test  ## Run the tests of the silent bugs that docs/reliability.md lists
 	$(BIN)/python -m pytest -n 2 tests -k "test_trap_ or _traps"
+
+docs: $(VENV)/.installed-docs  ## Build the documentation site into build/site; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(VENV)/.installed-docs  ## Show the site on 127.0.0.1:8000 while you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 lint: $(VENV)/.installed-test  ## Check style and types only
 	$(BIN)/ruff check .

@@ -19,13 +19,18 @@ INTERNAL = {
     "registry": set(),
     "types": set(),
     "losses": {"registry", "types"},
-    "modeling": {"_compat", "registry", "types"},
+    "modeling": {"_compat", "registry", "types", "record"},
     "data": {"_compat", "registry", "types", "record", "modeling"},
-    "evaluation": {"_compat", "registry", "types", "record", "modeling", "data"},
+    "evaluation": {"_compat", "registry", "types", "record", "strict_yaml", "modeling", "data"},
     "reference": {"_compat", "registry", "types", "modeling", "data", "record"},
-    "record": set(),
-    "hub": {"_compat", "registry", "types", "record", "modeling", "reference"},
-    "training": {"_compat", "registry", "types", "record", "losses", "modeling", "data", "reference", "hub"},
+    "strict_yaml": set(),
+    "secret_scan": set(),
+    "setting_ranges": set(),
+    "record": {"secret_scan"},
+    "hub": {"_compat", "registry", "types", "record", "strict_yaml", "secret_scan", "modeling", "reference"},
+    "training": {
+        *("_compat", "registry", "types", "record", "setting_ranges", "losses", "modeling", "data", "reference", "hub"),
+    },
     # The rooms above them all: the run of a recipe imports everything but the command line.
     "memory": {
         "_compat",
@@ -41,8 +46,8 @@ INTERNAL = {
         "training",
     },
     "run": {
-        *("_compat", "registry", "types", "record", "parsing", "losses", "modeling", "data", "reference", "hub"),
-        *("training", "memory", "evaluation"),
+        *("_compat", "registry", "types", "record", "parsing", "strict_yaml", "secret_scan", "losses", "modeling"),
+        *("data", "reference", "hub", "training", "memory", "evaluation", "renamed_settings"),
     },
 }
 # Part -> what it may import from outside, beside the standard library. The others are free.

@@ -3,6 +3,7 @@
 import re
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,11 @@ def test_losses_import_nothing_of_hugging_face():
     assert run_python("-c", code).strip() == "[]"
 
 
-def test_the_version_is_written_in_one_place():
+def test_the_version_comes_from_the_tag_and_from_nowhere_else():
     assert PYPROJECT["project"]["dynamic"] == ["version"]
-    assert PYPROJECT["tool"]["hatch"]["version"]["path"] == "trl_dpo_ext/__init__.py"
-    assert re.fullmatch(r"\d+\.\d+\.\d+", trl_dpo_ext.__version__)
+    assert PYPROJECT["tool"]["hatch"]["version"]["source"] == "vcs"
+    assert re.fullmatch(r"\d+\.\d+(\.\d+)?(\.dev\d+)?", trl_dpo_ext.__version__)
+    assert trl_dpo_ext.__version__ == metadata.version("trl-dpo-ext")
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert "## [Unreleased]" in changelog or f"## [{trl_dpo_ext.__version__}]" in changelog
 

@@ -80,10 +80,10 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
     with pytest.raises(ParseError) as caught:
         parse(tmp_path, "btea: 2.0\nsteps: few\nmode: quikc\nlosses: [dpo]\n")
     assert str(caught.value).splitlines() == [
-        "3 mistakes in the config file:",
-        "  Unknown key 'btea' in the config file. Did you mean 'beta'?",
-        "  steps: 'few' is not valid; expected int.",
-        "  mode: 'quikc' is unknown. Did you mean 'quick'? It is one of: slow, quick.",
+        f"3 mistakes in {tmp_path / 'recipe.yaml'}:",
+        "  line 1: Unknown key 'btea'. Did you mean 'beta'?",
+        "  line 2: steps: 'few' is not valid; expected int.",
+        "  line 3: mode: 'quikc' is unknown. Did you mean 'quick'? It is one of: slow, quick.",
     ]
 
 
@@ -181,7 +181,7 @@ def test_a_value_of_another_type_is_named_with_the_right_ones(tmp_path, text, sa
     config.write_text(text)
     with pytest.raises(ParseError) as caught:
         StrictParser([Optional]).parse_args_and_config(["--config", str(config)])
-    assert str(caught.value) == said
+    assert str(caught.value) == f"{config}, line 1: {said}"
 
 
 def test_named_settings_are_those_that_are_written_whatever_their_value(tmp_path):

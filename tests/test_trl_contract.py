@@ -34,6 +34,8 @@ OVERRIDDEN: dict[str, tuple[type, list[str]]] = {
     "_prepare_dataset": (DPOTrainer, ["self", "dataset", "processing_class", "args", "dataset_name"]),
     "_set_signature_columns_if_needed": (DPOTrainer, ["self"]),
     "compute_loss": (DPOTrainer, ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+    "training_step": (Trainer, ["self", "model", "inputs", "num_items_in_batch"]),
+    "floating_point_ops": (Trainer, ["self", "inputs"]),
     "evaluate": (DPOTrainer, ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
     "log": (DPOTrainer, ["self", "logs", "start_time"]),
     "prediction_step": (DPOTrainer, ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
@@ -238,6 +240,18 @@ def test_the_number_of_micro_batches_is_known_while_training(theirs):
     assert DPOTrainer.loss_is_scaled_for_ga is False, (
         f"{VERSIONS}: loss_is_scaled_for_ga is {DPOTrainer.loss_is_scaled_for_ga!r}; PreferenceTrainer counts on "
         "Trainer to divide its loss by the number of micro-batches."
+    )
+
+
+def test_gradients_of_a_part_of_a_micro_batch(theirs):
+    state = theirs.accelerator.gradient_state
+    assert hasattr(state, "plugin_kwargs"), f"{VERSIONS}: accelerate's GradientState has no plugin_kwargs any more."
+    state._set_sync_gradients(False)
+    off = theirs.accelerator.sync_gradients
+    state._set_sync_gradients(True)
+    assert (off, theirs.accelerator.sync_gradients) == (False, True), (
+        f"{VERSIONS}: GradientState._set_sync_gradients no longer sets Accelerator.sync_gradients; with DeepSpeed, "
+        "responses_per_pass would update the weights after each pass."
     )
 
 

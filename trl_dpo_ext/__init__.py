@@ -5,9 +5,13 @@ Public names load on first use, so `import trl_dpo_ext` imports neither torch no
 
 import logging
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("trl-dpo-ext")  # from the tag of the release, see pyproject.toml
+except PackageNotFoundError:  # a checkout on the path that isn't installed
+    __version__ = "0.0.0"
 
 __all__ = [
     "LossSpec",

@@ -180,7 +180,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "cut off": ("test.jsonl", GOOD + GOOD[:20], "line 2: not JSON (Unterminated string starting at"),
     "array cut off": ("test.json", b"[\n" + GOOD.strip() + b",\n" + GOOD[:20], "line 3: not JSON (Unterminated string"),
     "no JSON": ("test.jsonl", b"hello\n", "line 1: not JSON (Expecting value at character 0)"),
-    "no objects": ("test.jsonl", b"3\n4\n", "line 1: it holds '3', expected a JSON object"),
+    "no objects": ("test.jsonl", b"3\n4\n", "line 1: it holds 3, expected a JSON object"),
     "half a character": ("test.jsonl", GOOD + GOOD.replace(b'"b"', b'"\\ud83d"'), "line 2: it holds \\ud83d, half of"),
     "empty": ("test.jsonl", b"", "the file is empty"),
     "gzip cut off": ("test.jsonl.gz", gzip.compress(GOOD * 99)[:40], "the compressed file is damaged or cut off"),
@@ -257,3 +257,73 @@ def test_the_quickstart_data(capsys):
     code, report = as_json(capsys, str(helpers.ROOT / "recipes" / "quickstart" / "data"))
     assert code == 0
     assert {f["id"] for f in report["findings"]} == {"extreme-length"}
+
+
+# Columns, one row as it is trained, the converted file
+
+EXPORTS = helpers.ROOT / "tests" / "data" / "exports"
+
+
+def test_it_says_which_form_it_recognised(capsys):
+    file = str(EXPORTS / "choices.csv")
+    _, out, _ = run(capsys, file)
+    assert "read as two responses and a choice (prompt, answer_a, answer_b, winner)" in out
+    _, report = as_json(capsys, file)
+    assert report["splits"]["train"]["form"].startswith("two responses and a choice")
+
+
+def test_columns_are_mapped_first(capsys):
+    file = str(EXPORTS / "questions.csv")
+    code, out, _ = run(capsys, file)
+    assert code == 1
+    assert "missing-columns" in out
+    mapped = ("--columns", "question=prompt", "good=chosen", "bad=rejected", "best=")
+    assert run(capsys, file, *mapped)[0] == 0
+    code, _, err = run(capsys, file, "--columns", "qestion=prompt")
+    assert code == 2
+    assert "Did you mean 'question'" in err
+
+
+def test_a_row_is_shown_as_it_is_trained(capsys, tmp_path):
+    model = helpers.save_tiny_model(tmp_path / "model")
+    rows = [{"prompt": "the film", "completions": [" was great", " was slow"], "labels": [True, False]}]
+    folder = write(tmp_path / "data", train=rows)
+    _, out, _ = run(capsys, folder, "--model", model, "--show", "0")
+    shown = out[out.index("Row 0 of train, read as responses with labels") :].splitlines()
+    assert shown[2] == "the film"
+    assert shown[1].endswith("tokens, not scored:")
+    assert shown[3].startswith("response 0, rank 0, desirable, ")
+    assert shown[4].startswith("▶ was great")
+    assert shown[4].endswith("◀")
+    assert shown[5].startswith("response 1, rank 1, undesirable, ")
+    for arguments, message in (
+        (("--show", "0"), "needs a tokenizer"),
+        (("--show", "7", "--model", model), "has the rows 0 to 0"),
+    ):
+        code, _, err = run(capsys, folder, *arguments)
+        assert code == 2
+        assert message in err
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_the_converted_rows_are_written_and_can_be_read_again(kind, capsys, tmp_path):
+    target = tmp_path / f"converted.{kind}"
+    code, _, err = run(capsys, str(EXPORTS / "label_studio_ranker.json"), "--output", str(target))
+    assert code == 0
+    assert f"Wrote 3 of 3 rows to {target}" in err
+    rows = list(load_splits(str(target))["train"])
+    assert rows[1]["completions"] == ["Cusco.", "Lima.", "I don't know."]
+    assert rows[1]["ranks"] == [2, 0, 1]
+    assert run(capsys, str(target))[0] == 0
+
+
+def test_rows_that_cannot_be_read_are_counted_in_the_output(capsys, tmp_path):
+    rows = [{"prompt": "q", "answer_a": "x", "answer_b": "y", "winner": w} for w in ("A", "?", "B")]
+    target = tmp_path / "converted.jsonl"
+    code, _, err = run(capsys, write(tmp_path / "data", train=rows), "--output", str(target))
+    assert code == 1
+    assert "Wrote 2 of 3 rows" in err
+    assert "left out 1, which can't be read" in err
+    code, _, err = run(capsys, write(tmp_path / "data", train=rows), "--output", str(tmp_path / "x.txt"))
+    assert code == 2
+    assert "name a .jsonl or a .parquet file" in err

@@ -74,7 +74,7 @@ def test_one_loss_by_its_alias_and_without_hyperparameters(capsys):
     [
         ("odpo", "The data's scores."),
         ("dpo_rk", "Tied responses form pairs too."),
-        ("aot", "Couples the pairs of a batch"),
+        ("aot", "Couples the prompts of an optimizer step"),
         ("bco", "A mean over training, which the trainer keeps"),
         ("beta_dpo", "A moving average (momentum 0.9), which the trainer keeps"),
         ("dpo", "Works with any `f_divergence_type`."),

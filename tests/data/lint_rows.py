@@ -33,6 +33,28 @@ def scored(number: int, **changes: Any) -> dict[str, Any]:
     return {"prompt": row["prompt"], "completions": row["completions"], "scores": [3.0, 2.0, 1.0], **changes}
 
 
+def labelled(number: int, **changes: Any) -> dict[str, Any]:
+    row = ranked(number)
+    return {
+        "prompt": row["prompt"],
+        "completions": row["completions"][:2],
+        "labels": [True, False],
+        "scores": [2.0, 1.0],
+        **changes,
+    }
+
+
+def choice(number: int, **changes: Any) -> dict[str, Any]:
+    row = pair(number)
+    return {"prompt": row["prompt"], "answer_a": row["chosen"], "answer_b": row["rejected"], "winner": "A", **changes}
+
+
+def argilla(number: int, **changes: Any) -> dict[str, Any]:
+    row = pair(number)
+    fields = {"prompt": row["prompt"], "response_a": row["chosen"], "response_b": row["rejected"]}
+    return {**fields, "best.responses": ["response_a", "response_a"], **changes}
+
+
 def chat(number: int, **changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"prompt": [{"role": "user", "content": f"the film {number}"}]}
     row |= {column: says(pair(number)[column].strip()) for column in ("chosen", "rejected")}

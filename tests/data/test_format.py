@@ -7,7 +7,7 @@ import pytest
 import trl
 from datasets import Dataset, IterableDataset, Json, List, Value
 
-from trl_dpo_ext.data import DataError, FaultReason, to_ranked
+from trl_dpo_ext.data import DataError, FaultReason, Reads, to_ranked
 from trl_dpo_ext.data.format import format_dataset
 
 USER = [{"role": "user", "content": "Capital of Peru?"}]
@@ -186,8 +186,8 @@ def test_tools_and_template_arguments_are_passed_on(make):
 
 def test_tied_responses_are_accepted_where_the_loss_reads_ties():
     row = {"prompt": "a", "completions": ["b", "c"], "ranks": [3, 3]}
-    assert ranked(row, reads_ties=True)["ranks"] == [0, 0]
-    assert next(iter(format_dataset(Dataset.from_list([row]), name="train", reads_ties=True)))["ranks"] == [0, 0]
+    assert ranked(row, reads=Reads(ties=True))["ranks"] == [0, 0]
+    assert next(iter(format_dataset(Dataset.from_list([row]), name="train", reads=Reads(ties=True))))["ranks"] == [0, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------ bad rows
@@ -413,12 +413,12 @@ def test_an_unknown_way_to_treat_bad_rows():
         ({"prompt": "a", "chosen": "b"}, r"prompt \+ chosen \+ rejected; missing: rejected\."),
         (
             {"prompt": "a", "completion": "b"},
-            r"prompt \+ completions; missing: completions\. Did you mean 'completion'",
+            r"prompt \+ completion \+ label; missing: label\.",
         ),
         ({"question": "a", "completions": ["b"], "ranks": [0]}, r"prompt \+ completions \+ ranks; missing: prompt\."),
         ({"text": "a"}, "found the columns text"),
         ({"prompt": "a", "completions": ["b", "c"], "rank": [1, 0]}, "found 'rank', but .* Rename it to 'ranks'"),
-        ({"prompt": "a", "completions": ["b", "c"], "score": [1, 0]}, "found 'score', but .* Rename it to 'scores'"),
+        ({"prompt": "a", "completions": ["b", "c"], "scoers": [1, 0]}, "found 'scoers', but .* Rename it to 'scores'"),
         ({**PAIR, **GOOD}, "found both 'completions' and 'chosen' and 'rejected'"),
         ({**PAIR, "images": ["x.png"]}, "TRL's DPOTrainer"),
         ({**PAIR, "image": "x.png"}, "TRL's DPOTrainer"),

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from trl_dpo_ext.data import DataError, FaultReason, format_dataset, forms
 from trl_dpo_ext.data.row_reading import form_selection
-from trl_dpo_ext.data.row_reading.form_selection import check_columns
+from trl_dpo_ext.data.row_reading.form_selection import read_columns
 
 NEW_FORM = """
 from trl_dpo_ext.data.row_reading.column_form import ColumnForm, Order, PromptAndResponses
@@ -21,6 +21,7 @@ def read_texts(row):
 
 
 FORM = ColumnForm(
+    name="a or b",
     columns=("prompt", "a", "b", "winner"),
     response_columns=("a", "b"),
     read_texts=read_texts,
@@ -30,7 +31,7 @@ FORM = ColumnForm(
 
 
 def form_of(*columns: str) -> tuple[str, ...]:
-    return check_columns(columns, name="train").columns
+    return read_columns(columns, [], name="train").form.columns
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,8 @@ def test_a_new_form_is_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(forms, "__path__", [*forms.__path__, str(tmp_path)])
     try:
         found = importlib.import_module("trl_dpo_ext.registry").import_all(forms.__name__)
-        monkeypatch.setattr(form_selection, "FORMS", tuple(module.FORM for module in found))
-        form_selection.choose_form.cache_clear()
+        monkeypatch.setattr(form_selection, "FORMS", tuple(module.FORM for module in found if hasattr(module, "FORM")))
+        form_selection._choose_form.cache_clear()
         row = {"prompt": "p", "a": " x", "b": " y", "winner": "b"}
         (formatted,) = format_dataset(Dataset.from_list([row]), name="train")
         assert formatted == {"prompt": "p", "completions": [" x", " y"], "ranks": [1, 0], "row": 0}
@@ -78,4 +79,4 @@ def test_a_new_form_is_one_file(tmp_path, monkeypatch):
             form_of("prompt", "a", "b", "winer")
     finally:
         sys.modules.pop(f"{forms.__name__}.winner_of_two", None)
-        form_selection.choose_form.cache_clear()
+        form_selection._choose_form.cache_clear()

@@ -13,7 +13,21 @@ import numpy as np
 import pytest
 
 from tests import helpers
-from tests.data.lint_rows import BOS_TOKENIZER, TOKENIZER, chat, found, lint, only, pair, ranked, says, scored
+from tests.data.lint_rows import (
+    BOS_TOKENIZER,
+    TOKENIZER,
+    argilla,
+    chat,
+    choice,
+    found,
+    labelled,
+    lint,
+    only,
+    pair,
+    ranked,
+    says,
+    scored,
+)
 from trl_dpo_ext.data import DataError, FaultReason
 from trl_dpo_ext.data.lint import CHECKS, Finding, Report, lint_splits, scan
 from trl_dpo_ext.data.lint.lengths import ordinary_range
@@ -41,6 +55,18 @@ ROWS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "wrong-type": (pair, {"rejected": None}, "column 'rejected': found None"),
     "mixed-types": (pair, {"prompt": says("x", "user")}, "column 'chosen': the response is a string"),
     "fewer-than-two-responses": (ranked, {"completions": [" a"], "ranks": [0]}, "column 'completions': found 1"),
+    "labels-and-order-disagree": (
+        labelled,
+        {"scores": [1.0, 2.0]},
+        "column 'labels': response 1 is undesirable, but its rank or score is better",
+    ),
+    "unclear-choice": (choice, {"winner": "C"}, "column 'winner': found 'C', expected 'answer_a'"),
+    "no-answer": (choice, {"winner": ""}, "column 'winner': found '', so nobody has said"),
+    "answers-disagree": (
+        argilla,
+        {"best.responses": ["response_a", "response_b"]},
+        "column 'best': people gave different answers",
+    ),
     "empty-prompt": (pair, {"prompt": " "}, "column 'prompt': the prompt is ' '"),
     "empty-response": (pair, {"chosen": "\n"}, "column 'chosen': the response is '\\n'"),
     "wrong-role": (chat, {"chosen": says("x", "user")}, "column 'chosen': the response begins with the role 'user'"),
@@ -103,6 +129,9 @@ class _Rows(list):
 
     def with_format(self, form: None) -> _Rows:
         return self
+
+    def take(self, count: int) -> list[dict[str, Any]]:
+        return self[:count]
 
 
 _WARNINGS = (

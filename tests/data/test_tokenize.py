@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from trl import DPOTrainer
 
 from tests import helpers
-from trl_dpo_ext.data import DataError
+from trl_dpo_ext.data import DataError, Reads
 from trl_dpo_ext.data.format import format_dataset
 from trl_dpo_ext.data.tokenize import tokenize_dataset, tokenize_row
 
@@ -175,6 +175,6 @@ def test_streamed_rows_are_the_same():
 def test_ties_are_kept_for_losses_that_read_them():
     tokenizer = helpers.tiny_tokenizer()
     tied = {"prompt": "the film", "completions": [" was slow", " was great"], "ranks": [0, 0]}
-    assert prepared([tied], tokenizer, reads_ties=True)[0]["ranks"] == [0, 0]
+    assert prepared([tied], tokenizer, reads=Reads(ties=True))[0]["ranks"] == [0, 0]
     tokens = Dataset.from_list([tied, {**tied, "ranks": [0, 1]}])
     assert len(tokenize_dataset(tokens, tokenizer, name="train", max_length=None)) == 1

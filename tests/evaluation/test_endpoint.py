@@ -329,3 +329,35 @@ def test_no_key_and_no_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(JudgeError, match=r"pip install 'trl-dpo-ext\[judge\]'"):
         EndpointJudge("m")
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_prompts_are_not_sent_on_to_another_host(server, judge, status):
+    with serve() as other:
+        server.misbehave = lambda number, question: Reply("", status, {"Location": f"{other.url}/chat/completions"})
+        with pytest.raises(JudgeError, match="another host, which would get the prompts"):
+            judge()(PROMPTS, FIRSTS, SECONDS)
+        assert not other.requests
+        assert not other.keys
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "nowhere", "http://", "http://[::1", "http://a:b", "http://a:99999999", "ftp://a/v1", "http://a b"),
+        *("http://a\n", "file:///etc/passwd", "http://" + "a" * 70 + ".b"),
+    ],
+)
+def test_a_malformed_address_is_refused_before_anything_is_asked(server, judge, url, monkeypatch):
+    with pytest.raises(JudgeError, match=r"base_url=.* is no address"):
+        judge(base_url=url)
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(JudgeError, match="is no address"):
+        judge(base_url=None)
+
+
+def test_a_key_that_no_header_can_hold_is_refused(server, judge, monkeypatch):
+    for key in ("sk-\n1", "sk-\u00e9"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(JudgeError, match="OPENAI_API_KEY holds a character"):
+            judge()

@@ -288,8 +288,11 @@ def test_best_of_n_beside_runs(runs, tmp_path, capsys, monkeypatch):
         ({"max_new_tokens": 64}, "--first --prompts 2 --max-new-tokens 4, with the runs' --data"),
         ({"temperature": 0.7}, "(temperature: 0.7 and 1)"),
         ({"temperature": None}, "(temperature: None and 1)"),
-        ({"curve": [{"n": 1}]}, "was not written by eval best-of-n --json: KeyError 'reward'"),
-        ({"curve": []}, "was not written by eval best-of-n --json"),
+        (
+            {"curve": [{"n": 1}]},
+            "curve.json, curve.0.reward is missing (and 2 more). Give the file that eval best-of-n --json",
+        ),
+        ({"curve": []}, "curve.json, curve: []: list should have at least 1 item"),
     ],
 )
 def test_best_of_n_that_was_measured_otherwise(runs, tmp_path, capsys, changes, message):
@@ -307,7 +310,10 @@ def test_points_without_a_number_for_each_prompt(runs, capsys, name, values):
     content["points"][1][name] = values
     file.write_text(json.dumps(content))
     assert main(["eval", "frontier", *runs]) == 2
-    assert f"step 100: {name} should be 2 finite numbers, one per prompt" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"step 100: {name} should be 2 finite numbers, one per prompt" in message or (
+        f"{file}, points.1.{name}" in message and " is not a " in message
+    )
 
 
 def test_mistakes_are_sentences(runs, tmp_path, capsys):
@@ -331,9 +337,9 @@ def test_mistakes_are_sentences(runs, tmp_path, capsys):
     assert "the folder" in fails(*runs, "--output", tmp_path / "no" / "where")
     file = tmp_path / "dpo" / "frontier.json"
     file.write_text('{"format": 1, "settings": {}, "points": [{"step": 1}]}')
-    assert "is not the frontier of a run" in fails(*runs)
+    assert "frontier.json, method is missing" in fails(*runs)
     file.write_text("[]")
-    assert "is not the frontier of a run" in fails(*runs)
+    assert "frontier.json: found a list, expected a mapping" in fails(*runs)
     file.write_text('{"format"')
     assert "can't be read" in fails(*runs)
     file.write_text('{"format": 2}')

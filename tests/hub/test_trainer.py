@@ -112,6 +112,7 @@ def test_a_pushed_adapter_is_trained_on_only_on_its_own_base(hub, tiny_model_dir
 
 def test_resume_from_a_repository_without_a_checkpoint(hub, tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, tmp_path / "out")
+    trainer.train()
     trainer.push_to_hub()
     again = make(tiny_model_dir, tmp_path / "again", push_to_hub=False, resume_from_hub="me/run")
     with pytest.raises(RunError, match="has no folder last-checkpoint"):

@@ -191,8 +191,8 @@ CASES: dict[str, Case] = {
     "an unknown key and others": (
         setting(torch_dtype="bfloat16", evaluation_strategy="no", rpo_alpha=1.0, learning_rat=1e-5, max_steps="few"),
         [
-            "5 mistakes in the config file",
-            "Unknown key 'torch_dtype' in the config file. It is called dtype here.",
+            "5 mistakes in recipe.yaml",
+            "Unknown key 'torch_dtype'. It is called dtype here.",
             "It is called eval_strategy here.",
             "Use loss_type: [dpo, sft] with loss_weights: [1.0, ALPHA].",
             "Did you mean 'learning_rate'",
@@ -255,8 +255,8 @@ CASES: dict[str, Case] = {
     "a dropout of 2": (setting(lora_dropout=2.0), ["lora_dropout=2.0", "< 1"]),
     "fewer than no workers": (setting(dataloader_num_workers=-1), ["dataloader_num_workers=-1"]),
     "three at once": (
-        setting(do_predict=True, max_steps=0, lora_r=0),
-        ["3 mistakes in the recipe", "do_predict", "max_steps=0", "lora_r=0"],
+        setting(do_predict=True, max_steps=0, use_liger_kernel=True),
+        ["3 mistakes in the recipe", "do_predict", "max_steps=0", "use_liger_kernel"],
     ),
     # the output folder
     "a file where the output goes": (output_is_a_file, ["out", "is a file"]),

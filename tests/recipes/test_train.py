@@ -242,6 +242,8 @@ def test_a_third_party_loss_trains_without_touching_the_package(recipe, tmp_path
         ({"model_name_or_path": None}, ["model_name_or_path"]),
         ({"dataset_name": None}, ["dataset_name"]),
         ({"dataset_name": "./nowhere"}, ["'./nowhere'"]),
+        ({"columns": {"promt": "prompt"}}, ["train dataset", "columns maps 'promt'", "'prompt'"]),
+        ({"columns": ["prompt"]}, ["columns"]),
         ({"dataset_converter": "nektar"}, ["'nektar'", "'nectar'"]),
         ({"dataset_converter": "nectar"}, ["train dataset", "'nectar'", "missing: answers"]),
         ({"eval_strategy": "steps", "dataset_test_split": "held_out"}, ["eval_strategy", "'held_out'"]),
@@ -348,6 +350,16 @@ def test_a_converter_brings_a_public_schema_in(recipe, tmp_path):
         result = json.loads((tmp_path / "out" / "result.json").read_text())
         assert result["metrics"]["rewards/kendall_tau"] is not None
         assert result["recipe"]["dataset_converter"] == "nectar"
+
+
+def test_columns_get_the_names_of_a_form(recipe, tmp_path):
+    names = {"question": "prompt", "good": "chosen", "bad": "rejected", "best": None}
+    rows = ROOT / "tests" / "data" / "exports" / "questions.csv"
+    for streaming in (False, True):
+        settings = {"dataset_name": str(rows), "columns": names, "dataset_streaming": streaming, "loss_type": "dpo"}
+        train_recipe(recipe(**settings, overwrite_output_dir=True))
+        result = json.loads((tmp_path / "out" / "result.json").read_text())
+        assert result["recipe"]["columns"] == names
 
 
 @pytest.mark.parametrize("streaming", [False, True])

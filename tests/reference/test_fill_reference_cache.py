@@ -27,7 +27,7 @@ def logps(prompt: Sequence[int], ids: Sequence[int]) -> np.ndarray:
     out = []
     for place, token in enumerate(ids):
         total += (len(prompt) + place + 1) * token
-        out.append(-total % 97)
+        out.append(-(total % 97))
     return np.array(out, np.float32)
 
 

@@ -223,7 +223,7 @@ def test_identity_round_trip(tmp_path):
     THIS.check_checkpoint(tmp_path)
     assert "second_model, fingerprint 0123456789ab)" in str(THIS)
     for bad in ([], {}, {**THIS.as_dict(), "kind": "guessed"}, {**THIS.as_dict(), "path": "x"}):
-        with pytest.raises(ValueError, match="is no reference"):
+        with pytest.raises(ValueError, match="the reference"):
             ReferenceIdentity.from_dict(bad)
 
 
@@ -261,5 +261,5 @@ def test_what_cannot_be_compared_is_said(unknown, sentence, tmp_path, caplog):
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"kind": "second_model"}'])
 def test_a_damaged_file_is_named(content, tmp_path):
     (tmp_path / "reference.json").write_text(content)
-    with pytest.raises(ReferenceMismatchError, match=r"reference\.json can't be read"):
+    with pytest.raises(ReferenceMismatchError, match=r"reference\.json(:|,| can't be read).*Take another checkpoint"):
         THIS.check_checkpoint(tmp_path)

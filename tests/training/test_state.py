@@ -51,8 +51,8 @@ def whole(tiny_model_dir, tmp_path_factory):
     seen = []
     update = one.objective.__class__._with_means
 
-    def watched(self: Any, data: Any, term: Any, training: bool, global_mean: Any) -> Any:
-        data = update(self, data, term, training, global_mean)
+    def watched(self: Any, data: Any, term: Any, training: bool) -> Any:
+        data = update(self, data, term, training)
         seen.append((term.spec.name, training, data.batch_mean.item(), data.running_mean.item()))
         return data
 

@@ -45,7 +45,7 @@ def refusal(row: dict[str, Any]) -> str:
 def believe_the_lists_order(patch: pytest.MonkeyPatch) -> None:
     form = ordered_completions.FORM
     patch.setitem(form.__dict__, "check_columns", lambda found: None)
-    patch.setitem(form.__dict__, "read_order", lambda row, count: response_pair.Order(list(range(count))))
+    patch.setattr(ranked_row, "refuse_unread_order", lambda row, count, read: None)
 
 
 def look_at_numbers_only(patch: pytest.MonkeyPatch) -> None:
@@ -58,8 +58,8 @@ def look_at_names_only(patch: pytest.MonkeyPatch) -> None:
 
 
 UNREAD: dict[str, Any] = {
-    "ratings": [1, 5],
-    "rewards": [0.5, 0.9],
+    "helpfulness_ratings": [1, 5],
+    "mean_rewards": [0.5, 0.9],
     "overall_scores": [1.0, 1.0],
     "rating_list": ["bad", "good"],
     "best": 1,
@@ -164,7 +164,8 @@ def says(role: str, text: str) -> list[dict[str, str]]:
 
 
 def train_on_the_text_of_messages(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ranked_row, "parse_messages", lambda value: value)
+    patch.setattr(ranked_row, "read_messages", lambda value, column: value)
+    patch.setattr(ranked_row, "read_responses", lambda value, column: value)
 
 
 @bugs(train_on_the_text_of_messages)

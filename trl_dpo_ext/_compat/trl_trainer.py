@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,24 @@ class HookedTrainer(DPOTrainer):
             logs.update({f"{self._evaluation_prefix}_{name}": sum(v) / len(v) for name, v in queued.items()})
             queued.clear()
         super().log(logs, start_time)
+
+    @contextlib.contextmanager
+    def gradients_incomplete(self, model: nn.Module) -> Iterator[None]:
+        """Only accumulate gradients: neither sum them over the processes, nor let DeepSpeed update the weights.
+
+        transformers does so itself for all micro-batches of a step but the last.
+        """
+        state = self.accelerator.gradient_state
+        if not state.sync_gradients:
+            yield
+            return
+        sums_each = state.plugin_kwargs.get("sync_each_batch", False) or self.is_deepspeed_enabled
+        state._set_sync_gradients(False)
+        try:
+            with contextlib.nullcontext() if sums_each else self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(True)
 
     # Private methods that call the hooks
 

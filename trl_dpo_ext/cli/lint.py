@@ -30,10 +30,21 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--converter", metavar="NAME", help="convert the rows first, like `dataset_converter` in a recipe"
     )
+    command.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="COLUMN=NAME",
+        help="other names for columns, like `columns` in a recipe: question=prompt; note= leaves a column out",
+    )
     command.add_argument("--model", help="Hub id or folder: also check with its tokenizer and chat template")
     command.add_argument(
         "--max-length", type=_positive, metavar="TOKENS", help="report what training with this max_length cuts off"
     )
+    command.add_argument(
+        "--show", type=int, metavar="N", help="show row N as it is trained: what is scored is marked (needs --model)"
+    )
+    command.add_argument("--output", metavar="FILE", help="write the converted rows to a .jsonl or .parquet file")
     command.add_argument("--json", metavar="FILE", help="write all findings as JSON; - prints them and nothing else")
     command.add_argument("--plot", metavar="FILE", help="draw the lengths of best, worst and all responses")
     command.add_argument(
@@ -54,19 +65,28 @@ def _positive(text: str) -> int:
 
 def _lint(arguments: argparse.Namespace) -> int:
     _check_arguments(arguments)
-    report = _report(arguments)
+    tokenizer, generation_config = _load_tokenizer(arguments.model) if arguments.model else (None, None)
+    splits, report = _report(arguments, tokenizer, generation_config)
     if arguments.json == "-":
         print(json.dumps(_as_dict(report, arguments), indent=2, ensure_ascii=False))
     else:
         _show(report)
     _write(report, arguments)
+    if arguments.show is not None:
+        _show_row(splits, tokenizer, arguments)
+    if arguments.output is not None:
+        _write_rows(splits, arguments)
     return int(arguments.fail_on != "never" and bool(report.at_least(arguments.fail_on)))
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.max_length is not None and arguments.model is None:
         raise ValueError("--max-length counts tokens, so it needs a tokenizer: add --model.")
-    for option in ("json", "plot"):
+    if arguments.show is not None and arguments.model is None:
+        raise ValueError("--show decodes tokens, so it needs a tokenizer: add --model.")
+    if arguments.output is not None and Path(arguments.output).suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"--output {arguments.output}: name a .jsonl or a .parquet file.")
+    for option in ("json", "plot", "output"):
         path = getattr(arguments, option)
         if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"--{option} {path}: the folder {Path(path).absolute().parent} does not exist.")
@@ -81,33 +101,80 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--plot {arguments.plot}: can't write a {kind!r} picture. Known: {', '.join(known)}.")
 
 
-def _report(arguments: argparse.Namespace) -> Report:
-    from ..data import DataError, FaultReason, get_converter, load_splits
+def _report(arguments: argparse.Namespace, tokenizer: Any, generation_config: Any) -> tuple[dict[str, Any], Report]:
+    from ..data import DataError, FaultReason, get_converter, load_splits, map_columns
+    from ..data.column_names import parse_column_names
     from ..data.lint import Finding, Report, lint_splits
     from ..registry import did_you_mean
 
     if arguments.converter is not None:
         get_converter(arguments.converter)
-    tokenizer, generation_config = _load_tokenizer(arguments.model) if arguments.model else (None, None)
+    names = parse_column_names(arguments.columns)
     try:
         splits = load_splits(arguments.dataset, config=arguments.config)
     except DataError as error:
         if error.reason is not FaultReason.UNREADABLE_FILE:
             raise
-        return Report({}, [Finding(error.reason.check_id, "", 0, [], str(error))])
+        return {}, Report({}, [Finding(error.reason.check_id, "", 0, [], str(error))])
     for name in arguments.split or ():
         if name not in splits:
             raise ValueError(
                 f"{arguments.dataset} has no split {name!r}.{did_you_mean(name, splits)} It has: {', '.join(splits)}."
             )
-    return lint_splits(
-        {name: splits[name] for name in arguments.split or splits},
+    splits = {name: map_columns(splits[name], names, name=name) for name in arguments.split or splits}
+    report = lint_splits(
+        splits,
         tokenizer=tokenizer,
         generation_config=generation_config,
         max_length=arguments.max_length,
         converter=arguments.converter,
         progress=sys.stderr.isatty(),
     )
+    return splits, report
+
+
+def _one_split(splits: dict[str, Any], option: str) -> tuple[str, Any]:
+    if len(splits) != 1:
+        raise ValueError(f"{option} is for one split; choose it with --split: {', '.join(splits)}.")
+    return next(iter(splits.items()))
+
+
+def _converted(splits: dict[str, Any], arguments: argparse.Namespace, option: str) -> tuple[str, Any]:
+    from ..data import convert_dataset
+
+    name, split = _one_split(splits, option)
+    if arguments.converter is not None:
+        split = convert_dataset(split, arguments.converter, name=name, invalid_rows="drop")
+    return name, split
+
+
+def _show_row(splits: dict[str, Any], tokenizer: Any, arguments: argparse.Namespace) -> None:
+    from ..data.lint.row_view import row_as_trained
+
+    name, split = _one_split(splits, "--show")
+    if not 0 <= arguments.show < len(split):
+        raise ValueError(f"--show {arguments.show}: the split {name!r} has the rows 0 to {len(split) - 1}.")
+    lines = row_as_trained(
+        split, arguments.show, tokenizer, name=name, converter=arguments.converter, max_length=arguments.max_length
+    )
+    # With `--json -`, standard output holds the report alone.
+    print(*lines, sep="\n", file=sys.stderr if arguments.json == "-" else sys.stdout)
+
+
+def _write_rows(splits: dict[str, Any], arguments: argparse.Namespace) -> None:
+    from ..data import EVERY_ROW, format_dataset
+
+    name, split = _converted(splits, arguments, "--output")
+    total = len(splits[name])
+    rows = format_dataset(split, name=name, invalid_rows="drop", reads=EVERY_ROW).remove_columns("row")
+    path = Path(arguments.output)
+    if path.suffix == ".parquet":
+        rows.to_parquet(path)
+    else:
+        with path.open("w") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    left_out = f"; left out {total - len(rows):,}, which can't be read" if len(rows) < total else ""
+    print(f"Wrote {len(rows):,} of {total:,} rows to {path}{left_out}.", file=sys.stderr)
 
 
 def _load_tokenizer(model: str) -> tuple[Any, Any]:
@@ -153,6 +220,8 @@ def _show(report: Report) -> None:
         split = report.splits.get(name)
         lengths = f"; {length_sentence(split.lengths, split.unit)}" if split else ""
         out.print(Text(f"{name}: {rows:,} rows{lengths}."), soft_wrap=True)
+        if name in report.forms:
+            out.print(Text(f"  read as {report.forms[name]}"), soft_wrap=True)
     if not report.findings:
         out.print("No findings.")
         return

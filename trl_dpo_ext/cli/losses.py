@@ -25,7 +25,9 @@ def add(commands: Commands) -> None:
     form.add_argument("--pairwise", action="store_true", help="only losses over pairs")
     command.add_argument("--length-normalized", action="store_true", help="only losses built on per-token means")
     command.add_argument(
-        "--reads", choices=["scores", "ties", "token_logps", "batch"], help="only losses that read this"
+        "--reads",
+        choices=["scores", "ties", "token_logps", "labels", "reference_scores", "weight", "batch"],
+        help="only losses that read this",
     )
     command.add_argument(
         "--markdown", action="store_true", help="print docs/losses.md, the page on the built-in losses"

@@ -60,18 +60,20 @@ def _report(arguments: argparse.Namespace) -> int:
     if sys.stderr.isatty():
         print("Loading the libraries and estimating ...", file=sys.stderr)  # both take seconds
 
-    import yaml
-
     from ..memory import Report, report_on
     from ..parsing import ParseError
     from ..run.recipe_memory import read_memory_setup
+    from ..strict_yaml import YamlError, parse_yaml_value
 
     changes = {}
     for setting in arguments.set:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ParseError(f"--set {setting}: write it as KEY=VALUE.")
-        changes[key] = yaml.safe_load(value)
+        try:
+            changes[key] = parse_yaml_value(value, f"--set {setting}")
+        except YamlError as error:
+            raise ParseError(str(error)) from None
     if arguments.model is not None:
         changes["model_name_or_path"] = arguments.model
     gc.freeze()  # what the imports made stays; without it the garbage collector walks it again and again

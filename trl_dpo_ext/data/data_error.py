@@ -26,12 +26,12 @@ class FaultReason(Enum):
     IMAGES = ("images", "Train on images with TRL's DPOTrainer, or remove them.")
     WRONG_TYPE = (
         "wrong type",
-        "Give texts as strings or message lists, and ranks and scores as lists of numbers.",
+        "Give texts as strings or message lists, ranks and scores as lists of numbers, labels as true or false.",
     )
     MIXED_TYPES = ("mixed types", "Write all prompts and responses as strings, or all as message lists.")
     FEWER_THAN_TWO_RESPONSES = (
         "fewer than two responses",
-        "Give each prompt two or more responses, or remove the row.",
+        "Give each prompt two or more responses, use a loss that reads single ones, or remove the row.",
     )
     EMPTY_PROMPT = ("empty prompt", "Fill in the prompt, or remove the row.")
     EMPTY_RESPONSE = ("empty response", "Remove the response (a prompt needs two), or the row.")
@@ -44,6 +44,16 @@ class FaultReason(Enum):
         "Number ranks 0 (best), 1, 2, ...; tied responses share a rank. Put quality ratings in scores.",
     )
     NEGATIVE_RANK = ("negative rank", "Number ranks 0 (best), 1, 2, ...")
+    LABELS_AND_ORDER_DISAGREE = (
+        "labels and order disagree",
+        "No undesirable response is better than a desirable one: correct or remove one column.",
+    )
+    UNCLEAR_CHOICE = (
+        "unclear choice",
+        "Write which response is better as its column's name, as A or B, or as tie.",
+    )
+    NO_ANSWER = ("no answer", "Leave the row out, or wait until somebody has judged it.")
+    ANSWERS_DISAGREE = ("answers disagree", "Keep one person's answer for each row, or their average as scores.")
     RANKS_AND_SCORES_DISAGREE = (
         "ranks and scores disagree",
         "Rank 0 is the best, and a higher score is better: correct or remove one column.",

@@ -5,7 +5,7 @@ All rows are checked here, before anything expensive; each fault is reported wit
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Literal
 
@@ -13,11 +13,12 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
 from .data_error import DataError, FaultReason
 from .map_rows import map_rows
-from .row_reading.column_form import ColumnForm
-from .row_reading.form_selection import check_columns
+from .reads import Reads
+from .row_reading.column_form import Row
+from .row_reading.form_selection import PASSED_ON, Reading, read_columns
 from .row_reading.ranked_row import to_ranked
 
-_PASSED_ON = ("tools", "chat_template_kwargs")
+_SAMPLED_ROWS = 1000  # of a stream, a tenth
 
 
 def format_dataset(
@@ -25,7 +26,7 @@ def format_dataset(
     *,
     name: str,
     invalid_rows: Literal["error", "drop"] = "error",
-    reads_ties: bool = False,
+    reads: Reads = Reads(),  # noqa: B008  it is frozen
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
     """Return the dataset with each row as `to_ranked` returns it, plus its number in `row`, and no other columns.
@@ -34,11 +35,12 @@ def format_dataset(
     messages name it. Messages, tools and template arguments are stored as JSON, so rows may have different keys.
 
     Args:
-        dataset: has the columns of one of the forms in `trl_dpo_ext.data.forms`; others are ignored.
+        dataset: has the columns of one of the forms in `trl_dpo_ext.data.forms`, or is an export that one of
+            `trl_dpo_ext.data.forms.exports` knows. Other columns are ignored unless they seem to order the responses.
         name: the dataset's name, for messages ("train").
         invalid_rows: "error" raises one error that lists the bad rows (a streamed dataset: at the first bad row);
             "drop" leaves them out and logs how many and why.
-        reads_ties: accept rows whose responses are all equally good.
+        reads: what the losses read, which decides the rows that are accepted and the columns that are kept.
         num_proc: processes for `Dataset.map`; a streamed dataset uses none.
 
     Raises:
@@ -48,21 +50,15 @@ def format_dataset(
         raise ValueError(f"invalid_rows={invalid_rows!r}, expected 'error' or 'drop'.")
     dataset = dataset.with_format(None)  # rows as Python objects, whatever format the dataset was given
     streamed = isinstance(dataset, IterableDataset)
-    columns = dataset.column_names or list(next(iter(dataset), {}))
-    if not columns or (not streamed and len(dataset) == 0):
-        raise DataError(f"{name} dataset: it has no rows.", FaultReason.NO_ROWS)
-    form = check_columns(columns, name=name)
+    reading = reading_of(dataset, name)
+    columns = _columns(dataset)
 
     padded = padded_columns(dataset)
-    conversational = _is_conversational(dataset, name, reads_ties, strict=streamed and invalid_rows == "error")
-    features = _features(form, columns, conversational)
+    read = partial(to_ranked, name=name, reads=reads, reading=reading)
+    conversational = _is_conversational(dataset, read, strict=streamed and invalid_rows == "error")
+    features = _features(reading, columns, reads, conversational)
     convert = partial(
-        _convert,
-        name=name,
-        reads_ties=reads_ties,
-        conversational=conversational,
-        padded=padded,
-        columns=list(features),
+        _convert, read=partial(read, conversational=conversational, padded=padded), columns=list(features)
     )
     return map_rows(
         dataset,
@@ -74,6 +70,32 @@ def format_dataset(
         doing="Formatting",
         num_proc=num_proc,
     )
+
+
+def reading_of(dataset: Dataset | IterableDataset, name: str) -> Reading:
+    """Return how the rows of a dataset are read.
+
+    Args:
+        dataset: rows as Python objects (`with_format(None)`).
+        name: the dataset's name, for messages ("train").
+
+    Raises:
+        DataError: it has no rows, or its columns don't hold exactly one known form.
+    """
+    columns = _columns(dataset)
+    if not columns or (isinstance(dataset, Dataset) and len(dataset) == 0):
+        raise DataError(f"{name} dataset: it has no rows.", FaultReason.NO_ROWS)
+    return read_columns(columns, _first(dataset), name=name)
+
+
+def _columns(dataset: Dataset | IterableDataset) -> list[str]:
+    return dataset.column_names or list(next(iter(dataset), {}))
+
+
+def _first(dataset: Dataset | IterableDataset) -> list[Row]:
+    if isinstance(dataset, Dataset):
+        return list(dataset.select(range(min(_SAMPLED_ROWS, len(dataset)))))
+    return list(dataset.take(_SAMPLED_ROWS // 10))
 
 
 def padded_columns(dataset: Dataset | IterableDataset) -> set[str]:
@@ -92,34 +114,33 @@ def _is_padded(feature: Any) -> bool:
     return inner is not None and _is_padded(inner)
 
 
-def _is_conversational(dataset: Dataset | IterableDataset, name: str, reads_ties: bool, strict: bool) -> bool:
+def _is_conversational(dataset: Dataset | IterableDataset, read: Callable[..., Row], strict: bool) -> bool:
     """Tell from the first good row whether the dataset holds messages; `strict` raises at a bad one before it."""
     for index, row in enumerate(dataset):
         try:
-            return isinstance(to_ranked(row, index=index, name=name, reads_ties=reads_ties)["prompt"], list)
+            return isinstance(read(row, index=index)["prompt"], list)
         except DataError:
             if strict:
                 raise
     return False
 
 
-def _features(form: ColumnForm, columns: Collection[str], conversational: bool) -> Features:
+def _features(reading: Reading, columns: Collection[str], reads: Reads, conversational: bool) -> Features:
     text = List(Json()) if conversational else Value("string")
     features = {"prompt": text, "completions": List(text), "ranks": List(Value("int64"))}
-    if form.scores_column in columns:
+    found = reading.columns(columns)
+    if reading.form.has_scores(found):
         features["scores"] = List(Value("float64"))
-    features.update({column: Json() for column in _PASSED_ON if column in columns})
+    if reads.labels or reading.form.labels_column in found:
+        features["labels"] = List(Value("bool"))
+    features.update({column: Json() for column in PASSED_ON if column in found})
+    if reads.reference_scores and "reference_scores" in found:
+        features["reference_scores"] = List(Value("float64"))
+    if reads.weight and "weight" in found:
+        features["weight"] = Value("float64")
     return Features({**features, "row": Value("int64")})
 
 
-def _convert(
-    row: dict[str, Any],
-    index: int,
-    name: str,
-    reads_ties: bool,
-    conversational: bool,
-    padded: Collection[str],
-    columns: list[str],
-) -> dict[str, Any]:
-    ranked = to_ranked(row, index=index, name=name, reads_ties=reads_ties, conversational=conversational, padded=padded)
+def _convert(row: Row, index: int, read: Callable[..., Row], columns: list[str]) -> Row:
+    ranked = read(row, index=index)
     return {**{column: ranked.get(column) for column in columns}, "row": index}

@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 
 from .data_error import DataError, FaultReason
 from .format import format_dataset
+from .reads import Reads
 from .rendering.left_out_text import left_out
 from .rendering.prompt_rendering import prompt_text
 from .tokenize import tokenize_row
@@ -74,7 +75,7 @@ def first_rows(dataset: Dataset | IterableDataset, count: int, *, name: str) -> 
         first: Dataset | IterableDataset = dataset.take(count)
     else:
         first = dataset.select(range(min(count, len(dataset))))
-    return format_dataset(first, name=name, invalid_rows="drop")
+    return format_dataset(first, name=name, invalid_rows="drop", reads=Reads(single_responses=True))
 
 
 def held_out_prompts(dataset: Dataset | IterableDataset, tokenizer: Any, count: int) -> list[TokenizedPrompt]:

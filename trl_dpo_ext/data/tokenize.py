@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -10,21 +11,27 @@ from transformers import PreTrainedTokenizerBase
 
 from .data_error import DataError, FaultReason
 from .map_rows import InvalidRows, map_rows
+from .mismatched import COLUMN
+from .reads import Reads
 from .rendering.left_out_text import left_out
 from .rendering.prompt_rendering import prompt_token_ids, template_options, text_token_ids
 from .rendering.template_needs import fit_messages
 
 logger = logging.getLogger(__name__)
 
-TOKEN_COLUMNS = ("row", "prompt_ids", "completion_ids", "ranks", "scores")
+_PER_RESPONSE = ("scores", "labels")
+_PER_ROW = ("row", "reference_scores", "weight")
+TOKEN_COLUMNS = ("row", "prompt_ids", "completion_ids", "ranks", *_PER_RESPONSE, "reference_scores", "weight", COLUMN)
 _COUNTS = ["_cut", "_merged"]
-_OPTIONAL = ("row", "scores")
 _FEATURES = {
     "row": Value("int64"),
     "prompt_ids": List(Value("int64")),
     "completion_ids": List(List(Value("int64"))),
     "ranks": List(Value("int64")),
     "scores": List(Value("float64")),
+    "labels": List(Value("bool")),
+    "reference_scores": List(Value("float64")),
+    "weight": Value("float64"),
     **dict.fromkeys(_COUNTS, Value("int64")),
 }
 
@@ -90,8 +97,14 @@ def _tokenize_or_refuse(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase,
     return tokens
 
 
-def _usable(completion_ids: list[list[int]], ranks: list[int], reads_ties: bool) -> bool:
-    return len(completion_ids) >= 2 and (reads_ties or len(set(ranks)) >= 2)
+def _usable(row: dict[str, Any], reads: Reads) -> bool:
+    """Return whether some loss learns from a tokenized row."""
+    if not row["prompt_ids"]:
+        return False
+    judged = row.get("scores") is not None or any(label is not None for label in row.get("labels") or ())
+    if reads.single_responses and judged:
+        return len(row["completion_ids"]) >= 1
+    return len(row["completion_ids"]) >= 2 and (reads.ties or len(set(row["ranks"])) >= 2)
 
 
 def tokenize_dataset(
@@ -100,28 +113,30 @@ def tokenize_dataset(
     *,
     name: str,
     max_length: int | None,
-    reads_ties: bool = False,
+    reads: Reads = Reads(),  # noqa: B008  it is frozen
     invalid_rows: InvalidRows = "error",
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
     """Tokenize a dataset of ranked rows, truncate it, and drop the prompts that become unusable.
 
     A sequence longer than `max_length` tokens loses the end of its completion. A prompt is dropped if it fills
-    `max_length`, or if fewer than two different non-empty responses remain. The log counts both, and the prompts whose
+    `max_length`, or if fewer than two different non-empty responses remain (with a loss that reads single responses, if
+    none remains). The log counts both, and the prompts whose
     last tokens depend on what follows.
 
     Args:
-        dataset: columns `prompt`, `completions`, `ranks`, optionally `row`, `scores`, `tools`, `chat_template_kwargs`.
+        dataset: columns `prompt`, `completions`, `ranks`, optionally what else `to_ranked` returns.
         tokenizer: see `tokenize_row`.
         name: the dataset's name, for messages ("train").
         max_length: tokens of prompt and completion together; None without a limit.
-        reads_ties: keep prompts whose responses are all tied, for losses that read ties.
+        reads: what the losses read, which decides the prompts that stay usable.
         invalid_rows: what to do with rows that the chat template refuses, or whose text it leaves out: "error" lists
             them in one error, "drop" leaves them out.
         num_proc: processes for `Dataset.map`.
 
     Returns:
-        Columns `prompt_ids`, `completion_ids`, `ranks`, and `row` and `scores` where given.
+        Columns `prompt_ids`, `completion_ids`, `ranks`, and `row`, `scores`, `labels`, `reference_scores` and `weight`
+        where given.
 
     Raises:
         DataError: no row is left, the rows are messages and the tokenizer has no chat template, or (with
@@ -144,14 +159,10 @@ def tokenize_dataset(
             "_cut": cut,
             "_merged": ids["merged"],
         }
-        if "scores" in row:
-            out["scores"] = [row["scores"][i] for i in kept]
-        if "row" in row:
-            out["row"] = row["row"]
-        return out
-
-    def keep(row: dict[str, Any]) -> bool:
-        return bool(row["prompt_ids"]) and _usable(row["completion_ids"], row["ranks"], reads_ties)
+        for column in _PER_RESPONSE:
+            if column in row:
+                out[column] = None if row[column] is None else [row[column][i] for i in kept]
+        return out | {column: row[column] for column in _PER_ROW if column in row}
 
     first = next(iter(dataset))
     if not isinstance(first["prompt"], str) and tokenizer.chat_template is None:
@@ -161,7 +172,11 @@ def tokenize_dataset(
         )
     columns: list[str] = dataset.column_names or list(first)
     features = Features(
-        {column: feature for column, feature in _FEATURES.items() if column in columns or column not in _OPTIONAL}
+        {
+            column: feature
+            for column, feature in _FEATURES.items()
+            if column in columns or column not in (*_PER_RESPONSE, *_PER_ROW)
+        }
     )
     tokens = map_rows(
         dataset,
@@ -173,15 +188,17 @@ def tokenize_dataset(
         doing="Tokenizing",
         num_proc=num_proc,
     )
+    keep = partial(_usable, reads=reads)
     if isinstance(tokens, IterableDataset):
         return tokens.filter(keep).remove_columns(_COUNTS)
 
     total = len(tokens)
     kept = tokens.filter(keep, num_proc=num_proc, desc=f"Checking {name} dataset")
     if len(kept) < total:
+        least = "one non-empty response" if reads.single_responses else "two different non-empty responses"
         logger.warning(
             f"{name} dataset: dropped {total - len(kept)} of {total} prompts, because the prompt alone fills "
-            f"max_length={max_length} or fewer than two different non-empty responses are left."
+            f"max_length={max_length} or fewer than {least} are left."
         )
     if not len(kept):
         raise DataError(

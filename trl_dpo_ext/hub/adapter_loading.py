@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
+from ..modeling.adapter_file import ADAPTER_WEIGHTS, changes_nothing, check_adapter_loaded, peft_errors
+from ..modeling.complete_model import load_causal_lm
 from ..modeling.quantized import keep_4bit_weights
+from ..modeling.weight_files import check_values
 from ..reference import ReferenceIdentity, ReferenceMismatchError, fingerprint
 from .run_folder import Run, RunError, TrainedBase, read_run
 
@@ -42,7 +45,8 @@ def load_adapter(
         A `PeftModel` with a trainable adapter, for `PreferenceTrainer` or any other trainer.
 
     Raises:
-        RunError: the run can't be read, a newer version wrote it, or its base model can't be loaded.
+        RunError: the run can't be read, a newer version wrote it, its base model can't be loaded, or the adapter
+            doesn't fit it.
         ReferenceMismatchError: the base model's weights are not the ones that the run recorded as its reference.
     """
     folder = Path(source)
@@ -54,7 +58,22 @@ def load_adapter(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_base(base, base_model or base.model, base.quantization, device=device)
     _check_reference(run, base, model)
-    return PeftModel.from_pretrained(model, str(run.folder), is_trainable=True)
+    return attach_adapter(model, run, trainable=True)
+
+
+def attach_adapter(model: Any, run: Run, *, trainable: bool) -> PeftModel:
+    """Return a base model with the adapter of a run's folder, all of it. Adapters are loaded nowhere else.
+
+    Raises:
+        RunError: the file is damaged, its values aren't finite, or it doesn't fit the base model.
+    """
+    check_values(run.folder / ADAPTER_WEIGHTS, RunError)
+    with peft_errors(run.folder, RunError):
+        peft_model = PeftModel.from_pretrained(model, str(run.folder), is_trainable=trainable)
+    check_adapter_loaded(peft_model, run.folder, RunError)
+    if changes_nothing(run.folder / ADAPTER_WEIGHTS):
+        logger.warning("The adapter of %s changes nothing: every lora_B is zero, as before training.", run.folder)
+    return peft_model
 
 
 def load_base(
@@ -70,18 +89,24 @@ def load_base(
         compute_dtype: compute dtype of 4-bit layers; by default that of training.
 
     Raises:
-        RunError: the model can't be found.
+        RunError: the model can't be found, or lacks weights.
     """
     options: dict[str, Any] = {}
     if quantization is not None:
-        options["quantization_config"] = BitsAndBytesConfig.from_dict(dict(quantization))
+        try:
+            options["quantization_config"] = BitsAndBytesConfig.from_dict(dict(quantization))
+        except (TypeError, ValueError, AttributeError) as error:  # from_dict takes anything, and its checks differ
+            raise RunError(
+                f"The quantization that was recorded for the base model {source!r} is invalid: {error}. Copy or "
+                "download the run's folder again."
+            ) from None
         if compute_dtype is not None:
             options["quantization_config"].bnb_4bit_compute_dtype = compute_dtype
     if device != "cpu":
         options["device_map"] = {"": device}
     dtype = base.dtype if base.dtype == "auto" else getattr(torch, base.dtype)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, revision=base.revision, dtype=dtype, **options)
+        model = load_causal_lm(source, RunError, revision=base.revision, dtype=dtype, **options)
     except OSError as error:
         raise RunError(
             f"The base model {source!r} can't be loaded ({error}). Give its place: --base-model ID_OR_FOLDER, or "

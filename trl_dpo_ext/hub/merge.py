@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import gc
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .._compat.peft import BaseTunerLayer, LoraLayer, LoraLinear, TrainableTokensLayer, dequantize_module_weight
 from .._compat.transformers import Conv1D
 from ..record import versions, write_json
-from .adapter_loading import load_base
+from .adapter_loading import attach_adapter, load_base
 from .distributions import compare_distributions, next_token_logits
 from .run_folder import Run, TrainedBase, read_run
 
@@ -137,8 +138,7 @@ def merge_adapter(
 @contextlib.contextmanager
 def _atomic_folder(output: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `output`, which is missing or empty; after an error it is deleted."""
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = output.with_name(f"{output.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         yield partial
         if output.exists():
@@ -197,7 +197,7 @@ def _load(run: Run, source: str, base: TrainedBase, quantization: Any, device: s
     model = load_base(base, source, quantization, device=device, compute_dtype=torch.float32)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))  # as peft.AutoPeftModel does for new tokens
-    return PeftModel.from_pretrained(model, str(run.folder))
+    return attach_adapter(model, run, trainable=False)
 
 
 def merge_in_place(model: PeftModel, dtype: torch.dtype, *, progress: bool = False) -> Any:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..record import atomic_file
+from ..strict_yaml import dump_yaml
 from .pushed_files import CARD, hub_id
 from .run_folder import Run, read_run
 from .usage import describe_merge, loading, notes
@@ -45,6 +45,14 @@ def make_card(
         run = run.on(base_model, base_revision)
     result = run.result
     plots = sorted(path.name for path in run.folder.glob("*.png"))
+    code = loading(run, base_model or base_name, base_revision, repo or f"OWNER/{name}")
+    recipe = dump_yaml(dict(run.recipe)).strip() if run.recipe else None
+    quoted = [
+        *(loss.get("equation") for loss in _losses(run)),
+        *(text for _, text in code),
+        result.get("launch"),
+        recipe,
+    ]
     card = ModelCard.from_template(
         _metadata(run, name, base_model),
         template_path=str(TEMPLATE),
@@ -52,14 +60,15 @@ def make_card(
         summary=_summary(run, base_name, base_revision),
         equations=[{**loss, "citation": _citation(loss)} for loss in _losses(run)],
         reference=_reference(run),
-        loading=loading(run, base_model or base_name, base_revision, repo or f"OWNER/{name}"),
+        loading=code,
+        fence=_fence(quoted),
         notes=notes(run),
         evaluation=_evaluation(result.get("evaluation"), run.recipe.get("reward")),
         samples=_samples(result.get("evaluation")),
         facts=_facts(run),
         plots=plots,
         launch=result.get("launch"),
-        recipe=yaml.safe_dump(dict(run.recipe), allow_unicode=True).strip() if run.recipe else None,
+        recipe=recipe,
         versions=", ".join(f"{k} {v}" for k, v in (result.get("versions") or {}).items()),
         merge=_merge(run),
     )
@@ -71,6 +80,12 @@ def write_card(folder: str | Path, **options: Any) -> None:
     text = make_card(folder, **options)
     with atomic_file(Path(folder) / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _fence(texts: Sequence[str | None]) -> str:
+    """Return a code fence that none of the texts can end."""
+    runs = [len(found) for text in texts for found in re.findall("`+", str(text or ""))]
+    return "`" * max([3, *(length + 1 for length in runs)])
 
 
 def _losses(run: Run) -> list[dict[str, Any]]:
@@ -208,7 +223,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("time", _duration(result.get("seconds"))),
         ("peak memory", _joined(("process GiB", memory.get("process")), ("GPU GiB", memory.get("gpu") or None))),
     ]
-    return [(name, str(value).replace("|", "\\|")) for name, value in found if value not in (None, "")]
+    return [
+        (name, " ".join(str(value).split()).replace("|", "\\|")) for name, value in found if value not in (None, "")
+    ]
 
 
 def _joined(*parts: tuple[str, Any]) -> str:

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..record import scrub
+from ..secret_scan import secrets_in
+from ..strict_yaml import dump_yaml
 from .run_folder import ADAPTER_CONFIG, MERGE, RECIPE, REFERENCE, RESULT, Run, RunError
 
 CARD = "README.md"
@@ -42,6 +41,8 @@ Files = dict[str, Path | bytes]
 
 def hub_id(name: str) -> bool:
     """Whether a name can be a repository on the Hub and isn't a local folder."""
+    if len(name) > 200:  # longer than the Hub allows, and than a file system looks up
+        return False
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and name[0] not in "./~" and not Path(name).exists()
 
 
@@ -80,24 +81,43 @@ def files_to_push(run: Run, card: str, token: str | None = None) -> Files:
         token: access token that no file may contain.
 
     Raises:
-        RunError: no weights as safetensors, or a file contains an access token.
+        RunError: no weights as safetensors, weights that are damaged or can't be those that were trained, a file that
+            contains an access token or key, or a link that leaves the folder.
     """
     weights = _ADAPTER if run.adapter else _MODEL
     patterns = (*weights, *_TOKENIZER, *_RECORD)
     found = sorted(path for pattern in patterns for path in run.folder.glob(pattern) if path.is_file())
+    for path in found:
+        if not path.resolve().is_relative_to(run.folder.resolve()):
+            raise RunError(
+                f"{path} is a link to {path.resolve()}, outside of the run's folder, and a push would publish that "
+                "file. Put a copy in its place, or remove the link."
+            )
     files: Files = {path.relative_to(run.folder).as_posix(): path for path in found}
     if not any(name.endswith(".safetensors") for name in files):
         raise RunError(
             f"{run.folder} has no {weights[1] if run.adapter else 'model.safetensors'}. Only safetensors are pushed; "
             "save a .bin model again as safetensors."
         )
+    _check_weights(run)
     contents = {ADAPTER_CONFIG: run.adapter, RESULT: run.result, MERGE: run.merge, REFERENCE: run.reference}
     files |= {name: _json(content) for name, content in contents.items() if content}
     if run.recipe:
-        files[RECIPE] = yaml.safe_dump(dict(run.recipe), allow_unicode=True).encode()
+        files[RECIPE] = dump_yaml(dict(run.recipe)).encode()
     files[CARD] = card.encode()
     _refuse_secrets(files, token)
     return files
+
+
+def _check_weights(run: Run) -> None:
+    from ..modeling.adapter_file import check_adapter_file
+    from ..modeling.weight_files import check_values, weight_files
+
+    if run.adapter:
+        check_adapter_file(run.folder, run.adapter, RunError)
+        return
+    for path in weight_files(run.folder, RunError):
+        check_values(path, RunError)
 
 
 def _json(content: Any) -> bytes:
@@ -109,5 +129,9 @@ def _refuse_secrets(files: Files, token: str | None) -> None:
         if name.endswith((".safetensors", ".png")):
             continue
         text = content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8", errors="replace")
-        if scrub(text, token) != text:
-            raise RunError(f"{name} contains an access token. Remove it from the file, and revoke it: it was on disk.")
+        kind = "access token" if token and token in text else next((kind for kind, _ in secrets_in(text)), None)
+        if kind is not None:
+            raise RunError(
+                f"{name} contains what looks like a secret ({kind}). Remove it from the file, and revoke it: it was on "
+                "disk."
+            )

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..record import RECORD_FORMAT
+from ..record import RECORD_FORMAT, Record, check_content, checked, read_json
+from ..strict_yaml import parse_yaml
+from .run_schemas import AdapterConfig, MergeRecord, ModelConfig, RecipeRecord, ReferenceRecord, ResultRecord
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 RECIPE, RESULT, MERGE, REFERENCE = "recipe.yaml", "result.json", "merge.json", "reference.json"
-
-
+_SCHEMAS: dict[str, type[Record]] = {
+    ADAPTER_CONFIG: AdapterConfig,
+    MODEL_CONFIG: ModelConfig,
+    RECIPE: RecipeRecord,
+    MERGE: MergeRecord,
+    REFERENCE: ReferenceRecord,
+    RESULT: ResultRecord,
+}
+_ADVICE = "Restore the file as the run wrote it, or delete it."
 _CONTENTS = ("adapter", "recipe", "result", "merge", "reference")
 
 
@@ -114,18 +120,21 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"The folder {str(folder)!r} does not exist. Give the output folder of a finished run.")
-    names = (ADAPTER_CONFIG, MODEL_CONFIG, RESULT, MERGE, REFERENCE)
-    adapter, config, result, merge, reference = (_read(folder / name, json.loads) for name in names)
-    if not adapter and not config:
-        raise RunError(f"{folder} holds neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}, so there is no model in it.")
+    result = _read(folder / RESULT)
     written = result.get("format", 1)
-    if not isinstance(written, int) or written > RECORD_FORMAT:
-        by = (result.get("versions") or {}).get("trl-dpo-ext", "a newer version")
+    if type(written) is not int or written > RECORD_FORMAT:
+        versions = result.get("versions")
+        by = versions.get("trl-dpo-ext", "a newer version") if isinstance(versions, dict) else "a newer version"
         raise RunError(
             f"{folder / RESULT} has format {written!r}, written by trl-dpo-ext {by}; this version reads up to format "
             f"{RECORD_FORMAT}. Upgrade with `pip install -U trl-dpo-ext`."
         )
-    return Run(folder, adapter, config, _read(folder / RECIPE, yaml.safe_load), result, merge, reference)
+    names = (ADAPTER_CONFIG, MODEL_CONFIG, RECIPE, MERGE, REFERENCE)
+    adapter, config, recipe, merge, reference = (_checked(folder / name, _read(folder / name)) for name in names)
+    _checked(folder / RESULT, result)
+    if not adapter and not config:
+        raise RunError(f"{folder} holds neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}, so there is no model in it.")
+    return Run(folder, adapter, config, recipe, result, merge, reference)
 
 
 def _renamed(content: Any, path: str, name: str) -> Any:
@@ -140,15 +149,31 @@ def _renamed(content: Any, path: str, name: str) -> Any:
     return re.sub(word, lambda _: name, content)
 
 
-def _read(path: Path, parse: Any) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        content = parse(path.read_text(encoding="utf-8"))
+        content = _read_yaml(path) if path.suffix == ".yaml" else read_json(path, RunError, _ADVICE)
     except FileNotFoundError:
         return {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{path} can't be read: {error}") from None
     if not isinstance(content, dict):
-        raise RunError(f"{path} holds a {type(content).__name__}, expected a mapping.")
+        raise RunError(f"{path} holds a {type(content).__name__}, expected a mapping. {_ADVICE}")
+    return content
+
+
+def _checked(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Check the content of a file, unless the file is missing; return it with the keys that no schema knows."""
+    if content:
+        checked(content, _SCHEMAS[path.name], path, RunError, _ADVICE)
+    return content
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path)).values
+        check_content(content)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError, OverflowError) as error:
+        raise RunError(f"{path} can't be read: {' '.join(str(error).split())}. {_ADVICE}") from None
     return content
 
 
@@ -157,5 +182,8 @@ def _of_recipe(recipe: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
 
     known = {field.name for field in fields(ModelConfig)}
     settings = ModelConfig(**{name: value for name, value in recipe.items() if name in known})
-    quantization = get_quantization_config(settings)
+    try:
+        quantization = get_quantization_config(settings)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{RECIPE}: the quantization is invalid: {error}. {_ADVICE}") from None
     return settings.dtype or "auto", None if quantization is None else quantization.to_dict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .._compat.deepspeed import full_size
 from ..record import RECORD_FORMAT, launch_command, peak_memory
 
 
@@ -23,7 +24,7 @@ def training_record(trainer: Any) -> dict[str, Any]:
     quantization = getattr(model.config, "quantization_config", None)
     if quantization is not None and not isinstance(quantization, dict):
         quantization = quantization.to_dict()
-    counts = [(p.numel(), p.requires_grad, getattr(p, "quant_state", None)) for p in model.parameters()]
+    counts = [(full_size(p), p.requires_grad, getattr(p, "quant_state", None)) for p in model.parameters()]
     return {
         "format": RECORD_FORMAT,
         "launch": launch_command(),

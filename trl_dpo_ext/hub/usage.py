@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import Any
 
 from .._compat.vllm import LORA_RANKS, lora_rank
@@ -10,15 +12,16 @@ from .run_folder import Run, RunError
 
 def loading(run: Run, base: str, base_revision: str | None, repo: str) -> list[tuple[str, str]]:
     """Return pairs of a heading and the code that loads the model that way."""
+    name = json.dumps(repo)
     if not run.adapter:
         return [
             (
                 "With transformers:",
                 "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-                f'model = AutoModelForCausalLM.from_pretrained("{repo}")\n'
-                f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
+                f"model = AutoModelForCausalLM.from_pretrained({name})\n"
+                f"tokenizer = AutoTokenizer.from_pretrained({name})",
             ),
-            ("With vLLM:", f"vllm serve {repo}"),
+            ("With vLLM:", f"vllm serve {shlex.quote(repo)}"),
         ]
     quantized = _quantization(run)
     imports, prepare, option = ["from peft import AutoPeftModelForCausalLM"], "", ""
@@ -32,29 +35,29 @@ def loading(run: Run, base: str, base_revision: str | None, repo: str) -> list[t
         return "\n".join([*imports, *further, "", prepare + body])
 
     found = [
-        ("With PEFT:", code(f'model = AutoPeftModelForCausalLM.from_pretrained("{repo}"{option})')),
+        ("With PEFT:", code(f"model = AutoPeftModelForCausalLM.from_pretrained({name}{option})")),
         (
             "Merged, as one plain model (`trl-dpo-ext` measures how close it is to the model that was trained):",
-            f"trl-dpo-ext merge FOLDER_OF_THIS_REPOSITORY merged --base-model {base}",
+            f"trl-dpo-ext merge FOLDER_OF_THIS_REPOSITORY merged --base-model {shlex.quote(base)}",
         ),
         (
             "To continue training in TRL:",
             code(
-                f'model = AutoPeftModelForCausalLM.from_pretrained("{repo}", is_trainable=True{option})\n'
+                f"model = AutoPeftModelForCausalLM.from_pretrained({name}, is_trainable=True{option})\n"
                 "trainer = DPOTrainer(model=model, ...)  # or trl_dpo_ext.PreferenceTrainer",
                 "from trl import DPOTrainer",
             ),
         ),
     ]
     if not _merge_first(run):
-        rank = lora_rank(run.adapter.get("r", 8)) or LORA_RANKS[-1]
+        rank = lora_rank(run.adapter.get("r") or 8) or LORA_RANKS[-1]
         quantization = " --quantization bitsandbytes" if quantized else ""
-        revision = f" --revision {base_revision}" if base_revision else ""
+        revision = f" --revision {shlex.quote(base_revision)}" if base_revision else ""
         found.append(
             (
                 "With vLLM:",
-                f"vllm serve {base}{revision}{quantization} --enable-lora --max-lora-rank {rank} "
-                f"--lora-modules {repo.split('/')[-1]}={repo}",
+                f"vllm serve {shlex.quote(base)}{revision}{quantization} --enable-lora --max-lora-rank {rank} "
+                f"--lora-modules {shlex.quote(repo.split('/')[-1] + '=' + repo)}",
             )
         )
     return found

@@ -39,16 +39,25 @@ def row(spec: LossSpec) -> tuple[str, ...]:
 
 def reads(spec: LossSpec) -> list[str]:
     """Return what a loss reads beyond log-probs, lengths and ranks: its needs, and "batch" if it couples its pairs."""
-    batch = ["batch"] if spec.couples_batch or spec.statistic is not None else []
+    batch = ["batch"] if spec.reads_batch else []
     return sorted(spec.needs) + batch
 
 
 def requirements(spec: LossSpec) -> list[str]:
     """Return, as sentences, what a loss needs and which options it works with."""
-    found = ["A ranking of two or more responses." if spec.listwise else "Pairs; any K, through `pairing`."]
+    if spec.single_responses:
+        found = ["One or more responses a prompt."]
+    else:
+        found = ["A ranking of two or more responses." if spec.listwise else "Pairs; any K, through `pairing`."]
     found.append("No reference model." if spec.reference_free else "A reference model, or its cached log-probs.")
     if "scores" in spec.needs:
         found.append("The data's scores.")
+    if "labels" in spec.needs:
+        found.append("Labels (desirable or not), or with `derive_labels` an order or scores.")
+    if "reference_scores" in spec.needs:
+        found.append("Scores of samples of the reference (`reference_scores`).")
+    if "weight" in spec.needs:
+        found.append("The weight of each row (`weight`), where the data have one.")
     if "ties" in spec.needs:
         found.append("Tied responses form pairs too.")
     if "token_logps" in spec.needs:
@@ -56,7 +65,7 @@ def requirements(spec: LossSpec) -> list[str]:
     if spec.counters_displacement:
         found.append("Counters likelihood displacement: chosen responses that fall along with the rejected ones.")
     if spec.couples_batch:
-        found.append("Couples the pairs of a batch, so gradient accumulation and batch size change it.")
+        found.append("Couples the prompts of an optimizer step, whatever micro-batches and processes it is cut into.")
     if spec.statistic is not None:
         kind = "mean over training" if spec.momentum is None else f"moving average (momentum {spec.momentum:g})"
         found.append(f"A {kind}, which the trainer keeps equal on all processes and saves with checkpoints.")

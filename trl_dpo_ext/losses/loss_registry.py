@@ -35,6 +35,7 @@ def register_loss(
     aliases: Collection[str] = (),
     reference_free: bool = False,
     needs: Collection[Need] = (),
+    single_responses: bool = False,
     length_normalized: bool = False,
     f_divergence: bool = False,
     trl_fields: Mapping[str, str] | None = None,
@@ -53,7 +54,7 @@ def register_loss(
 
     Args:
         name: the name, snake_case.
-        paper, aliases, reference_free, needs, length_normalized, f_divergence: see `LossSpec`.
+        paper, aliases, reference_free, needs, single_responses, length_normalized, f_divergence: see `LossSpec`.
         trl_fields, counters_displacement, couples_batch, statistic, momentum, metrics: see `LossSpec`.
 
     Raises:
@@ -78,6 +79,10 @@ def register_loss(
         for parameter in parameters[1:]:
             if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
                 raise RegistryError(f"{where}: {parameter.name!r} must be keyword-only; put a * before it.")
+        if single_responses and not {"labels", "scores"} & set(needs):
+            raise RegistryError(f"{where}: single_responses=True, but it reads neither labels nor scores.")
+        if {"labels", "reference_scores", "weight"} & set(needs) and data_type is not RankedResponses:
+            raise RegistryError(f"{where}: labels, reference_scores and weight are inputs of RankedResponses only.")
         if unknown := set(needs) - set(NEEDS):
             raise RegistryError(f"{where}: unknown needs {sorted(unknown)}; known: {', '.join(NEEDS)}.")
         hyperparameters = {p.name: read_hyperparameter(p, hints.get(p.name), where) for p in parameters[1:]}
@@ -96,6 +101,7 @@ def register_loss(
             paper=paper,
             aliases=tuple(aliases),
             needs=frozenset(needs),
+            single_responses=single_responses,
             length_normalized=length_normalized,
             f_divergence=f_divergence,
             trl_fields=MappingProxyType({**same_name, **(trl_fields or {})}),

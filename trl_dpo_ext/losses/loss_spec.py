@@ -13,7 +13,7 @@ from torch import Tensor
 from ..registry import did_you_mean, origin
 from .hyperparameters import Hyperparameter, HyperparameterError
 
-Need = Literal["scores", "ties", "token_logps"]
+Need = Literal["scores", "ties", "token_logps", "labels", "reference_scores", "weight", "mismatched"]
 NEEDS: tuple[str, ...] = get_args(Need)
 
 # The parts of a loss's docstring, in their order; the command line and the docs show them.
@@ -32,15 +32,17 @@ class LossSpec:
         reference_free: no reference model is loaded and no reference forward runs.
         paper: arXiv id, or a short citation where there is none.
         aliases: other names for it, TRL's among them.
-        needs: inputs beyond log-probs, lengths and ranks: "scores", "ties", "token_logps".
+        needs: inputs beyond log-probs, lengths and ranks: "scores", "ties", "token_logps", "labels" (desirable or not),
+            "reference_scores", and "weight" (of the row; None where the data have none).
+        single_responses: it learns from a prompt with one response that has a label or a score.
         length_normalized: built on per-token means rather than sums.
         f_divergence: a function of the difference of the two rewards, so that any f-divergence can define them.
         trl_fields: from a field of TRL's config to the hyperparameter it sets: {"beta": "beta"}, IPO's
             {"beta": "tau"}, {"label_smoothing": "label_smoothing"}, DiscoPOP's {"discopop_tau": "tau"}.
         counters_displacement: designed to keep the chosen response from losing probability along with the rejected one.
-        couples_batch: the loss of one pair depends on the other pairs of the batch, so gradient accumulation changes
-            it.
-        statistic: `statistic(data, **hyperparameters) -> [N]`. The engine passes its mean over the batch and all ranks
+        couples_batch: the loss of one pair depends on the other pairs of the batch. The engine gives it all prompts of
+            the optimizer step, of all micro-batches and processes.
+        statistic: `statistic(data, **hyperparameters) -> [N]`. The engine passes its mean over the optimizer step
             as `batch_mean`, and a moving average, which is saved with checkpoints, as `running_mean`.
         momentum: weight of the past in that moving average. The average starts at 0 and includes the current batch
             when the loss reads it: `running_mean = momentum * running_mean + (1 - momentum) * batch_mean`. None: the
@@ -57,6 +59,7 @@ class LossSpec:
     paper: str | None
     aliases: tuple[str, ...]
     needs: frozenset[str]
+    single_responses: bool
     length_normalized: bool
     f_divergence: bool
     trl_fields: Mapping[str, str]
@@ -65,6 +68,11 @@ class LossSpec:
     statistic: Callable[..., Tensor] | None
     momentum: float | None
     metrics: Callable[..., Mapping[str, Tensor]] | None
+
+    @property
+    def reads_batch(self) -> bool:
+        """Whether the loss of one prompt depends on the other prompts of the step: on their order, sum or mean."""
+        return self.couples_batch or self.statistic is not None
 
     @property
     def beta(self) -> str | None:

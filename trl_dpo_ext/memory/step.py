@@ -14,18 +14,21 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, Trainer
 
 from .._compat.bitsandbytes import allocate_optimizer_state
-from .._compat.torch import FakeTensorMode, own_buffers, own_parameters
+from .._compat.torch import FakeTensorMode, own_buffers, own_parameters, tree_leaves, tree_map_only
 from .._compat.transformers import GradientCheckpointingLayer, enable_checkpointing, set_attention
 from .._compat.trl import add_fused_lm_head, use_adapter
 from ..data.collator import PreferenceCollator
 from ..modeling.compact_head import add_compact_head
 from ..modeling.dropout import disable_functional_dropout
-from ..modeling.forward import TokenOutputs, evaluation_mode, prepare_inputs, token_outputs
+from ..modeling.forward import Outputs, StoredOutputs, TokenOutputs, evaluation_mode, prepare_inputs, token_outputs
 from ..modeling.layout import PromptGroup
 from ..modeling.masks import MODEL_INPUTS
+from ..modeling.passes import passes_of
 from ..modeling.row_plan import RowLayout, layout_without_check
 from ..training import PreferenceConfig
 from ..training.batch import ranked_responses, step_loss
+from ..training.whole_step import PromptLosses, differentiate
+from ..types import RankedResponses
 from .allocation_ledger import Ledger, Parts
 from .known_values import KnownValues
 from .stand_ins import UNMASKED, Linear4bitStandIn, kernels_of, quantize
@@ -80,6 +83,9 @@ class Shape:
             "completion_ids": [[1] * length for length in lengths],
             "ranks": ids,
             "scores": [float(-k) for k in ids],
+            "labels": [k == 0 for k in ids],
+            "reference_scores": [0.0],
+            "weight": 1.0,
         }
         return [row] * self.prompts
 
@@ -122,7 +128,8 @@ def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
     """
     model, reference = _build_on_meta(setup, layers)
     stored = _zeros if setup.args.precompute_ref_log_probs else None
-    real = PreferenceCollator(_layout(setup, model), stored)(setup.shape.rows())
+    collate = PreferenceCollator(_layout(setup, model), stored, setup.args.responses_per_pass)
+    real = collate(setup.shape.rows())
     ledger = Ledger(_ALLOCATOR_BLOCK[setup.device])
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     values = KnownValues(fake)
@@ -131,19 +138,25 @@ def run_step(setup: Setup, layers: int | None = None) -> dict[str, Parts]:
         step = _StepOnly(model, reference, setup, ledger)
         optimizer = _Optimizer(setup.args, model, ledger)
         _watch_layers(model, ledger)
-        for number in range(2 if setup.args.gradient_accumulation_steps > 1 else 1):
+        with_gradients = False
+        for _ in range(2 if setup.args.gradient_accumulation_steps > 1 else 1):
             with ledger.booking(BATCH):
-                inputs = {name: values.known(tensor) for name, tensor in real.items()}
-                for tensor in inputs.values():
+                inputs = tree_map_only(Tensor, values.known, real)
+                for tensor in tree_leaves(inputs):
                     ledger.book(tensor, BATCH)
-            ledger.phase = "forward" if number == 0 else "forward with gradients"
             with ledger.booking(HEAD):
-                loss = step.loss(inputs)
-            del inputs
-            ledger.phase = "backward: head"
-            with ledger.booking(BACKWARD):
-                loss.backward()
-            del loss
+                kept = step.first_pass(inputs)
+            # Two passes stand for all: from the second on there are gradients.
+            for one in passes_of(inputs)[:2]:
+                ledger.phase = "forward with gradients" if with_gradients else "forward"
+                with ledger.booking(HEAD):
+                    loss = step.loss(one, kept)
+                ledger.phase = "backward: head"
+                with ledger.booking(BACKWARD):
+                    loss.backward()
+                with_gradients = True
+                del loss, one
+            del inputs, kept
         ledger.phase = "update"
         with ledger.booking(UPDATE):
             if setup.args.max_grad_norm:
@@ -171,19 +184,47 @@ class _StepOnly:
         self._unmasked = _unmasked(setup)
         self._precision = torch.bfloat16 if setup.args.bf16 else torch.float16 if setup.args.fp16 else None
 
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the loss of a micro-batch."""
+    def first_pass(self, batch: dict[str, Any]) -> tuple[StoredOutputs, PromptLosses] | None:
+        """Run the pass that only collects log-probs, and return what is kept of it; None if the step has none."""
+        passes = passes_of(batch)
+        if len(passes) == 1 and not (self._objective.couples_batch and self._parts > 1):
+            return None
+        self._ledger.phase = "first pass"
+        one = passes[0]  # stands for all, which have its shape
+        with torch.no_grad():
+            inputs = self._inputs(one)
+            policy = self._forward(self._model, inputs | self._router_inputs, one)
+            stored = StoredOutputs({name: policy.by_response(name) for name in policy.names})
+            reference = self._reference_logps(inputs, one)
+            responses = self._responses(stored, reference, batch)
+        return stored, differentiate(self._objective, responses, training=True)
+
+    def loss(self, batch: dict[str, Any], kept: tuple[StoredOutputs, PromptLosses] | None) -> Tensor:
+        """Return the loss of one pass of a micro-batch."""
         inputs = self._inputs(batch)
-        policy = self._forward(self._model, inputs | ({"output_router_logits": True} if self._router else {}), batch)
-        reference = batch.get("ref_token_logps")
-        if reference is None and self._objective.reads_reference:
-            reference = self._reference_pass(inputs, batch)
-        responses = ranked_responses(
+        policy = self._forward(self._model, inputs | self._router_inputs, batch)
+        if kept is None:
+            responses = self._responses(policy, self._reference_logps(inputs, batch), batch)
+            per_prompt, _ = self._objective(responses, training=True)
+        else:
+            per_prompt = kept[1].differentiable(ranked_responses(policy, None, batch, needs=self._objective.needs))
+        loss = step_loss(per_prompt, torch.tensor(len(per_prompt)), self._parts)
+        return loss + self._router_coef * policy.model_outputs.aux_loss if self._router else loss
+
+    @property
+    def _router_inputs(self) -> dict[str, Any]:
+        return {"output_router_logits": True} if self._router else {}
+
+    def _responses(self, policy: Outputs, reference: Tensor | None, batch: dict[str, Any]) -> RankedResponses:
+        return ranked_responses(
             policy, reference, batch, needs=self._objective.needs, use_weighting=self._use_weighting
         )
-        per_prompt, _ = self._objective(responses, training=True)
-        loss = step_loss(per_prompt, torch.tensor(len(responses)), self._parts)
-        return loss + self._router_coef * policy.model_outputs.aux_loss if self._router else loss
+
+    def _reference_logps(self, inputs: dict[str, Any], batch: dict[str, Any]) -> Tensor | None:
+        stored: Tensor | None = batch.get("ref_token_logps")
+        if stored is not None or not self._objective.reads_reference:
+            return stored
+        return self._reference_pass(inputs, batch)
 
     def _inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         with self._ledger.booking(MASK):

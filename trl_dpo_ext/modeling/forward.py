@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig
 from .layout import gather_token_logps
 from .masks import model_inputs
 
+_TOKEN_WISE = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
+
 
 @dataclass(frozen=True)
 class TokenOutputs:
@@ -42,6 +44,41 @@ class TokenOutputs:
         """
         values = getattr(self.model_outputs, name)
         return gather_token_logps(values, self.index.to(values.device), self.shape)
+
+    @property
+    def names(self) -> list[str]:
+        """The token-wise outputs that the model returned."""
+        return [name for name in _TOKEN_WISE if getattr(self.model_outputs, name, None) is not None]
+
+    @property
+    def aux_loss(self) -> Tensor | None:
+        """The load-balancing loss of a mixture of experts, or None."""
+        return getattr(self.model_outputs, "aux_loss", None)
+
+
+@dataclass(frozen=True)
+class StoredOutputs:
+    """The token-wise outputs of a batch that was split into passes, without a graph.
+
+    Attributes:
+        values: [B, K, T] float32 by name; see `TokenOutputs.by_response`.
+        aux_loss: the load-balancing loss of a mixture of experts, or None.
+    """
+
+    values: Mapping[str, Tensor]
+    aux_loss: Tensor | None = None
+
+    @property
+    def logps(self) -> Tensor:
+        """[B, K, T] float32 log-probs, nats; 0 past the end of a response."""
+        return self.values["log_probs"]
+
+    def by_response(self, name: str) -> Tensor:
+        """Return a token-wise output as [B, K, T] float32."""
+        return self.values[name]
+
+
+Outputs = TokenOutputs | StoredOutputs
 
 
 def prepare_inputs(model: nn.Module, config: PreTrainedConfig, batch: Mapping[str, Tensor]) -> dict[str, Any]:

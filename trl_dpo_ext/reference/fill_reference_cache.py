@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,16 @@ from accelerate.utils import tqdm
 from torch import nn
 
 from ..modeling.layout import PromptGroup
-from .reference_cache import CacheError, ReferenceCache, response_keys
+from .reference_cache import CacheError, ReferenceCache, delete_advice, not_log_probs, response_keys
 
 logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 60.0  # the most that an interrupted pass loses
 _FLUSH_TOKENS = 2**24  # 64 MB
+_COMPARED = 4  # responses of each file from elsewhere that are computed again
+# The largest mean difference per token, nats, between machines: rounding is far below, another model's far above.
+_ALLOWED = {"float32": 0.05, "float64": 0.05}
+_ALLOWED_16_BIT = 0.25
 
 Compute = Callable[[Sequence[PromptGroup]], list[list[np.ndarray]]]
 """Runs the reference on B groups; returns for each group K float32 arrays, one log-prob per token."""
@@ -117,9 +122,10 @@ def fill_cache(
         The number of responses that were missing.
 
     Raises:
-        CacheError: the folder can't be written or its disk is too full. Nothing has been computed then, unless other
-            runs filled the disk meanwhile.
-        ValueError: a log-prob of the reference isn't finite. Those computed before it are stored.
+        CacheError: the folder can't be written or its disk is too full, or a file in it that came from elsewhere holds
+            other log-probs than the reference's. Nothing has been computed then, unless other runs filled the disk
+            meanwhile.
+        ValueError: a log-prob of the reference isn't finite, or is above 0. Those computed before it are stored.
     """
     processes = processes or Processes()
     cache.refresh()
@@ -134,9 +140,12 @@ def fill_cache(
         total,
         cache.folder,
     )
+    _check_lengths(cache, parts, name)
+    compared = _to_compare(cache, parts)
     if missing:
         cache.check_room(sum(sum(p.response_tokens) for b in batches for p in b), missing)
-    processes.wait()  # no process may write before all have seen what is missing
+    processes.wait()  # no process may write before all have seen what is missing, and what is to be compared
+    _compare(cache, rows, compute, _batches(_longest_first(compared), budget), name)
     _run(cache, rows, compute, batches[processes.index :: processes.count], name, processes.progress)
     processes.wait()
     cache.refresh()
@@ -216,6 +225,74 @@ def _missing(cache: ReferenceCache, parts: list[_Part], budget: int) -> list[lis
     return whole + _batches(_longest_first(left), budget)
 
 
+def _stored(cache: ReferenceCache, parts: list[_Part]) -> list[_Part]:
+    found = [part.only(cache.found(part.keys)) for part in parts]
+    return [part for part in found if part.keys]
+
+
+def _check_lengths(cache: ReferenceCache, parts: list[_Part], name: str) -> None:
+    """Refuse stored log-probs that aren't one for each token; numpy would repeat a single one."""
+    for part in _stored(cache, parts):
+        for k, key, tokens, stored in zip(
+            part.responses, part.keys, part.response_tokens, cache.lengths(part.keys), strict=True
+        ):
+            if stored != tokens:
+                (path,) = cache.file_of([key])
+                raise CacheError(
+                    f"{path} holds {stored} log-probs for {name} dataset, row {part.row}, response {k}, which has "
+                    f"{tokens} tokens. {delete_advice([path])}"
+                )
+
+
+def _to_compare(cache: ReferenceCache, parts: list[_Part]) -> list[_Part]:
+    """Return a few responses of each file that came from elsewhere, always the same ones."""
+    unchecked = cache.unchecked()
+    if not unchecked:
+        return []
+    candidates: dict[Any, list[_Part]] = {}
+    for part in _stored(cache, parts):
+        for place, path in enumerate(cache.file_of(part.keys)):
+            if path in unchecked:
+                candidates.setdefault(path, []).append(part.only(i == place for i in range(len(part.keys))))
+    draw = random.Random(0)
+    return [
+        part
+        for path in sorted(candidates)
+        for part in draw.sample(candidates[path], min(_COMPARED, len(candidates[path])))
+    ]
+
+
+def _compare(cache: ReferenceCache, rows: Any, compute: Compute, batches: list[list[_Part]], name: str) -> None:
+    """Compute these responses again, and compare them with what is stored.
+
+    Raises:
+        CacheError: they differ by more than rounding.
+    """
+    passed: dict[Any, int] = {}
+    failed: dict[Any, str] = {}
+    allowed = _ALLOWED.get(cache.dtype, _ALLOWED_16_BIT)
+    for batch in batches:
+        groups = [_group(rows[part.row], part) for part in batch]
+        for part, group, (computed,) in zip(batch, groups, compute(groups), strict=True):
+            (path,), stored = cache.file_of(part.keys), cache.lookup(group)
+            assert stored is not None
+            difference = float(np.abs(computed.astype(np.float64) - stored[0]).mean())
+            if difference <= allowed:  # NaN isn't
+                passed[path] = passed.get(path, 0) + 1
+            else:
+                failed[path] = f"{name} dataset, row {part.row}, response {part.responses[0]}: {difference:.3g}"
+    for path, count in passed.items():
+        if path not in failed and count >= min(_COMPARED, cache.entries(path)):
+            with contextlib.suppress(OSError):  # a folder that can't be written is compared in every run
+                cache.mark_checked(path)
+    if failed:
+        paths = sorted(failed)
+        raise CacheError(
+            f"{', '.join(map(str, paths))}: these reference log-probs are not those of this run's reference. Computed "
+            f"again, they differ by more than {allowed} nats per token ({failed[paths[0]]}). {delete_advice(paths)}"
+        )
+
+
 def _run(
     cache: ReferenceCache, rows: Any, compute: Compute, batches: list[list[_Part]], name: str, progress: bool
 ) -> None:
@@ -262,8 +339,8 @@ def _group(row: Any, part: _Part) -> PromptGroup:
 
 def _check(logps: list[np.ndarray], part: _Part, name: str) -> None:
     for values, k in zip(logps, part.responses, strict=True):
-        if not np.isfinite(values).all():
+        if len(bad := not_log_probs(values)):
             raise ValueError(
-                f"{name} dataset, row {part.row}, response {k}: the reference's log-prob is "
-                f"{values[~np.isfinite(values)][0]}. Its weights are damaged, or it overflows in float16: try bf16."
+                f"{name} dataset, row {part.row}, response {k}: the reference's log-prob is {bad[0]}. Its "
+                "weights are damaged, or it overflows in float16: try bf16."
             )

@@ -7,6 +7,10 @@ pairing of the same responses finds them all, and other tokens or weights find n
 
 A file's name is the checksum of its contents, and files are written atomically. So no file is ever rewritten, processes
 don't disturb each other, and a damaged file shows because its checksum no longer matches its name.
+
+A right checksum says nothing about what was stored. So each file's values are checked when it is opened, the lengths
+when they are looked up, and a few responses of a file that came from elsewhere are computed again; `checked.txt` lists
+the files that were written here or have passed that.
 """
 
 from __future__ import annotations
@@ -32,10 +36,13 @@ logger = logging.getLogger(__name__)
 _KEY_BYTES = 16
 _KEY_TYPE = f"S{_KEY_BYTES}"
 _FORMAT = "1"  # of keys and values; stored in each file
+_CHECKED = "checked.txt"
+_LARGEST = 1e-3  # a log-prob is at most 0; rounding may add a little
+_SCHEMA = pa.schema([("key", pa.binary()), ("logps", pa.list_(pa.float32()))])
 
 
 class CacheError(OSError):
-    """A cache folder that can't be written, or whose disk is too full."""
+    """A cache folder that can't be written, whose disk is too full, or that holds wrong log-probs."""
 
 
 def default_folder() -> Path:
@@ -74,7 +81,7 @@ class _Shard:
 class ReferenceCache:
     """The stored log-probs of one reference in one precision.
 
-    Values stay on disk (memory-mapped); memory holds 24 bytes per response. A pickled cache, as dataloader workers get
+    Values stay on disk (memory-mapped); memory holds 28 bytes per response. A pickled cache, as dataloader workers get
     it, carries the names of its files and maps them again.
 
     Args:
@@ -85,6 +92,7 @@ class ReferenceCache:
 
     def __init__(self, root: str | Path, fingerprint: str, dtype: str) -> None:
         self.folder = Path(root).expanduser() / f"{fingerprint}-{dtype}"
+        self.dtype = dtype
         self._metadata = {"format": _FORMAT, "fingerprint": fingerprint, "dtype": dtype}
         self._shards: dict[str, _Shard] = {}
         self._refused: dict[str, tuple[int, ...]] = {}
@@ -96,6 +104,7 @@ class ReferenceCache:
     def __getstate__(self) -> dict[str, Any]:
         return {
             "folder": self.folder,
+            "dtype": self.dtype,
             "_metadata": self._metadata,
             "_refused": self._refused,
             "_shards": [*self._shards],
@@ -135,6 +144,8 @@ class ReferenceCache:
         together = np.concatenate(keys)
         self._order = np.argsort(together, kind="stable")  # of equal keys, the one of the earliest file comes first
         self._keys = together[self._order]
+        lengths = [np.diff(shard.offsets) for shard in self._shards.values()] or [np.empty(0, np.int32)]
+        self._lengths = np.concatenate(lengths)[self._order]
         self._opened = list(self._shards.values())
 
     def _find(self, keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +170,42 @@ class ReferenceCache:
             number = int(np.searchsorted(self._starts, entry, side="right")) - 1
             shard, i = self._opened[number], entry - self._starts[number]
             values.append(shard.values[shard.offsets[i] : shard.offsets[i + 1]])
+        for number, (ids, logps) in enumerate(zip(group.completion_ids, values, strict=True)):
+            if len(ids) != len(logps):
+                path = self.file_of(response_keys(group))[number]
+                raise CacheError(
+                    f"{path} holds {len(logps)} log-probs for a response of {len(ids)} tokens. {delete_advice([path])}"
+                )
         return values
+
+    def lengths(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Return for each of these keys, all stored, the number of its log-probs."""
+        _, places = self._find(keys)
+        return self._lengths[places]
+
+    def file_of(self, keys: Sequence[bytes]) -> list[Path]:
+        """Return for each of these keys, all stored, the file that its log-probs are read from."""
+        _, places = self._find(keys)
+        numbers = np.searchsorted(self._starts, self._order[places], side="right") - 1
+        names = list(self._shards)
+        return [self.folder / names[number] for number in numbers]
+
+    def entries(self, path: Path) -> int:
+        """Return the number of responses in one of the files."""
+        return len(self._shards[path.name].keys)
+
+    def unchecked(self) -> set[Path]:
+        """Return the files that came from elsewhere and whose values haven't been compared with the reference's."""
+        try:
+            known = set((self.folder / _CHECKED).read_text(encoding="utf-8").split())
+        except (OSError, UnicodeDecodeError):
+            known = set()
+        return {self.folder / name for name in self._shards if name not in known}
+
+    def mark_checked(self, path: Path) -> None:
+        """Note that a file's values are the reference's; later runs then don't compare them again."""
+        with (self.folder / _CHECKED).open("a", encoding="utf-8") as file:
+            file.write(f"{path.name}\n")
 
     def check_room(self, tokens: int, responses: int) -> None:
         """Create the folder, and check that it is writable and its disk has room for so many log-probs.
@@ -200,8 +246,10 @@ class ReferenceCache:
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         contents = sink.getvalue()
+        path = self.folder / f"{_checksum(contents)}.arrow"
         try:
-            with atomic_file(self.folder / f"{_checksum(contents)}.arrow") as temporary:
+            self.mark_checked(path)  # first: a run that is killed in between leaves a name without a file, no more
+            with atomic_file(path) as temporary:
                 temporary.write_bytes(contents)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -211,6 +259,17 @@ class ReferenceCache:
             f"The reference cache can't be written: {error}. Free space on its disk, or set ref_cache_dir to a "
             f"writable folder (now: {self.folder})."
         )
+
+
+def not_log_probs(values: np.ndarray) -> np.ndarray:
+    """Return the values that no log-prob can have: NaN, infinities, and what is above 0 by more than rounding."""
+    return values[~((values <= _LARGEST) & (values > -np.inf))]  # NaN is neither
+
+
+def delete_advice(paths: Sequence[Path]) -> str:
+    """Return what to do about files with wrong log-probs."""
+    what = "that file; its" if len(paths) == 1 else "those files; their"
+    return f"The cache is wrong, not your rows. Delete {what} log-probs are then computed again."
 
 
 def _files(folder: Path) -> dict[Path, tuple[int, ...]]:
@@ -243,9 +302,28 @@ def _open(path: Path, metadata: dict[str, str], *, check: bool = True) -> _Shard
     found = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
     if found != metadata:
         raise ValueError(f"it belongs to {found}, not to {metadata}")
+    if not table.schema.equals(_SCHEMA):
+        raise ValueError(f"it has the columns {', '.join(map(str, table.schema))}, not those of a cache file")
+    if [table[name].num_chunks for name in table.column_names] != [1, 1]:
+        raise ValueError("its rows are not in one piece")
     (keys,), (logps,) = table["key"].chunks, table["logps"].chunks
+    if check:
+        _check_values(table, keys, logps)
     return _Shard(
         keys=np.frombuffer(keys.buffers()[2], _KEY_TYPE, count=len(keys)),
         offsets=logps.offsets.to_numpy(),
         values=logps.values.to_numpy(),
     )
+
+
+def _check_values(table: pa.Table, keys: pa.BinaryArray, logps: pa.ListArray) -> None:
+    """Refuse a file whose arrays aren't keys and log-probs, whatever its checksum says."""
+    table.validate(full=True)
+    if keys.null_count or logps.null_count or logps.values.null_count:
+        raise ValueError("it has empty cells")
+    sizes = np.diff(np.frombuffer(keys.buffers()[1], np.int32, count=len(keys) + 1))
+    if keys.offset or logps.offset or (sizes != _KEY_BYTES).any():
+        raise ValueError(f"its keys don't have {_KEY_BYTES} bytes each")
+    bad = not_log_probs(logps.values.to_numpy())
+    if len(bad):
+        raise ValueError(f"it holds {bad[0]:g} as a log-prob, and {len(bad)} such values in all")

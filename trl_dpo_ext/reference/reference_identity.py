@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..record import write_json
+from ..record import ReferenceRecord, checked, read_record, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +49,7 @@ class ReferenceIdentity:
         Raises:
             ValueError: an unknown kind, or missing or unknown keys.
         """
-        if not isinstance(values, dict) or set(values) != set(cls.__dataclass_fields__) or values["kind"] not in KINDS:
-            raise ValueError(
-                f"{values!r} is no reference: expected the keys kind ({', '.join(KINDS)}), description and fingerprint."
-            )
-        return cls(**values)
+        return cls(**checked(values, ReferenceRecord, "the reference", ValueError).model_dump())
 
     def __str__(self) -> str:
         if self.kind == "none":
@@ -81,10 +76,8 @@ class ReferenceIdentity:
                 f"{folder} doesn't name the reference it was trained against, so it isn't checked. Now it is {self}."
             )
             return
-        try:
-            saved = ReferenceIdentity.from_dict(json.loads(path.read_text()))
-        except ValueError as error:
-            raise ReferenceMismatchError(f"{path} can't be read: {error} Take another checkpoint.") from error
+        record = read_record(path, ReferenceRecord, ReferenceMismatchError, "Take another checkpoint.")
+        saved = ReferenceIdentity(**record.model_dump())
         if saved.kind != "none" and None in (saved.fingerprint, self.fingerprint):
             logger.warning(f"The reference of {folder} ({saved}) can't be compared with this one ({self}).")
         elif saved.fingerprint != self.fingerprint:

@@ -13,7 +13,6 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -22,6 +21,7 @@ from trl import SyncRefModelCallback
 from .._compat.transformers import loaded_from
 from .._compat.trl import use_adapter
 from ..modeling.forward import evaluation_mode
+from ..modeling.weight_files import check_values
 from ..record import atomic_file
 from . import frozen_adapter as adapter
 from .beside_adapter import WeightsBesideAdapter, trained_beside
@@ -242,11 +242,7 @@ class Reference:
                 "run from that model."
             )
         if self.synced:
-            try:
-                with safe_open(path, "pt"):
-                    pass
-            except (OSError, SafetensorError) as error:
-                raise ReferenceMismatchError(f"{path} can't be read: {error}. Take another checkpoint.") from error
+            check_values(path, ReferenceMismatchError)
 
     def load(self, folder: str | Path, policy: Any) -> None:
         """Move the reference to where it was when the checkpoint was written."""
@@ -254,7 +250,12 @@ class Reference:
         if not self.synced or not path.exists():
             return
         if self.adapter is None:
-            safetensors.torch.load_model(self._unwrapped(), path)
+            try:
+                safetensors.torch.load_model(self._unwrapped(), path)
+            except RuntimeError as error:  # other names or shapes
+                raise ReferenceMismatchError(
+                    f"{path} holds another model ({' '.join(str(error).split())[:300]}). Take another checkpoint."
+                ) from error
         else:
             _copy_into(adapter.state(self._accelerator.unwrap_model(policy)), safetensors.torch.load_file(path), path)
 
@@ -263,7 +264,8 @@ class Reference:
 
 
 def _copy_into(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
-    if saved.keys() != tensors.keys():
+    # copy_ would repeat a smaller tensor.
+    if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in tensors.items()}:
         raise ReferenceMismatchError(f"{path} holds another adapter. Take another checkpoint.")
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -37,11 +37,15 @@ def missing_packages(config: PreferenceConfig, model: ModelConfig) -> Iterator[s
     if config.use_liger_kernel and not installed("liger_kernel"):
         yield "use_liger_kernel: true needs a package: pip install liger-kernel. Or remove it."
     optimizer = str(getattr(config.optim, "value", config.optim))
-    for part, module in _OPTIMIZERS.items():
-        if part in optimizer and not installed(module):
-            yield f"optim={optimizer!r} needs the module {module}, which is missing. Install it, or use adamw_torch."
+    if (module := needs_package(optimizer)) and not installed(module):
+        yield f"optim={optimizer!r} needs the module {module}, which is missing. Install it, or use adamw_torch."
     init = config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else {}
     yield from _attention(init.get("attn_implementation") or model.attn_implementation)
+
+
+def needs_package(optimizer: str) -> str | None:
+    """Return the module that an optimizer comes from, or None if torch or bitsandbytes has it."""
+    return next((module for part, module in _OPTIMIZERS.items() if part in optimizer), None)
 
 
 def installed(module: str) -> bool:
@@ -56,7 +60,7 @@ def _trackers(report_to: str | list[str] | None) -> Iterator[str]:
         if tracker not in INTEGRATION_TO_CALLBACK:
             known = sorted(INTEGRATION_TO_CALLBACK)
             yield (
-                f"report_to={tracker!r} is unknown.{did_you_mean(tracker, known)} It is one of: none, all, "
+                f"report_to={tracker!r} is unknown.{did_you_mean(str(tracker), known)} It is one of: none, all, "
                 f"{', '.join(known)}."
             )
             continue

@@ -14,6 +14,7 @@ from ..registry import did_you_mean
 from ..training import ConfigError, PreferenceConfig
 from .metric_names import evaluation_metrics
 from .missing_packages import missing_packages
+from .unusable_settings import unusable_settings
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def check_recipe(arguments: Any, config: PreferenceConfig, model: ModelConfig, n
             *_ignored(config, named),
             *_length_of_the_run(arguments, config),
             *_evaluation(config, named),
+            *unusable_settings(config, model),
             *missing_packages(config, model),
             *_model(config, model, named),
         ],
@@ -108,11 +110,5 @@ def _model(config: PreferenceConfig, model: ModelConfig, named: Collection[str])
     for key in given:
         if key not in _LOADING and (close := get_close_matches(key, _LOADING, n=1, cutoff=0.8)):
             yield f"model_init_kwargs: {key!r} is unknown. Did you mean {close[0]!r}?"
-    if model.use_peft and model.lora_r < 1:
-        yield f"lora_r={model.lora_r} is out of range, expected >= 1."
-    if model.use_peft and not 0 <= model.lora_dropout < 1:
-        yield f"lora_dropout={model.lora_dropout} is out of range, expected >= 0, < 1."
-    if config.dataloader_num_workers < 0:
-        yield f"dataloader_num_workers={config.dataloader_num_workers} is out of range, expected >= 0."
     if "fsdp" in named and config.fsdp and config.world_size == 1:
         yield "fsdp is set, but one process was started. Start several with `accelerate launch`, or remove it."

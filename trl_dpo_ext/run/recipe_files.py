@@ -8,10 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..parsing import ParseError
 from ..registry import did_you_mean
+from ..strict_yaml import read_yaml
 
 _PACKAGE = Path(__file__).parents[1]
 # A recipe names its own data from the root of the repository.
@@ -39,8 +38,7 @@ class RecipeFile:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The keys of the file."""
-        settings: dict[str, Any] = yaml.safe_load(self.path.read_text(encoding="utf-8"))
-        return settings
+        return read_yaml(self.path).values
 
     @property
     def needs(self) -> str:

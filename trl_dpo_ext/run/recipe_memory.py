@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from trl import ModelConfig
 
 from ..memory import Setup, make_setup
-from ..parsing import ParseError, StrictParser
+from ..parsing import ParseError
+from ..strict_yaml import YamlError, YamlMapping, read_yaml
 from ..training import PreferenceConfig
+from .pulled_recipes import RecipeParser
 from .recipe_files import recipe_path
 from .recipe_settings import RecipeArguments
 
@@ -36,16 +37,17 @@ def read_memory_setup(
         ParseError, ConfigError, UnknownModelError: the recipe can't be trained or estimated.
     """
     try:
-        content = yaml.safe_load(recipe_path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ParseError(f"The recipe {path!r} can't be read as YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ParseError(f"The recipe {path!r} holds no settings: write one `key: value` a line.")
-    parser = StrictParser((RecipeArguments, PreferenceConfig, ModelConfig))
-    # The estimate needs no dataset, and this machine may not have the recipe's card.
-    parser.set_defaults_with_config(**{"dataset_name": "none", **content, **(changes or {}), "use_cpu": True})
+        file = read_yaml(recipe_path(path))
+    except YamlError as error:
+        raise ParseError(f"The recipe can't be read. {error}") from None
+    parser = RecipeParser((RecipeArguments, PreferenceConfig, ModelConfig))
+    parser.set_defaults(dataset_name="none")  # the estimate needs no dataset
+    kept = {name: value for name, value in file.values.items() if name not in (changes or {})}
+    parser.take(YamlMapping(kept, file.lines, file.texts), source=str(recipe_path(path)))
+    # This machine may not have the recipe's card.
+    parser.take(YamlMapping({**(changes or {}), "use_cpu": True}), source="the changes")
     try:
-        _, args, model_args = parser.parse_args_into_dataclasses(args=[])
+        _, args, model_args = parser.parse_args_into_dataclasses(args=[], look_for_args_file=False)
     except ValueError as error:
         raise ParseError(str(error)) from error
     if not model_args.model_name_or_path:

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from trl import ModelConfig, ScriptArguments, get_peft_config
 
 from ..data import get_converter
 from ..evaluation import reward_forms
-from ..parsing import ParseError, StrictParser
+from ..parsing import ParseError
+from ..secret_scan import without_secrets
 from ..training import PreferenceConfig
+from .mixture_settings import parse_mixture
+from .pulled_recipes import RecipeParser
 from .recipe_checks import check_recipe
 
 RESULT = "result.json"  # its presence marks a run as finished
@@ -30,6 +34,10 @@ class RecipeArguments(ScriptArguments):
         dataset_name: Hub id, folder with train and test files, or one .json, .jsonl(.gz), .csv or .parquet file.
         dataset_converter: the converter that brings the dataset's columns into an accepted form, for example "nectar";
             see `trl_dpo_ext.data.converters`. None if they are in one already.
+        columns: from the names of the dataset's columns to those of an accepted form, for example `{question: prompt}`;
+            null leaves a column out. It comes before the converter.
+        dataset_mixture: several datasets instead of `dataset_name`, each in a form of its own: `{datasets: [{path,
+            name, split, test_split, fraction, columns, converter}, ...]}`; see docs/your_data.md.
         import_module: modules to import first, for example one that registers your own losses or converters.
         reward: the true reward of samples: a built-in one by name, a classifier or reward model (Hub id or folder),
             "package.module:function", or "endpoint:MODEL" for the grades of a judge. Without a reward, nothing is
@@ -47,6 +55,12 @@ class RecipeArguments(ScriptArguments):
 
     dataset_converter: str | None = field(
         default=None, metadata={"help": "Converter of the dataset's columns, for example nectar."}
+    )
+    columns: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Other names for the dataset's columns, for example {question: prompt}."}
+    )
+    dataset_mixture: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Several datasets instead of dataset_name: {datasets: [{path: ...}, ...]}."}
     )
     import_module: list[str] = field(default_factory=list, metadata={"help": "Modules to import first."})
     reward: str | None = field(
@@ -71,18 +85,42 @@ class RecipeArguments(ScriptArguments):
                 raise ParseError(
                     f"import_module: can't import {name!r} ({error}); looked for it in {Path.cwd()} and on PYTHONPATH."
                 ) from None
+        self.columns = _column_names(self.columns)
         if self.dataset_converter is not None:
             get_converter(self.dataset_converter)
-        if not self.dataset_name:
+        if self.dataset_mixture:
+            self._check_mixture()
+        elif not self.dataset_name:
             raise ParseError("dataset_name is missing: give a Hub id, a folder, or a file.")
         if self.reward and self.eval_prompts < 2:
             raise ParseError(f"eval_prompts={self.eval_prompts}, but an interval needs at least 2 prompts.")
-        if self.frontier_steps < 0:
-            raise ParseError(
-                f"frontier_steps={self.frontier_steps} is out of range, expected >= 0; 0 takes no samples."
-            )
         if self.frontier_steps and not self.reward:
             raise ParseError(f"frontier_steps={self.frontier_steps} needs a reward to record; set reward as well.")
+
+    def _check_mixture(self) -> None:
+        for name in ("dataset_name", "dataset_config", "dataset_converter", "columns", "dataset_streaming"):
+            if getattr(self, name):
+                raise ParseError(
+                    f"{name} and dataset_mixture are both set. Put it into the entries of dataset_mixture."
+                )
+        for dataset in parse_mixture(self.dataset_mixture):
+            if dataset.converter is not None:
+                get_converter(dataset.converter)
+
+
+def _column_names(given: Any) -> dict[str, str | None]:
+    if isinstance(given, str):
+        try:
+            given = yaml.safe_load(given)
+        except yaml.YAMLError as error:
+            raise ParseError(f"columns={given!r} is no mapping ({error}).") from None
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or not all(
+        isinstance(column, str) and isinstance(name, str | None) for column, name in given.items()
+    ):
+        raise ParseError(f"columns={given!r} must map column names to names, for example {{question: prompt}}.")
+    return given
 
 
 class Recipe(NamedTuple):
@@ -114,7 +152,7 @@ def parse_recipe(args: Sequence[str] | None = None) -> Recipe:
     if not torch.accelerator.is_available():
         # Accelerate's launcher doesn't pass `use_cpu` on to its processes where there are several.
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    parser = StrictParser((RecipeArguments, PreferenceConfig, ModelConfig))
+    parser = RecipeParser((RecipeArguments, PreferenceConfig, ModelConfig))
     try:
         arguments, config, model = parser.parse_args_and_config(args)
     except ValueError as error:  # whatever the dataclasses refuse, TRL's own included
@@ -131,6 +169,8 @@ def parse_recipe(args: Sequence[str] | None = None) -> Recipe:
     if not model.model_name_or_path:
         raise ParseError("model_name_or_path is missing: give a Hub id or a folder.")
     _check_output(config.output_dir, arguments.overwrite_output_dir)
+    if not isinstance(config.model_init_kwargs or {}, dict):
+        raise ParseError(f"model_init_kwargs={config.model_init_kwargs!r} must be a mapping.")
     check_recipe(arguments, config, model, parser.named)
     config.model_init_kwargs = {
         "revision": model.model_revision,
@@ -138,7 +178,7 @@ def parse_recipe(args: Sequence[str] | None = None) -> Recipe:
         "dtype": model.dtype,
         **(config.model_init_kwargs or {}),
     }
-    return Recipe(arguments, config, model, {k: v for k, v in parser.given.items() if k != "hub_token"})
+    return Recipe(arguments, config, model, without_secrets(parser.given))
 
 
 def adapter_config(model: ModelConfig) -> Any:

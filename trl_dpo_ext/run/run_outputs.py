@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from ..evaluation import Comparison
 from ..evaluation.plots import plot_curves
 from ..hub import write_card
+from ..strict_yaml import dump_yaml
 from ..training import PreferenceTrainer
 from .recipe_settings import RESULT
 
@@ -40,7 +40,7 @@ def save_outputs(
     """
     output = Path(str(trainer.args.output_dir))
     history = trainer.state.log_history
-    (output / "recipe.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
+    (output / "recipe.yaml").write_text(dump_yaml(settings))
     trainer.save_record(
         metrics={**next((entry for entry in reversed(history) if "loss" in entry), {}), **metrics},
         evaluation=comparison and comparison.as_dict(),

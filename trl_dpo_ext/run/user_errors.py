@@ -9,8 +9,10 @@ from ..hub.merge import MergeError
 from ..losses import HyperparameterError
 from ..memory import DoesNotFitError, UnknownModelError
 from ..parsing import ParseError
+from ..record import RecordError
 from ..reference import CacheError, ReferenceMismatchError
 from ..registry import RegistryError
+from ..strict_yaml import YamlError
 from ..training import CheckpointError, ConfigError, DiskSpaceError, ModelFolderError, TrainingError
 
 # Something went wrong on the way, though the settings were fine.
@@ -31,10 +33,12 @@ USER_ERRORS = (
     MergeError,
     ModelFolderError,
     ParseError,
+    RecordError,
     ReferenceMismatchError,
     RegistryError,
     RewardError,
     RunError,
     UnknownModelError,
+    YamlError,
     *FAILURES,
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..losses import HyperparameterError, LossSpec, get_loss, list_losses
-from ..types import MissingInputError, MissingReferenceError, RankedResponses
+from ..types import PROMPT_FIELDS, MissingInputError, MissingReferenceError, RankedResponses
 from .loss_data import LossInput, loss_input, random_rankings
 
 
@@ -66,7 +66,7 @@ def check_form(spec: LossSpec) -> None:
         assert any(g.count_nonzero() for g in gradients.values()), f"{spec.name}: the policy gets no gradient."
     if spec.statistic is not None:
         values = spec.statistic(data, **spec.check({}))
-        assert values.shape == value.shape, f"{spec.name}: its statistic has shape {tuple(values.shape)}."
+        assert values.dim() == 1, f"{spec.name}: its statistic has shape {tuple(values.shape)}, expected one dimension."
     if spec.metrics is not None:
         for name, values in spec.metrics(data, **spec.check({})).items():
             assert values.shape == value.shape, f"{spec.name}: its metric {name!r} has shape {tuple(values.shape)}."
@@ -126,7 +126,7 @@ def check_order(spec: LossSpec) -> None:
     if spec.listwise:
         columns = torch.tensor([2, 0, 3, 1])
         fields = {n: v for n, v in vars(responses).items() if isinstance(v, Tensor) and v.dim() > 1}
-        exchanged = responses.replace(**{name: tensor[:, columns] for name, tensor in fields.items()})
+        exchanged = responses.replace(**{n: t[:, columns] for n, t in fields.items() if n not in PROMPT_FIELDS})
         _same(spec, _call(spec, loss_input(spec, exchanged)), value, "the order of a prompt's responses matters.")
 
 
@@ -154,7 +154,9 @@ def check_sizes(spec: LossSpec) -> None:
     for row, count in enumerate(kept.tolist()):
         index = torch.tensor([row])
         fields = {n: v for n, v in vars(responses).items() if isinstance(v, Tensor)}
-        alone = responses.replace(**{name: tensor[index, :count] for name, tensor in fields.items()})
+        alone = responses.replace(
+            **{n: tensor[index] if n in PROMPT_FIELDS else tensor[index, :count] for n, tensor in fields.items()}
+        )
         means = {"batch_mean": data.batch_mean, "running_mean": data.running_mean}
         got, got_gradients = _with_gradient(spec, loss_input(spec, alone).replace(**means))
         rows = index if isinstance(data, RankedResponses) else torch.where(data.required("prompts") == row)[0]
@@ -178,6 +180,7 @@ def check_mask(spec: LossSpec) -> None:
                 for name in ("logps", "ref_logps", "scores", "token_logps", "ref_token_logps")
                 if (tensor := getattr(clean, name)) is not None
             },
+            labels=None if clean.labels is None else clean.labels.masked_fill(~clean.mask, 0),
             lengths=clean.lengths.masked_fill(~clean.mask, 0),
             ranks=clean.ranks.masked_fill(~clean.mask, -7),
         )
@@ -228,6 +231,12 @@ def check_extremes(spec: LossSpec) -> None:
                 ranks=torch.tensor([0, 1]).expand(len(rows), 2),
                 mask=torch.ones(len(rows), 2, dtype=torch.bool),
                 scores=torch.tensor([1.0, 0.0], dtype=dtype).expand(len(rows), 2),
+                labels=torch.tensor([1, -1], dtype=torch.int8).expand(len(rows), 2),
+                reference_scores=torch.tensor([0.5], dtype=dtype).expand(len(rows), 1),
+                reference_scores_mask=torch.ones(len(rows), 1, dtype=torch.bool),
+                prompt_weights=torch.ones(len(rows), dtype=dtype),
+                mismatched_logps=rows[:, 1],
+                ref_mismatched_logps=rows[:, 2],
                 token_logps=(rows[:, :2] / length).unsqueeze(2).expand(-1, -1, length),
                 ref_token_logps=(rows[:, 2:] / length).unsqueeze(2).expand(-1, -1, length),
             )
@@ -263,8 +272,11 @@ def check_needs(spec: LossSpec) -> None:
         "scores": [f"{p}scores" for p in prefixes],
         "ties": ["ties"],
         "token_logps": [f"{p}token_logps" for p in prefixes],
+        "labels": ["labels"],
+        "reference_scores": ["reference_scores"],
+        "mismatched": ["mismatched_logps"],
     }
-    missing = {need: fields[need] for need in sorted(spec.needs)}
+    missing = {need: fields[need] for need in sorted(spec.needs - {"weight"})}  # a weight may be missing
     if spec.statistic is not None:
         missing["statistic"] = ["batch_mean", "running_mean"]
     for need, names in missing.items():

@@ -8,24 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling.forward import TokenOutputs
+from ..modeling.forward import Outputs
+from ..modeling.passes import passes_of
 from ..types import RankedResponses
 
 
 def ranked_responses(
-    policy: TokenOutputs,
+    policy: Outputs,
     ref_token_logps: Tensor | None,
     batch: Mapping[str, Tensor],
     *,
     needs: Collection[str],
     use_weighting: bool = False,
 ) -> RankedResponses:
-    """Sum token log-probs per response, and add lengths, ranks, mask and scores from the batch.
+    """Sum token log-probs per response, and add what the batch says of the responses.
 
     Args:
         policy: the policy's outputs for the batch.
         ref_token_logps: [B, K, T] float32, the reference's log-probs, nats; None without a reference.
-        batch: the collator's output: `lengths`, `ranks`, `mask`, `scores`.
+        batch: the collator's output: `lengths`, `ranks`, `mask`, and where the data have them `scores`,
+            `response_labels`, `reference_scores`, `prompt_weights`, `mismatched`.
         needs: the needs of the losses; "token_logps" keeps the token log-probs.
         use_weighting: compute WPO's weights (arXiv 2406.11827, Eq. 2).
     """
@@ -36,17 +38,33 @@ def ranked_responses(
             aligned = token_logps - policy.by_response("log_sum_sq_probs")
             weights = torch.exp(aligned.sum(dim=2) / batch["lengths"].clamp(min=1))
     keep_tokens = "token_logps" in needs
+    logps = token_logps.sum(dim=2)
+    ref_logps = None if ref_token_logps is None else ref_token_logps.sum(dim=2)
+    mismatched = batch.get("mismatched")
     return RankedResponses(
-        logps=token_logps.sum(dim=2),
-        ref_logps=None if ref_token_logps is None else ref_token_logps.sum(dim=2),
-        lengths=batch["lengths"],
+        logps=logps,
+        ref_logps=ref_logps,
+        lengths=batch["lengths"] * batch["mask"],
         ranks=batch["ranks"],
         mask=batch["mask"],
         scores=batch.get("scores"),
+        labels=batch.get("response_labels"),
+        reference_scores=batch.get("reference_scores"),
+        reference_scores_mask=batch.get("reference_scores_mask"),
+        prompt_weights=batch.get("prompt_weights"),
+        mismatched_logps=_of_the_mismatched(logps.detach(), mismatched),
+        ref_mismatched_logps=_of_the_mismatched(ref_logps, mismatched),
         weights=weights,
         token_logps=token_logps if keep_tokens else None,
         ref_token_logps=ref_token_logps if keep_tokens else None,
     )
+
+
+def _of_the_mismatched(logps: Tensor | None, mismatched: Tensor | None) -> Tensor | None:
+    """Return [B] the log-prob of each prompt's mismatched completion."""
+    if logps is None or mismatched is None:
+        return None
+    return logps.masked_fill(~mismatched, 0).sum(dim=1)
 
 
 def step_loss(per_prompt: Tensor, prompts: Tensor | None, parts: int) -> Tensor:
@@ -66,5 +84,5 @@ def step_loss(per_prompt: Tensor, prompts: Tensor | None, parts: int) -> Tensor:
 
 def token_count(batch: Mapping[str, Any]) -> Tensor:
     """Return the number of tokens in a batch, without padding and repeated prompt tokens."""
-    count: Tensor = batch["attention_mask" if "attention_mask" in batch else "token_mask"].sum()
-    return count
+    counts = [one["attention_mask" if "attention_mask" in one else "token_mask"].sum() for one in passes_of(batch)]
+    return torch.stack(counts).sum()

@@ -11,6 +11,7 @@ import torch
 from .._compat.trl_trainer import HookedConfig
 from ..losses import TRL_LOSS_FIELDS, HyperparameterError, LossSpec, get_loss
 from ..registry import did_you_mean
+from ..setting_ranges import out_of_range
 from ..types import PAIRINGS
 from .errors import ConfigError
 from .modifiers import F_DIVERGENCES, LossModifiers
@@ -41,12 +42,17 @@ class PreferenceConfig(HookedConfig):
             default. An error if no loss has one, unless it is TRL's default.
         pairing: the pairs that a ranking of K > 2 gives to pairwise losses: `all`, `best_vs_rest`, `adjacent`,
             `best_vs_worst`.
+        derive_labels: losses that read labels also read rows without any: the best responses of a ranking or pair are
+            desirable, the others not. None: true where a loss that reads labels is the only loss.
+        desirable_above: derived labels of rows with scores say whether the score is greater than this.
         humanline: `[low, high]` clips each token's log-ratio, in nats, before the sum, for every loss that reads the
             reference (arXiv 2509.24207; `[-1.0, 1.5]` in the authors' code, which also sets the reference to the policy
             after each step: `sync_ref_model`). Logged log-probs and rewards are those before the clip.
         prefix_sharing: compute each prompt once for all its responses. `auto`: if the model supports it (checked before
             training), in the batches that become cheaper. `true`: always, `false`: never.
         packing: fill padding by putting several prompts with their responses in a row.
+        responses_per_pass: run at most so many responses of each prompt at a time, forward and backward, so that memory
+            doesn't grow with K. None: all at once. See docs/whole_step.md.
         invalid_rows: `error` stops at unusable rows and lists them; `drop` skips and counts them.
         ref_cache_dir: folder for the reference log-probs of `precompute_ref_log_probs`, shared by all runs. By default
             inside the Hugging Face cache home. See docs/reference_cache.md.
@@ -84,6 +90,16 @@ class PreferenceConfig(HookedConfig):
             "choices": list(PAIRINGS),
         },
     )
+    derive_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Label the best responses of a ranking or pair desirable, the others not. By default only where a "
+            "loss that reads labels is the only loss."
+        },
+    )
+    desirable_above: float | None = field(
+        default=None, metadata={"help": "Derived labels say whether a response's score is greater than this."}
+    )
     humanline: list[float] | None = field(
         default=None,
         metadata={"help": "Clip each token's log-ratio to these two limits before the sum: -1.0 1.5 in the paper."},
@@ -93,6 +109,12 @@ class PreferenceConfig(HookedConfig):
     )
     packing: bool = field(
         default=True, metadata={"help": "Put several prompts with their responses in a row, to fill padding."}
+    )
+    responses_per_pass: int | None = field(
+        default=None,
+        metadata={
+            "help": "Run at most so many responses of each prompt at a time, so that memory doesn't grow with K."
+        },
     )
     invalid_rows: Literal["error", "drop"] = field(
         default="error",
@@ -127,7 +149,10 @@ class PreferenceConfig(HookedConfig):
         check_bf16(self.bf16, self.fp16, self.use_cpu)
         if self.use_cpu or not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns that there is nothing to pin it for
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (TypeError, OSError) as error:  # a mapping with unknown keys, or a file of one that can't be read
+            raise ConfigError(f"The training settings can't be used: {error}") from error
         if self.accelerator_config.dispatch_batches:  # type: ignore[union-attr]
             raise ConfigError(
                 "accelerator_config: dispatch_batches=True truncates every tensor of a streamed batch to the number of "
@@ -161,8 +186,6 @@ class PreferenceConfig(HookedConfig):
             raise ConfigError(
                 f"max_length={self.max_length} leaves no room for a prompt and a response. Set it to 2 or more."
             )
-        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
-            raise ConfigError(f"ld_alpha={self.ld_alpha} is out of range. Expected >= 0, <= 1.")
         if self.humanline is not None and not (
             len(self.humanline) == 2 and -math.inf < self.humanline[0] < 0 < self.humanline[1] < math.inf
         ):
@@ -187,20 +210,8 @@ class PreferenceConfig(HookedConfig):
 
     def _check_numbers(self) -> None:
         # transformers accepts any number here. It fails much later, or trains nothing.
-        for name in (
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-            "ref_model_sync_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is out of range. Expected >= 1.")
-        if not 0 < self.ref_model_mixup_alpha <= 1:
-            raise ConfigError(
-                f"ref_model_mixup_alpha={self.ref_model_mixup_alpha} is out of range. Expected > 0, <= 1."
-            )
-        if not 0 <= self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate={self.learning_rate} is out of range. Expected >= 0 and finite.")
+        if faults := [fault for _, fault in out_of_range(vars(self))]:
+            raise ConfigError(" ".join(faults))
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             raise ConfigError(
                 f"num_train_epochs={self.num_train_epochs} trains nothing. Increase it, or set max_steps."
@@ -232,9 +243,26 @@ class PreferenceConfig(HookedConfig):
                 self.use_weighting,
                 None if self.humanline is None else (self.humanline[0], self.humanline[1]),
             ),
+            derive_labels=self._derives_labels(specs),
+            desirable_above=self.desirable_above,
         )
         self._check_combination(objective)
         return objective
+
+    def _derives_labels(self, specs: list[LossSpec]) -> bool:
+        """Return whether rows without labels get them, and refuse settings that would do nothing."""
+        reads = any("labels" in spec.needs for spec in specs)
+        derives = self.derive_labels if self.derive_labels is not None else reads and len(specs) == 1
+        if self.derive_labels and not reads:
+            raise ConfigError(f"derive_labels is set, but none of {self.loss_type} reads labels. Remove it.")
+        if self.desirable_above is not None and not derives:
+            raise ConfigError(
+                f"desirable_above={self.desirable_above} has no effect without derived labels. Remove it, or set "
+                "derive_labels: true with a loss that reads labels."
+            )
+        if self.desirable_above is not None and not math.isfinite(self.desirable_above):
+            raise ConfigError(f"desirable_above={self.desirable_above} is out of range. Expected a finite number.")
+        return derives
 
     def _hyperparameters(self, specs: list[LossSpec]) -> list[dict[str, Any]]:
         given = self.loss_kwargs or {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,25 +28,28 @@ from .._compat.trl_trainer import HookedTrainer
 from ..data.collator import PreferenceCollator
 from ..data.tokenize import TOKEN_COLUMNS
 from ..modeling.dropout import disable_functional_dropout
-from ..modeling.forward import prepare_inputs, token_logps, token_outputs
+from ..modeling.forward import Outputs, TokenOutputs, prepare_inputs, token_logps, token_outputs
 from ..modeling.layout import PromptGroup, padded_layout
+from ..modeling.passes import PASS, passes_of
 from ..reference import ReferenceIdentity
 from ..reference.fill_reference_cache import compute_dtype
 from ..reference.run_reference import NO_SECOND_MODEL, Reference
-from ..types import MissingReferenceError
+from ..types import MissingReferenceError, RankedResponses
 from .batch import ranked_responses, step_loss, token_count
 from .choose_layout import ChooseLayoutWhenWrapped, choose_layout
 from .config import PreferenceConfig
 from .dataset_rows import by_name, check_rows, is_tokenized, map_by_name, tokenize_rows
-from .metrics import RANKING_ONLY, batch_metrics
+from .metrics import MetricSums, batch_metrics
 from .objective import Objective
 from .preflight import run_checks
+from .preflight.adapter_checks import check_checkpoint_adapter
 from .preflight.model_limits import check_model_limits
 from .publish import checkpoint_from_hub, push_checkpoint, push_output, write_record
 from .safety.checkpoint import atomic_checkpoint, find_checkpoint
 from .safety.guard import TrainingGuard
 from .safety.run_state import RunState, StopOnSigterm
 from .stored_reference import StoredReference, computes_online, open_cache
+from .whole_step import NUMBER, REAL_PASSES, PromptLosses, WholeStep
 
 # DPOTrainer calls these methods. PreferenceTrainer computes losses differently and never does.
 _NEVER_CALLED = ("_compute_loss", "compute_ref_log_probs", "_precompute_ref_logps")
@@ -144,7 +147,7 @@ class PreferenceTrainer(HookedTrainer):
                 model=model,
                 ref_model=NO_SECOND_MODEL,
                 args=args,
-                data_collator=PreferenceCollator(padded_layout),
+                data_collator=PreferenceCollator(padded_layout, responses_per_pass=args.responses_per_pass),
                 train_dataset=train,
                 eval_dataset=evaluation,
                 **kwargs,
@@ -152,6 +155,8 @@ class PreferenceTrainer(HookedTrainer):
         check_model_limits(self.model, tokenizer, {"train": train, **by_name(evaluation)})
         self._restore_public_attributes()
         self.recorded = False
+        self._step: WholeStep | None = None
+        self._step_totals = MetricSums()
         self.guard, self.run_state, self.sigterm = TrainingGuard(self), RunState(self), StopOnSigterm(self)
         for callback in (self.guard, self.run_state, self.sigterm):
             self.add_callback(callback)
@@ -170,7 +175,7 @@ class PreferenceTrainer(HookedTrainer):
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             self.add_callback(ChooseLayoutWhenWrapped(self))
         else:
-            self.data_collator = PreferenceCollator(choose_layout(self, self.model))
+            self._collator.layout = choose_layout(self, self.model)
         self._stored = self._fill_reference_cache() if stores else None
 
     def _restore_public_attributes(self) -> None:
@@ -230,6 +235,10 @@ class PreferenceTrainer(HookedTrainer):
         ):
             yield model
 
+    @property
+    def _collator(self) -> PreferenceCollator:
+        return cast(PreferenceCollator, self.data_collator)
+
     def _fill_reference_cache(self) -> StoredReference:
         """Fill the cache with the reference log-probs of all datasets, and connect the collator to it."""
         with self.reference() as reference, self.accelerator.autocast():
@@ -242,16 +251,17 @@ class PreferenceTrainer(HookedTrainer):
         stored.fill(self.train_dataset, "train", batch_size or self.args.per_device_train_batch_size)
         for name, dataset in by_name(self.eval_dataset).items():
             stored.fill(dataset, name, batch_size or self.args.per_device_eval_batch_size)
-        self.data_collator = PreferenceCollator(cast(PreferenceCollator, self.data_collator).layout, cache.lookup)
+        self._collator.reference = cache.lookup
         return stored
 
     def _compute_reference(self, groups: Sequence[PromptGroup]) -> list[list[np.ndarray]]:
         """Run the reference on groups. Return K float32 arrays of token log-probs for each."""
         rows = [{**vars(group), "ranks": [0] * len(group.completion_ids)} for group in groups]
-        collate = PreferenceCollator(cast(PreferenceCollator, self.data_collator).layout)
+        collate = PreferenceCollator(self._collator.layout, responses_per_pass=self.args.responses_per_pass)
         batch = send_to_device(collate(rows), self.accelerator.device)
         with self.reference() as reference, self.accelerator.autocast():
-            values = token_logps(reference, self.model.config, batch)
+            passes = [token_logps(reference, self.model.config, one) for one in passes_of(batch)]
+            values = torch.stack(passes).sum(dim=0)
         by_group = zip(values.cpu().numpy(), groups, strict=True)
         return [[row[k, : len(ids)] for k, ids in enumerate(group.completion_ids)] for row, group in by_group]
 
@@ -306,34 +316,97 @@ class PreferenceTrainer(HookedTrainer):
         """Return the micro-batches of a step, and the number of their prompts over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.guard.begin_step(batches)
-        prompts = torch.tensor(sum(len(batch["ranks"]) for batch in batches), device=device)
-        return batches, self.accelerator.reduce(prompts, reduction="sum")
+        self._step, self._step_totals = self._whole_step(batches, training=True), MetricSums()
+        return self._step.batches, self._step.prompts
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Run a micro-batch forward and backward, in several passes if `responses_per_pass` splits it."""
+        *others, last = passes_of(inputs)
+        loss = torch.zeros((), device=self.args.device)
+        for one in others:
+            with self.gradients_incomplete(model):
+                loss = loss + super().training_step(model, one, num_items_in_batch)
+        return loss + super().training_step(model, last, num_items_in_batch)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return the number of operations for a micro-batch, summed over its passes."""
+        return sum(super(PreferenceTrainer, self).floating_point_ops(one) for one in passes_of(inputs))
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss of a micro-batch, scaled so that the step's loss is the mean over all its prompts."""
-        training = self.model.training
-        arguments = prepare_inputs(self.model, self.model.config, inputs)
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        policy = token_outputs(model, {**arguments, **router}, inputs)
-        ref_token_logps = inputs.get("ref_token_logps")
-        if ref_token_logps is None and self.objective.reads_reference:
-            ref_token_logps = self._run_reference(arguments, inputs)
-        responses = ranked_responses(
-            policy, ref_token_logps, inputs, needs=self.objective.needs, use_weighting=self.use_weighting
-        )
-        per_prompt, loss_metrics = self.objective(responses, training=training, global_mean=self._global_mean)
+        """Return the loss of a micro-batch, scaled so that the step's loss is the mean over all its prompts.
+
+        In training, `inputs` may be one of several passes of the micro-batch. Their losses add up to its own.
+        """
+        training, step = self.model.training, self._step
+        if step is None or NUMBER not in inputs:  # not called by `train`
+            step = self._whole_step([inputs], training=training)
+            inputs = {**inputs, **step.batches[0]}
+        number, run = inputs[NUMBER], functools.partial(self._run_pass, model)
+        stored = step.first_pass(number, run)
+        outputs: Outputs
+        if stored is None:
+            outputs, ref_token_logps = run(inputs)
+            responses = self._responses(outputs, ref_token_logps, inputs)
+            losses = step.losses(number, responses)
+            per_prompt, aux_loss = losses.differentiable(responses), outputs.aux_loss
+        else:
+            outputs, responses = stored.outputs, stored.responses
+            losses = step.losses(number, responses)
+            per_prompt, aux_loss = losses.values, outputs.aux_loss
+            if torch.is_grad_enabled():
+                per_prompt, aux_loss = self._second_pass(run, inputs, losses)
         loss = step_loss(per_prompt, num_items_in_batch, self._micro_batches)
-        totals = batch_metrics(self.objective, responses, policy, loss_metrics)
         if self.aux_loss_enabled:
-            aux_loss = policy.model_outputs.aux_loss
+            assert aux_loss is not None
             loss = loss + self.router_aux_loss_coef * aux_loss
-            totals["aux_loss"] = (aux_loss.detach(), torch.tensor(1))
-        nonfinite, magnitude = self._record_metrics("train" if training else "eval", loss.detach(), totals, inputs)
-        if training:
-            self.guard.check_loss(per_prompt, inputs, nonfinite, magnitude)
-        return (loss, policy.model_outputs) if return_outputs else loss
+        if inputs.get(PASS, 0) == 0:  # the first pass of a micro-batch stands for all
+            totals = batch_metrics(self.objective, responses, outputs, losses.metrics)
+            if self.aux_loss_enabled:
+                assert outputs.aux_loss is not None
+                totals["aux_loss"] = (outputs.aux_loss.detach(), torch.tensor(1))
+            mode, last = ("train", step.is_last(number)) if training else ("eval", True)
+            nonfinite, magnitude = self._record_metrics(mode, loss.detach(), totals, step.batches[number], last)
+            if training:
+                culprits = functools.partial(step.culprits, number, losses)
+                self.guard.check_loss(per_prompt, inputs, nonfinite, magnitude, culprits)
+        return (loss, getattr(outputs, "model_outputs", None)) if return_outputs else loss
+
+    def _whole_step(self, batches: Sequence[Mapping[str, Any]], *, training: bool) -> WholeStep:
+        return WholeStep(batches, self.objective, self.accelerator, training=training, to_responses=self._responses)
+
+    def _run_pass(
+        self, model: Any, batch: Mapping[str, Any], with_reference: bool = True
+    ) -> tuple[TokenOutputs, Tensor | None]:
+        """Run the policy on one pass, and the reference if a loss reads log-probs that aren't stored."""
+        arguments = prepare_inputs(self.model, self.model.config, batch)
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        outputs = token_outputs(model, {**arguments, **router}, batch)
+        stored: Tensor | None = batch.get("ref_token_logps")
+        if stored is not None or not (with_reference and self.objective.reads_reference):
+            return outputs, stored
+        with self.reference() as reference:
+            return outputs, token_outputs(reference, arguments, batch).logps
+
+    def _responses(self, outputs: Outputs, ref_token_logps: Tensor | None, batch: Mapping[str, Any]) -> RankedResponses:
+        return ranked_responses(
+            outputs, ref_token_logps, batch, needs=self.objective.needs, use_weighting=self.use_weighting
+        )
+
+    def _second_pass(
+        self, run: Callable[..., tuple[TokenOutputs, Tensor | None]], inputs: Mapping[str, Any], losses: PromptLosses
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the losses of a micro-batch and its auxiliary loss, with the gradients of the passes in `inputs`."""
+        per_prompt, aux_loss = torch.zeros_like(losses.values), None
+        for one in passes_of(inputs):
+            outputs, _ = run(one, with_reference=False)
+            responses = ranked_responses(outputs, None, one, needs=self.objective.needs)
+            per_prompt = per_prompt + losses.differentiable(responses, counted=one.get(PASS, 0) == 0)
+            if outputs.aux_loss is not None:
+                share = outputs.aux_loss * (one.get(PASS, 0) < one[REAL_PASSES]) / one[REAL_PASSES]
+                aux_loss = share if aux_loss is None else aux_loss + share
+        return per_prompt, aux_loss
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -347,35 +420,31 @@ class PreferenceTrainer(HookedTrainer):
         steps: int = getattr(self, "current_gradient_accumulation_steps", 1)  # only set during training
         return steps * self.accelerator.num_processes
 
-    def _run_reference(self, arguments: dict[str, Any], batch: dict[str, Tensor]) -> Tensor:
-        with self.reference() as reference:
-            return token_outputs(reference, arguments, batch).logps
-
-    def _global_mean(self, values: Tensor) -> Tensor:
-        totals = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
-        total, count = self.accelerator.reduce(totals, reduction="sum")
-        return total / count.clamp(min=1)
-
     def _record_metrics(
-        self, mode: str, loss: Tensor, totals: Mapping[str, tuple[Tensor, Tensor]], batch: dict[str, Tensor]
+        self,
+        mode: str,
+        loss: Tensor,
+        totals: Mapping[str, tuple[Tensor, Tensor]],
+        batch: Mapping[str, Any],
+        last: bool,
     ) -> tuple[float, float]:
-        """Queue a batch's metrics. Return the number of processes with a non-finite loss, and the sum of |loss|."""
+        """Add up a micro-batch's metrics, and queue them at the last one of the step.
+
+        Returns:
+            The number of processes with a non-finite loss, and the sum of |loss|.
+        """
         numbers = [part for total in totals.values() for part in total]
         more_than_pairs = torch.tensor(batch["ranks"].shape[1] > 2)
         numbers += [more_than_pairs, token_count(batch), ~torch.isfinite(loss), loss.abs()]
         numbers.append(torch.tensor(self.sigterm.received))
         flat = torch.stack([number.detach().to(loss.device).double() for number in numbers])
         # A single reduction over all processes.
-        *sums, rankings, tokens, nonfinite, magnitude, sigterms = self.accelerator.reduce(
-            flat, reduction="sum"
-        ).tolist()
-        metrics = {
-            name: numerator / denominator if denominator else 0.0
-            for name, numerator, denominator in zip(totals, sums[::2], sums[1::2], strict=True)
-            if rankings or not name.endswith(RANKING_ONLY)
-        }
-        self.queue_metrics(mode, metrics, int(tokens))
+        *sums, nonfinite, magnitude, sigterms = self.accelerator.reduce(flat, reduction="sum").tolist()
         self.sigterm.any_received |= sigterms > 0
+        self._step_totals.add(totals, sums)
+        if last:
+            self.queue_metrics(mode, *self._step_totals.means())
+            self._step_totals = MetricSums()
         return nonfinite, magnitude
 
     def check_gradients(self, model: nn.Module, norm: Any) -> Any:
@@ -403,6 +472,7 @@ class PreferenceTrainer(HookedTrainer):
         self.run_state.checkpoint = checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint is not None:
             self._reference.check_checkpoint(checkpoint)
+            check_checkpoint_adapter(self.model, checkpoint)
             self._reference.load(checkpoint, self.model)
         with self.sigterm.listening():
             return super().train(checkpoint, *args, **kwargs)

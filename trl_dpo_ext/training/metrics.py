@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..losses.rank_masks import ranked_below
-from ..modeling.forward import TokenOutputs
+from ..modeling.forward import Outputs
 from ..types import PreferencePairs, RankedResponses, pair_indices
 from .objective import Objective, mean_per_prompt
 
@@ -17,6 +17,38 @@ Totals = dict[str, tuple[Tensor, Tensor]]
 
 RANKING_ONLY = ("/top1_accuracies", "/kendall_tau")
 """Suffixes of metrics that repeat the accuracy if every prompt of a batch has two responses."""
+
+
+class MetricSums:
+    """Adds up the totals of a step's micro-batches, so that the metrics don't depend on how the step is cut."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+        self._rankings = self._tokens = 0.0
+
+    def add(self, names: Iterable[str], sums: Sequence[float]) -> None:
+        """Add a micro-batch.
+
+        Args:
+            names: names of the metrics.
+            sums: summed over all processes: numerator and denominator of each metric, then the number of processes
+                with more than two responses to a prompt, and the number of tokens.
+        """
+        *totals, rankings, tokens = sums
+        for name, numerator, denominator in zip(names, totals[::2], totals[1::2], strict=True):
+            before = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = (before[0] + numerator, before[1] + denominator)
+        self._rankings += rankings
+        self._tokens += tokens
+
+    def means(self) -> tuple[dict[str, float], int]:
+        """Return the metrics, and the number of tokens."""
+        metrics = {
+            name: numerator / denominator if denominator else 0.0
+            for name, (numerator, denominator) in self._sums.items()
+            if self._rankings or not name.endswith(RANKING_ONLY)
+        }
+        return metrics, int(self._tokens)
 
 
 def best_mask(responses: RankedResponses) -> Tensor:
@@ -50,7 +82,7 @@ def kendall_tau(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def batch_metrics(
-    objective: Objective, responses: RankedResponses, policy: TokenOutputs, loss_metrics: Mapping[str, Tensor]
+    objective: Objective, responses: RankedResponses, policy: Outputs, loss_metrics: Mapping[str, Tensor]
 ) -> Totals:
     """Return all metrics of a batch.
 
@@ -78,8 +110,9 @@ def response_metrics(responses: RankedResponses, best_and_worst: PreferencePairs
 
     Returns:
         Totals over prompts: `logps/chosen` and `rejected`; `rewards/chosen`, `rejected`, `margins`, `accuracies` of
-        best against worst, `top1_accuracies` and `kendall_tau`. The names don't
-        depend on K, because all processes of a run sum their totals.
+        best against worst, `top1_accuracies` and `kendall_tau`. Where a loss reads labels, totals over responses of
+        `logps` and `rewards` of `desirable` and `undesirable` ones. The names don't depend on K, because all processes
+        of a run sum their totals.
     """
     prompts = len(responses)
     reference = objective.reads_reference
@@ -113,6 +146,11 @@ def response_metrics(responses: RankedResponses, best_and_worst: PreferencePairs
     tau, _ = kendall_tau(scores, responses.ranks, responses.mask)
     totals["rewards/top1_accuracies"] = ((hit & ranked).float().sum(), count)
     totals["rewards/kendall_tau"] = (tau.sum(), count)
+    if responses.labels is not None:
+        for name, which in (("desirable", responses.labels > 0), ("undesirable", responses.labels < 0)):
+            which = which & responses.mask
+            totals[f"logps/{name}"] = (responses.logps[which].sum(), which.sum())
+            totals[f"rewards/{name}"] = (scores[which].sum(), which.sum())
     return totals
 
 

@@ -66,11 +66,10 @@ class StoredReference:
         self.dtype = dtype
         self._compute = compute
         self._main = accelerator.is_main_process
-        self._processes = Processes(progress=progress)
-        if accelerator.parallelism_config is None:  # otherwise several processes share one forward pass
-            self._processes = Processes(
-                accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone, progress
-            )
+        # With a parallelism config several processes share one forward pass, so each has to run them all.
+        alone = accelerator.parallelism_config is not None
+        index, count = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
+        self._processes = Processes(index, count, accelerator.wait_for_everyone, progress)
 
     def fill(self, dataset: Any, name: str, batch_size: int) -> None:
         """Compute and store the missing log-probs of a tokenized dataset; see `fill_cache`. Skips a streamed one."""

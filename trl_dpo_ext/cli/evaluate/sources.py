@@ -64,7 +64,7 @@ def read_prompts(
     Raises:
         DataError, FileNotFoundError: as `load_splits`.
     """
-    from ...data import convert_dataset, format_dataset, get_converter, load_splits
+    from ...data import EVERY_ROW, convert_dataset, format_dataset, get_converter, load_splits
     from ...data.prompts import first_rows
 
     if converter is not None:
@@ -75,7 +75,7 @@ def read_prompts(
     if seed is None:
         found = list(first_rows(rows, count, name=split))
         return Prompts(found, [_best(row) for row in found])
-    rows = format_dataset(rows, name=split, invalid_rows="drop", reads_ties=True).shuffle(seed=seed)
+    rows = format_dataset(rows, name=split, invalid_rows="drop", reads=EVERY_ROW).shuffle(seed=seed)
     distinct: dict[str, dict[str, Any]] = {}
     for row in rows:
         distinct.setdefault(as_text(row["prompt"]), row)
@@ -186,11 +186,11 @@ def load_model(source: str) -> tuple[Any, Any]:
         FileNotFoundError, ValueError, OSError: the model doesn't exist, or can't be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from ...hub.adapter_loading import load_adapter
+    from ...modeling.complete_model import load_causal_lm
 
-    model: Any = load_adapter(source) if is_adapter(source) else AutoModelForCausalLM.from_pretrained(source)
+    model: Any = load_adapter(source) if is_adapter(source) else load_causal_lm(source, ValueError)
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
         model = model.to("cuda")
     return model, load_tokenizer(source)

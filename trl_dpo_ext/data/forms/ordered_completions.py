@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from ..row_reading.column_form import ColumnForm, Order, Row
 from ..row_reading.response_list import read_completions
-from ..row_reading.unread_order import refuse_misspelt_order, refuse_unread_order
+from ..row_reading.unread_order import refuse_misspelt_order
 
 
 def _read_order(row: Row, count: int) -> Order:
-    refuse_unread_order(row, count, read=("prompt", "completions", "tools"))
     return Order(list(range(count)))
 
 
 FORM = ColumnForm(
+    name="rankings, the best response first",
     columns=("prompt", "completions"),
     response_columns=("completions",),
     check_columns=refuse_misspelt_order,

@@ -74,11 +74,13 @@ class Report:
         rows: how many rows each split has.
         findings: sorted by severity, then in the order of the checks.
         splits: the hashes and lengths of each split, by name.
+        forms: how the rows of each split are read, in words.
     """
 
     rows: dict[str, int]
     findings: list[Finding]
     splits: Mapping[str, SplitContents] = field(default_factory=dict, repr=False)
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         order = {id: (SEVERITIES.index(check.severity), place) for place, (id, check) in enumerate(CHECKS.items())}
@@ -91,7 +93,10 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Return the report for JSON: rows and lengths of each split, and the findings."""
         lengths = {name: length_numbers(split.lengths, split.unit) for name, split in self.splits.items()}
-        splits = {name: {"rows": count, "lengths": lengths.get(name)} for name, count in self.rows.items()}
+        splits = {
+            name: {"rows": count, "form": self.forms.get(name), "lengths": lengths.get(name)}
+            for name, count in self.rows.items()
+        }
         counts = {severity: sum(f.severity == severity for f in self.findings) for severity in SEVERITIES}
         return {"splits": splits, "counts": counts, "findings": [finding.as_dict() for finding in self.findings]}
 

@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from ..convert import check_converter, convert_row
 from ..converter_registry import Converter, get_converter
 from ..data_error import DataError, FaultReason
-from ..format import padded_columns
+from ..format import padded_columns, reading_of
+from ..reads import EVERY_ROW
 from ..rendering.left_out_text import left_out
-from ..row_reading.form_selection import check_columns
+from ..row_reading.form_selection import Reading
 from ..row_reading.ranked_row import to_ranked
 from ..tokenize import tokenize_row
 from .check import Check
@@ -39,6 +40,7 @@ class _SplitScan:
         padded: Collection[str] | None = None,
     ) -> None:
         self.name, self.context, self.converter, self.padded = name, context, converter, padded
+        self.reading: Reading | None = None  # of a converter's rows, each row's columns tell
         self.rows: dict[str, list[int]] = {}
         self.notes: dict[str, str] = {}
         self.contents, self.lengths = RowStore("Q"), RowStore("q")
@@ -58,7 +60,8 @@ class _SplitScan:
                 row,
                 index=number,
                 name=self.name,
-                reads_ties=True,
+                reads=EVERY_ROW,
+                reading=self.reading,
                 conversational=self._conversational,
                 padded=self.padded,
             )
@@ -68,7 +71,7 @@ class _SplitScan:
             self.note_finding(error.reason.check_id, number, note.rstrip("."))
             return
         self._conversational = isinstance(ranked["prompt"], list)
-        if max(ranked["ranks"]) == 0:
+        if max(ranked["ranks"]) == 0 and len(ranked["ranks"]) > 1:
             self.note_finding("all-tied", number, f"all {len(ranked['ranks'])} responses are equally good")
         self.read_text(number, ranked)
         if self.context is not None:
@@ -82,12 +85,12 @@ class _SplitScan:
                 if missing is not None:
                     note = f"the chat template leaves out {missing}"
                     self.note_finding(FaultReason.TEXT_LEFT_OUT.check_id, number, note)
-                self.read_tokens(number, {**tokens, "ranks": ranked["ranks"]})
+                self.read_tokens(number, {**tokens, "ranks": _shown_ranks(ranked)})
 
     def read_text(self, number: int, ranked: dict[str, Any]) -> None:
         """Check the text of a ranked row."""
         self._run(TEXT_CHECKS, number, ranked)
-        prompt, responses, ranks = ranked["prompt"], ranked["completions"], ranked["ranks"]
+        prompt, responses, ranks = ranked["prompt"], ranked["completions"], _shown_ranks(ranked)
         self.contents.add(number, content_hash(prompt), [content_hash(r) for r in responses], ranks)
         if self.context is None:
             self.lengths.add(number, len(text_of(prompt)), [len(text_of(r)) for r in responses], ranks)
@@ -107,6 +110,13 @@ class _SplitScan:
         if self.context is None:
             return SplitContents(self.contents, self.lengths)
         return SplitContents(self.contents, self.lengths, "tokens", self.context.max_length)
+
+    @property
+    def form(self) -> str | None:
+        """How the rows are read, in words; None where nothing was read as text."""
+        if self.converter is not None:
+            return f"{self.converter.name} (a converter)"
+        return None if self.reading is None else self.reading.title
 
     def findings(self) -> list[Finding]:
         return [Finding(id, self.name, len(rows), rows, self.notes[id]) for id, rows in self.rows.items()]
@@ -158,7 +168,7 @@ def lint_splits(
             if not len(dataset):
                 raise DataError(f"{name} dataset: it has no rows.", FaultReason.NO_ROWS)
             if found is None:
-                check_columns(dataset.column_names, name=name)
+                scan.reading = reading_of(dataset.with_format(None), name)
             else:
                 check_converter(found, dataset.column_names, name)
         except DataError as error:
@@ -213,6 +223,12 @@ def log_findings(
     return report
 
 
+def _shown_ranks(ranked: dict[str, Any]) -> list[int]:
+    """Return the ranks; a single response has the one that its label gives, so that thumbs up and down differ."""
+    labels = ranked.get("labels") or [None]
+    return [0 if labels[0] else 1] if len(ranked["ranks"]) == 1 and labels[0] is not None else ranked["ranks"]
+
+
 def _numbered(dataset: Any) -> Iterable[tuple[int, dict[str, Any]]]:
     return ((row.get("row", index), row) for index, row in enumerate(dataset.with_format(None)))
 
@@ -226,4 +242,5 @@ def _report(scans: Mapping[str, _SplitScan], rows: dict[str, int], findings: lis
         for found in check.run(contents):
             count = len(found.rows) if found.count is None else found.count
             findings.append(Finding(check.id, found.split, count, found.rows, found.note, found.twins))
-    return Report(rows, findings, contents)
+    forms = {name: scan.form for name, scan in scans.items() if scan.form}
+    return Report(rows, findings, contents, forms)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
 
 import pyarrow
 import pyarrow.parquet
+
+from ..data_error import DataError
 
 
 def why_unreadable(files: Sequence[Path], error: BaseException) -> str:
@@ -23,7 +26,11 @@ def why_unreadable(files: Sequence[Path], error: BaseException) -> str:
     for file in files:
         if fault := _fault(file):
             return f"{file}, {fault}" if fault.startswith("line") else f"{file}: {fault}"
+    if isinstance(error, DataError):  # it names the file itself
+        return str(error)
     message = " ".join(str(error.__cause__ or error).split())
+    if "corresponds to no data" in message:  # what `datasets` says of a split without rows
+        message = "there is no row in it."
     return f"{', '.join(map(str, files))}: {message or type(error).__name__}"
 
 
@@ -35,7 +42,7 @@ def _fault(file: Path) -> str | None:
             return _parquet_fault(file)
         with cast(IO[bytes], gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as content:
             return _text_fault(content, file.suffixes)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         return f"the compressed file is damaged or cut off ({error})."
     except OSError as error:
         return f"it can't be opened ({error.strerror or error})."
@@ -63,6 +70,8 @@ def _text_fault(content: IO[bytes], suffixes: list[str]) -> str | None:
 
 
 def _utf8_fault(line: bytes) -> str | None:
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "the file is UTF-16, expected UTF-8. Convert it, for example with `iconv -f UTF-16 -t UTF-8`."
     try:
         line.decode()
     except UnicodeDecodeError as error:
@@ -80,12 +89,14 @@ def _json_line_fault(line: str) -> str | None:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         return f"not JSON ({error.msg} at character {error.pos}); each line must hold one row as a JSON object."
+    except RecursionError:
+        return "it is nested too deeply."
     return _row_fault(row)
 
 
 def _row_fault(row: object) -> str | None:
     if not isinstance(row, dict):
-        return f"it holds {str(row)[:60]!r}, expected a JSON object with the columns of a row."
+        return f"it holds {json.dumps(row)[:60]}, expected a JSON object with the columns of a row."
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -101,6 +112,8 @@ def _json_array_fault(content: bytes) -> str | None:
         rows = json.loads(content)
     except json.JSONDecodeError as error:
         return f"line {error.lineno}: not JSON ({error.msg} at character {error.colno - 1} of the line)."
+    except RecursionError:
+        return "it is nested too deeply."
     return next((f"row {i}: {fault}" for i, row in enumerate(rows) if (fault := _row_fault(row))), None)
 
 
@@ -110,13 +123,16 @@ def _csv_fault(content: IO[bytes]) -> str | None:
         if fault := _utf8_fault(line):
             return f"line {number}: {fault}"
     reader = csv.reader(_text(lines))
-    header = next(reader, [])
-    for fields in reader:
-        if len(fields) > len(header):
-            return (
-                f"line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}; quote text that "
-                "contains commas or line breaks."
-            )
+    try:
+        header = next(reader, [])
+        for fields in reader:
+            if len(fields) > len(header):
+                return (
+                    f"line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}; quote text that "
+                    "contains commas or line breaks."
+                )
+    except csv.Error as error:
+        return f"line {reader.line_num}: {error}."
     return None
 
 

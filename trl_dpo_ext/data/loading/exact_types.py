@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow
-from datasets import Dataset, Features, Json, Value, load_dataset, load_dataset_builder
+from datasets import BuilderConfig, Dataset, Features, Json, Value, load_dataset, load_dataset_builder
 from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.packaged_modules.json.json import JsonConfig
+
+from ..data_error import DataError, FaultReason
+from .unsafe_files import repeated_column, unsafe_json
 
 _SAMPLED_ROWS = 1000
 
@@ -22,11 +27,19 @@ def load_exactly(path: str, *, streaming: bool = False, **options: Any) -> Any:
         path: as `load_dataset` takes it.
         streaming: read rows only as they are used.
         options: further arguments of `load_dataset`.
+
+    Raises:
+        DataError: a local file that its reader would crash on or misread; the message names file and line.
     """
     config = load_dataset_builder(path, **options).config
+    if isinstance(config, JsonConfig):
+        _check_files(config, unsafe_json)
     if isinstance(config, CsvConfig):
-        rows = next(iter(load_dataset(path, streaming=True, **options).values()))
-        text = Features(dict.fromkeys(next(iter(rows), {}), Value("string")))
+        _check_files(config, repeated_column)
+        # The header alone: guessing the types of the rows below fails at numbers of more than 64 bits.
+        header = next(iter(load_dataset(path, streaming=True, header=None, nrows=1, **options).values()))
+        names = [str(name) for name in next(iter(header), {}).values()]
+        text = Features(dict.fromkeys(names, Value("string")))
         return load_dataset(path, streaming=streaming, features=text or None, na_filter=False, **options)
     dataset = load_dataset(path, streaming=streaming, **options)
     if isinstance(config, JsonConfig):
@@ -37,6 +50,14 @@ def load_exactly(path: str, *, streaming: bool = False, **options: Any) -> Any:
         if exact != guessed:
             return load_dataset(path, streaming=streaming, features=exact, **options)
     return dataset
+
+
+def _check_files(config: BuilderConfig, fault_of: Callable[[Path], str | None]) -> None:
+    """Refuse a file with a fault. Files of the Hub aren't on this machine yet, and are not checked."""
+    files = [Path(file) for part in (config.data_files or {}).values() for file in part]
+    for file in filter(Path.is_file, files):
+        if fault := fault_of(file):
+            raise DataError(f"{file}, {fault}", FaultReason.UNREADABLE_FILE)
 
 
 def _is_guess(feature: Any) -> bool:

@@ -8,24 +8,24 @@ from ..data_error import ColumnFault, FaultReason, shorten
 from .column_form import Order
 
 
-def check_ranking(responses: list[Any], order: Order, column: str, reads_ties: bool) -> None:
+def check_ranking(responses: list[Any], order: Order, column: str, accepts_ties: bool) -> None:
     """Check that an order makes sense.
 
     Args:
         responses: K responses.
         order: their ranks and scores.
         column: the responses' column, for messages.
-        reads_ties: accept responses that are all equally good.
+        accepts_ties: accept responses that are all equally good.
 
     Raises:
         ColumnFault: all are tied, a response is ranked above its copy, or ranks and scores disagree.
     """
     ranks, scores = order.ranks, order.scores
-    if max(ranks) == 0 and not reads_ties:
+    if max(ranks) == 0 and not accepts_ties:
         raise ColumnFault(
-            "ranks" if scores is None else "scores",
+            "labels" if order.labels is not None else "ranks" if scores is None else "scores",
             FaultReason.ALL_TIED,
-            f"all {len(ranks)} responses are equally good; only a loss that reads ties learns from it.",
+            f"all {len(ranks)} responses are equally good; only a loss that reads ties or labels learns from it.",
         )
     for worse, rank in enumerate(ranks):
         for better in range(len(ranks)):

@@ -6,6 +6,9 @@ from typing import Any
 
 from ..data_error import ColumnFault, FaultReason, shorten
 from .column_form import Order, PromptAndResponses, Row
+from .values import read_number
+
+PAIR_SCORES = ("score_chosen", "score_rejected")
 
 
 def pair_of(prompt: Any, chosen: Any, rejected: Any) -> PromptAndResponses:
@@ -14,13 +17,22 @@ def pair_of(prompt: Any, chosen: Any, rejected: Any) -> PromptAndResponses:
 
 
 def chosen_first(row: Row, count: int) -> Order:
-    """Return the order of a pair: chosen is the better response.
+    """Return the order of a pair: chosen is the better response. Its scores are those of `PAIR_SCORES`, where given.
 
     Raises:
-        ColumnFault: a column `ranks` or `scores` has the two the other way round.
+        ColumnFault: scores, or a column `ranks` or `scores`, have the two the other way round.
     """
-    for column, sign in (("ranks", 1), ("scores", -1)):
-        values: Any = row.get(column)
+    scores = (
+        [read_number(row[column], column, "the score ") for column in PAIR_SCORES]
+        if set(PAIR_SCORES) <= set(row)
+        else None
+    )
+    judgements: dict[str, tuple[Any, int]] = {
+        "score_chosen": (scores, -1),
+        "ranks": (row.get("ranks"), 1),
+        "scores": (row.get("scores"), -1),
+    }
+    for column, (values, sign) in judgements.items():
         known = isinstance(values, list) and len(values) == 2 and all(isinstance(v, int | float) for v in values)
         if known and sign * values[0] > sign * values[1]:
             raise ColumnFault(
@@ -29,7 +41,7 @@ def chosen_first(row: Row, count: int) -> Order:
                 f"found {values}, which says that the rejected response is the better one. Pairs take their order "
                 "from 'chosen' and 'rejected'; correct or remove the column.",
             )
-    return Order([0, 1])
+    return Order([0, 1], scores)
 
 
 def check_pair(row: Row) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 
 from ..data_error import ColumnFault, FaultReason, shorten
 from .column_form import Row
+from .values import parse_list
 
 # The names that public datasets give to judgements with one value per response, and to choices of one response.
 _JUDGEMENT_NAMES = re.compile(r"(.*_)?(rank|ranking|rating|reward|score|vote|grade|elo|label)(s|_list|_values)?")
-_CHOICE_NAMES = re.compile(r"(.*_)?(preference|preferred|winner|best|choice)s?")
+_CHOICE_NAMES = re.compile(r"(.*_)?(preference|preferred|winner|best|choice)s?|winner_.*")
+# "A > B", "[[B>>A]]": an order as text.
+_ORDER_TEXT = re.compile(r"[\[(\s]*\w{1,30}(\s*(>+|<+|≻)\s*\w{1,30})+[\])\s]*")
 # Numbers per response that measure something other than quality.
 _OTHER_NUMBERS = re.compile(
     r"(.*_)?(length|len|size|count|num|token|word|char|index|idx|id|seed|time|latency|cost|temperature|logp|logprob)s?(_.*)?"
@@ -45,7 +48,8 @@ def refuse_unread_order(row: Row, count: int, read: Collection[str]) -> None:
     """Check that no other column of a row orders its responses.
 
     That is a column with one number per response, unless its name says what else it measures; a column with one value
-    per response whose name says that it judges them; and one whose name says that it chooses a response.
+    per response whose name says that it judges them; one whose name says that it chooses a response; and one whose
+    text is an order ("A > B").
 
     Args:
         row: the row.
@@ -59,8 +63,11 @@ def refuse_unread_order(row: Row, count: int, read: Collection[str]) -> None:
         if column in read or value is None:
             continue
         name = column.lower()
-        if _CHOICE_NAMES.fullmatch(name):
+        if _CHOICE_NAMES.fullmatch(name) and value != "":
             raise _unread(column, value)
+        if isinstance(value, str) and _ORDER_TEXT.fullmatch(value):
+            raise _unread(column, value)
+        value = parse_list(value)
         if not isinstance(value, list) or len(value) != count:
             continue
         # Equal numbers order nothing.
@@ -81,7 +88,7 @@ def _unread(column: str, value: Any) -> ColumnFault:
     return ColumnFault(
         column,
         FaultReason.ORDER_NOT_READ,
-        f"found the column {column!r} ({shorten(value)}), which seems to order the responses but isn't read. Without "
-        "'ranks' or 'scores' the completions count as ordered, best first. If the column holds their quality, rename "
-        "it to 'scores' (higher is better) or 'ranks' (0 = best); if they are in order, remove it.",
+        f"found the column {column!r} ({shorten(value)}), which seems to order the responses but isn't read. If it "
+        "holds their quality, name it 'scores' (higher is better) or 'ranks' (0 = best), in the file or with "
+        f"columns: {{{column}: scores}}; if it doesn't, leave it out with columns: {{{column}: null}}.",
     )

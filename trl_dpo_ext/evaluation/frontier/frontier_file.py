@@ -4,18 +4,58 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ...record import versions, write_json
+from pydantic import Field
+
+from ...record import FiniteNumber, Record, checked, read_json, versions, write_json
 from ..sampling.sequence_kl import SequenceKL
 from ..stats import Interval
 
 FILE = "frontier.json"
 FORMAT = 1
+
+
+_ADVICE = "Restore the file that the run wrote, or train again."
+
+
+class IntervalRecord(Record):
+    """An `Interval` in a file."""
+
+    mean: FiniteNumber
+    low: FiniteNumber
+    high: FiniteNumber
+    level: FiniteNumber
+
+
+class _KLRecord(Record):
+    mean: FiniteNumber
+    standard_error: FiniteNumber
+    summed: FiniteNumber
+    summed_standard_error: FiniteNumber
+
+
+class _PointRecord(Record):
+    step: Annotated[int, Field(ge=0, le=10**15)]
+    reward: IntervalRecord
+    kl: _KLRecord
+    rewards: list[FiniteNumber]
+    kls: list[FiniteNumber]
+
+
+class _SettingsRecord(Record):
+    prompts: Annotated[int, Field(ge=2, le=10**9)]
+    reward: str
+    max_new_tokens: Annotated[int, Field(ge=1, le=10**9)]
+
+
+class _FrontierRecord(Record):
+    method: str
+    settings: _SettingsRecord
+    points: list[_PointRecord]
 
 
 class FrontierError(ValueError):
@@ -85,46 +125,37 @@ def read_frontier(run: str | Path) -> Frontier:
     """
     path = Path(run) / FILE if Path(run).is_dir() else Path(run)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, FrontierError, _ADVICE)
     except FileNotFoundError:
         if not Path(run).is_dir():
             raise FrontierError(f"There is no folder {str(run)!r}. Give the output folders of runs.") from None
         raise FrontierError(
             f"{run} holds no {FILE}. A recipe writes one if reward and frontier_steps are set."
         ) from None
-    except (OSError, ValueError) as error:
-        raise FrontierError(f"{path} can't be read: {error}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
+    if isinstance(content, dict) and type(content.get("format")) is int and content["format"] > FORMAT:
         raise FrontierError(
             f"{path} has format {content['format']}, but this version reads formats up to {FORMAT}. Update trl-dpo-ext."
         )
-    try:
-        points = [
-            FrontierPoint(
-                int(row["step"]), Interval(**row["reward"]), SequenceKL(**row["kl"]), row["rewards"], row["kls"]
-            )
-            for row in content["points"]
-        ]
-        frontier = Frontier(str(content["method"]), dict(content["settings"]), points)
-        prompts = int(frontier.settings["prompts"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FrontierError(f"{path} is not the frontier of a run: {type(error).__name__} {error}.") from error
-    for point in points:
+    record = checked(content, _FrontierRecord, path, FrontierError, _ADVICE)
+    prompts = record.settings.prompts
+    for point in record.points:
         for name, values in (("rewards", point.rewards), ("kls", point.kls)):
-            if not _are_numbers(values, prompts):
+            if len(values) != prompts:
                 raise FrontierError(
                     f"{path}, step {point.step}: {name} should be {prompts} finite numbers, one per prompt, to pair "
-                    "points. Restore the file that the run wrote, or train again."
+                    f"points. {_ADVICE}"
                 )
-    return frontier
-
-
-def _are_numbers(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
-    )
+    points = [
+        FrontierPoint(
+            point.step,
+            Interval(**point.reward.model_dump()),
+            SequenceKL(**point.kl.model_dump()),
+            point.rewards,
+            point.kls,
+        )
+        for point in record.points
+    ]
+    return Frontier(record.method, dict(content["settings"]), points)
 
 
 def prompts_sha256(prompts: Sequence[str]) -> str:

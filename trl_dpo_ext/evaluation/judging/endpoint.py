@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
 
 from tqdm.auto import tqdm
 
@@ -220,6 +221,9 @@ class Endpoint:
         except ImportError as error:
             raise EndpointError("A model behind an endpoint needs openai: pip install 'trl-dpo-ext[judge]'.") from error
         key = os.environ.get("OPENAI_API_KEY", "")
+        if not (key.isascii() and key.isprintable()):
+            raise EndpointError("OPENAI_API_KEY holds a character that no key has, such as a line break. Set it again.")
+        _check_url(base_url if base_url is not None else os.environ.get("OPENAI_BASE_URL"))
         if not key and base_url is None and "OPENAI_BASE_URL" not in os.environ:
             raise EndpointError("Set OPENAI_API_KEY to your key, or base_url to the address of your own server.")
         client = openai.OpenAI(
@@ -247,13 +251,31 @@ class Endpoint:
             self.requests += 1
 
     def _after_response(self, response: Any) -> None:
-        """End the call if the account is empty; the client would try again."""
+        """End the call at a redirect to another host, and if the account is empty; the client would go on."""
+        if response.has_redirect_location:
+            self._check_redirect(response)
         if response.status_code != 429:
             return
         response.read()
         if _error_code(response.text) == "insufficient_quota":
             text = self._scrubbed(f"The account has no credit left: {response.text}.")
             raise _CallEnded(EndpointError(text))
+
+    def _check_redirect(self, response: Any) -> None:
+        location = response.headers["location"]
+        try:
+            target = urlsplit(urljoin(str(response.url), location))
+            ours = urlsplit(str(response.url))
+            same = (target.scheme, target.netloc) == (ours.scheme, ours.netloc)
+        except ValueError:
+            same = False
+        if not same:
+            raise _CallEnded(
+                EndpointError(
+                    f"The endpoint sends its requests on to {location[:200]!r}, another host, which would get the "
+                    "prompts. If that is right, set base_url to it."
+                )
+            )
 
     def _scrubbed(self, text: str) -> str:
         """Return an endpoint's text without the key, which some endpoints repeat."""
@@ -274,6 +296,20 @@ class _StoppedError(Exception):
 
 class _BrokenAnswerError(Exception):
     """The response is not an answer: it isn't JSON, or holds no message."""
+
+
+def _check_url(url: str | None) -> None:
+    """Refuse an address that isn't http(s)://HOST[:PORT][/PATH]."""
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        (parts.hostname or "").encode("idna")
+    except ValueError:
+        valid = False
+    if not valid or not url.isprintable() or " " in url:
+        raise EndpointError(f"base_url={url!r} is no address; expected, for example, http://localhost:8000/v1.")
 
 
 def _retry_after(headers: Any) -> float:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ...registry import did_you_mean
+from ...strict_yaml import YamlError, read_yaml
 from .contracts import EndpointError
 
 _FOLDER = Path(__file__).parent / "prompts"
@@ -108,17 +108,17 @@ def load_template(name: str, kind: AnswerKind = VERDICT) -> Template:
     """
     packaged = {file.stem: file for file in _FOLDER.glob("*.yaml")}
     path = packaged.get(name, Path(name))
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise EndpointError(
             f"There is no template {name!r}.{did_you_mean(name, packaged)} Packaged: {', '.join(sorted(packaged))}. "
             "For your own, give the path of its file."
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        )
+    try:
+        content = read_yaml(path).values
+    except YamlError as error:
         raise EndpointError(f"The template {name!r} can't be read: {error}") from error
     other = GRADE if kind is VERDICT else VERDICT
-    if isinstance(content, Mapping) and other.name in content and kind.name not in content:
+    if other.name in content and kind.name not in content:
         raise EndpointError(
             f"The template {name!r} asks for a {other.name}, for {other.asker}; {kind.asker} needs one that asks for a "
             f"{kind.name}."

@@ -74,7 +74,7 @@ class VerdictCache:
             try:
                 row = json.loads(line)
                 self._answers.setdefault(str(row["key"]), []).append(str(row["answer"]))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise EndpointError(
                     f"{self.path}, line {number} is not an answer of an endpoint. Correct or remove that line, or "
                     "use another cache file."

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from transformers import AutoConfig, GenerationConfig
 
 from ..._compat.vllm import LORA_RANKS, lora_rank
 from ...data.end_tokens import end_token_ids
+from ...record import Record, checked, read_record
 from .samples import AnyPrompt, Samples, check_sampling, completed, tokenized
 
 # Settings of PEFT that vLLM refuses, or ignores in some versions, which would sample from a different model.
@@ -29,6 +30,11 @@ _NOT_PLAIN = (
     "use_bdlora",
 )
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+class _AdapterConfig(Record):
+    r: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    bias: str | None = None
 
 
 def sample_with_vllm(
@@ -144,7 +150,9 @@ def adapter_rank(adapter: str) -> int:
         ValueError: vLLM can't load the adapter, or would load it wrongly.
         FileNotFoundError: the folder holds no adapter.
     """
-    config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    path = Path(adapter) / "adapter_config.json"
+    config = read_record(path, dict[str, Any], ValueError)
+    checked(config, _AdapterConfig, path, ValueError)
     if reasons := _reasons(config):
         raise ValueError(
             f"vLLM can't sample from the adapter {adapter}: it has {', '.join(reasons)}. Merge it with "

@@ -57,8 +57,8 @@ def aot(
         arXiv 2406.05882 (paired).
 
     Departures:
-        Each process sorts its own micro-batch, so several processes or gradient accumulation change the distributions
-        that are compared. The default of beta is TRL's. The value used with this loss in practice is 0.01.
+        The trainer gives it all pairs of the optimizer step to sort; TRL sorts each micro-batch of each process. The
+        default of beta is TRL's. The value used with this loss in practice is 0.01.
 
     Relations:
         `dpo` for a batch of one pair.
@@ -108,8 +108,8 @@ def aot_unpaired(
         arXiv 2406.05882 (unpaired).
 
     Departures:
-        Each process sorts its own micro-batch, so several processes or gradient accumulation change the distributions
-        that are compared. The default of beta is TRL's. The value used with this loss in practice is 0.01.
+        The trainer gives it all pairs of the optimizer step to sort; TRL sorts each micro-batch of each process. The
+        default of beta is TRL's. The value used with this loss in practice is 0.01.
 
     Relations:
         `dpo` for a batch of one pair.
@@ -161,7 +161,7 @@ def beta_dpo(
 
     Departures:
         The paper also samples a share of the batch by how close each margin is to the average. Sampling isn't a
-        function of the batch, so it is left out: every pair counts.
+        function of the batch, so it is left out: every pair counts. The batch is the optimizer step.
 
     Relations:
         `dpo` at alpha = 0.

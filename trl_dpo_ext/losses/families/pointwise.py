@@ -125,7 +125,7 @@ def bco(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.01) -> Tens
 
     Departures:
         The paper's density-ratio weights, for chosen and rejected responses to different prompts, are left out: pairs
-        share their prompt. The mean weights every batch equally.
+        share their prompt. The mean weights every optimizer step equally.
 
     Relations:
         `bco_pair` where the running mean of the rewards is 0.

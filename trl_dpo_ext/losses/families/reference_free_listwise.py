@@ -256,7 +256,8 @@ def sft(responses: RankedResponses) -> Tensor:
         arXiv 2305.18290, section 6 (Preferred-FT); the normalisation is that of TRL's `sft` loss.
 
     Departures:
-        None. `f_divergence_type` has no effect, as in TRL.
+        The trainer counts the tokens of the optimizer step; TRL counts those of each micro-batch of each process.
+        `f_divergence_type` has no effect, as in TRL.
 
     Relations:
         `orpo` at lam = 0, for a batch of one prompt.

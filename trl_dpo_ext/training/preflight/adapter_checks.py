@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, PeftType
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..._compat.peft import converted_targets
+from ...modeling.adapter_file import ADAPTER_WEIGHTS, check_adapter_loaded
 from ...reference.frozen_adapter import FROZEN, TRAINED
 from ...registry import did_you_mean
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -197,3 +200,19 @@ def check_second_model(model: Any, ref_model: Any) -> None:
     shared = [name for name, p in ref_model.named_parameters() if p.numel() and p.data_ptr() in trained]
     if shared:
         raise ConfigError(f"ref_model shares trainable weights with the model ({', '.join(shared[:3])}, ...). {advice}")
+
+
+def check_checkpoint_adapter(model: Any, checkpoint: str | Path) -> None:
+    """Refuse a checkpoint whose adapter isn't the model's: transformers loads what fits, and goes on without the rest.
+
+    Args:
+        model: the model to train.
+        checkpoint: the folder to resume from.
+
+    Raises:
+        CheckpointError: a tensor is missing or superfluous, or has another shape.
+    """
+    folder = Path(checkpoint)
+    sharded = is_deepspeed_zero3_enabled()  # each process has parts of the model's tensors
+    if isinstance(model, PeftModel) and (folder / ADAPTER_WEIGHTS).is_file() and not sharded:
+        check_adapter_loaded(model, folder, CheckpointError)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 
+from ...modeling.weight_files import INDEX, WEIGHTS, weight_files
+from ...record import read_record
 from ...registry import did_you_mean
 from ..errors import ModelFolderError
 
@@ -44,20 +44,14 @@ def check_model(model: str, needs_tokenizer: bool) -> None:
         raise FileNotFoundError(
             f"The model folder {model!r} {found}. Pass a folder written by save_pretrained, or a Hub id."
         )
-    config = _json(path / "config.json")
-    if (kind := config.get("model_type")) not in CONFIG_MAPPING and "auto_map" not in config:
+    config = read_record(path / "config.json", dict[str, Any], ModelFolderError, "Copy or download it again.")
+    if str(kind := config.get("model_type")) not in CONFIG_MAPPING and "auto_map" not in config:
         raise ModelFolderError(
             f"{path / 'config.json'}: transformers {transformers.__version__} doesn't know model_type {kind!r}."
             f"{did_you_mean(str(kind), CONFIG_MAPPING.keys())} If the model is new, upgrade transformers."
         )
-    index = path / "model.safetensors.index.json"
-    for name in sorted(set(_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]:
-        if (path / name).is_file():
-            _check_weights(path / name)
-        elif index.is_file() or not [*path.glob("*.safetensors"), *path.glob("*.bin")]:
-            raise ModelFolderError(
-                f"{path / name}, which contains model weights, is missing. Copy or download it again."
-            )
+    if (path / INDEX).is_file() or (path / WEIGHTS).is_file() or not _other_weights(path):
+        weight_files(path, ModelFolderError)
     if needs_tokenizer and not any((path / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelFolderError(
             f"The model folder {model!r} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)}). Save one there with "
@@ -65,17 +59,5 @@ def check_model(model: str, needs_tokenizer: bool) -> None:
         )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFolderError(f"{path} is not valid JSON: {error}. Copy or download it again.") from None
-    return content
-
-
-def _check_weights(path: Path) -> None:
-    try:
-        with safe_open(path, framework="pt"):  # reads only the header, which states the file's size
-            pass
-    except SafetensorError as error:
-        raise ModelFolderError(f"{path} is damaged or truncated ({error}). Copy or download it again.") from None
+def _other_weights(path: Path) -> bool:
+    return any([*path.glob("*.safetensors"), *path.glob("*.bin")])

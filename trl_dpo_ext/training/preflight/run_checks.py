@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 from torch import nn
 
+from ..._compat.deepspeed import full_size
 from ..._compat.trl import text_tokenizer
-from ...data.data_error import DataError
+from ...data.data_error import DataError, FaultReason
+from ...data.format import reading_of
 from ...data.lint import log_findings
 from ...data.lint.findings_report import Report
+from ...data.row_reading.values import parse_list
+from ...losses import list_losses
 from ..config import PreferenceConfig
 from ..errors import ConfigError, DiskSpaceError
 from ..objective import Objective
 from ..publish import check_push
+from ..readable import Facts, readable
 from .adapter_checks import check_quantization, check_reference_adapter, check_second_model, check_target_modules
 from .hardware import check_sharding
 from .model_folder import check_model
@@ -60,6 +66,9 @@ def check_arguments(
         check_reference_adapter(model, ref_model, peft_config, args)
 
 
+_ROWS_AT_A_TIME = 1000
+
+
 def check_dataset_type(dataset: Any, name: str) -> None:
     """Reject anything but a single dataset of the `datasets` library.
 
@@ -73,11 +82,47 @@ def check_dataset_type(dataset: Any, name: str) -> None:
         )
 
 
+def check_labels(dataset: Any, objective: Objective, name: str) -> None:
+    """Reject a dataset from which no configured loss learns anything, because it compares nothing.
+
+    These are single responses with a label or a score, and labels of one kind for each prompt.
+
+    Raises:
+        DataError: so it is; the message names losses that read such data.
+    """
+    if objective.reads.single_responses:
+        return
+    dataset = dataset.with_format(None)
+    reading = reading_of(dataset, name)
+    if reading.form.response_columns == ("completion",):
+        held = "single responses"
+    elif reading.form.labels_column and reading.export is None and _one_kind(dataset, reading.form.labels_column):
+        held = "labels of one kind for each prompt"
+    else:
+        return
+    what = "labels" if reading.form.labels_column else "scores"
+    fitting = [spec.name for spec in list_losses() if spec.single_responses and what in spec.needs]
+    names = ", ".join(term.spec.name for term in objective.terms)
+    hint = f"Losses that read them: {', '.join(fitting)}." if fitting else "No registered loss reads them."
+    raise DataError(
+        f"{name} dataset: it holds {held} ({', '.join(reading.form.columns)}), so there is nothing that {names} could "
+        f"compare. {hint} Or give prompts several responses, better and worse ones.",
+        FaultReason.FEWER_THAN_TWO_RESPONSES,
+    )
+
+
+def _one_kind(dataset: Any, column: str) -> bool:
+    """Return whether all labels of each row are the same; of a stream, the first thousand rows count."""
+    rows = islice(dataset, 1000) if isinstance(dataset, IterableDataset) else dataset
+    labels = (parse_list(row[column]) for row in rows)
+    return all(not isinstance(row, list) or len({str(label) for label in row}) < 2 for row in labels)
+
+
 def check_needs(dataset: Any, objective: Objective, name: str) -> None:
     """Reject a dataset without the columns that the losses read.
 
     Raises:
-        DataError: a loss reads scores, but the dataset has none.
+        DataError: a loss reads scores, labels or scores of the reference, but the dataset has none.
     """
     columns = dataset.column_names or next(iter(dataset))
     if "scores" in objective.needs and "scores" not in columns:
@@ -86,6 +131,50 @@ def check_needs(dataset: Any, objective: Objective, name: str) -> None:
             f"{name} dataset: {', '.join(losses)} reads scores, but the dataset has none. Provide the columns prompt, "
             "completions and scores, or choose a loss that only reads ranks."
         )
+    if "reference_scores" in objective.needs and "reference_scores" not in columns:
+        losses = [term.spec.name for term in objective.terms if "reference_scores" in term.spec.needs]
+        raise DataError(
+            f"{name} dataset: {', '.join(losses)} reads the scores of samples of the reference, but the dataset has no "
+            "column reference_scores. Add it: a list of numbers for each prompt."
+        )
+    if "labels" in objective.needs and isinstance(dataset, Dataset) and not _has_labels(dataset):
+        losses = [term.spec.name for term in objective.terms if "labels" in term.spec.needs]
+        raise DataError(
+            f"{name} dataset: {', '.join(losses)} reads labels, but no row has any. Provide the columns prompt, "
+            "completion and label, or set derive_labels: true to label the best responses desirable."
+        )
+
+
+def check_every_loss_is_fed(dataset: Any, objective: Objective, name: str) -> None:
+    """Reject a mix of losses of which one can read no row; a streamed dataset isn't checked.
+
+    Raises:
+        DataError: so it is; the message names the loss and what it reads.
+    """
+    if len(objective.terms) < 2 or not isinstance(dataset, Dataset):
+        return
+    unfed = {term.spec.name: term.spec for term in objective.terms}
+    for start in range(0, len(dataset), _ROWS_AT_A_TIME):
+        rows = list(dataset.select(range(start, min(start + _ROWS_AT_A_TIME, len(dataset)))))
+        facts = Facts.of_rows(rows)
+        unfed = {loss: spec for loss, spec in unfed.items() if not readable(spec, facts).any()}
+        if not unfed:
+            return
+    loss, spec = next(iter(unfed.items()))
+    needs = (
+        ", ".join(sorted(spec.needs - {"token_logps", "mismatched", "weight"})) or "two responses that differ in rank"
+    )
+    raise DataError(
+        f"{name} dataset: {loss} can read none of its {len(dataset)} rows; it needs {needs}. Add such rows, or remove "
+        "the loss from loss_type.",
+        FaultReason.OTHER,
+    )
+
+
+def _has_labels(dataset: Dataset) -> bool:
+    if "labels" not in dataset.column_names:
+        return False
+    return any(label is not None for labels in dataset["labels"] for label in labels)
 
 
 def log_data_findings(trainer: Any, train_dataset: Any, eval_dataset: Any) -> Report:
@@ -119,8 +208,8 @@ def check_disk(model: nn.Module, args: PreferenceConfig) -> None:
     if str(args.save_strategy) in ("no", "SaveStrategy.NO"):
         return
     trainable = [p for p in model.parameters() if p.requires_grad]
-    weights = sum(p.numel() * p.element_size() for p in trainable) * (2 if args.sync_ref_model else 1)
-    moments = 0 if args.save_only_model else 2 * 4 * sum(p.numel() for p in trainable)
+    weights = sum(full_size(p) * p.element_size() for p in trainable) * (2 if args.sync_ref_model else 1)
+    moments = 0 if args.save_only_model else 2 * 4 * sum(full_size(p) for p in trainable)
     existing = Path(os.path.abspath(str(args.output_dir)))
     while not existing.exists():
         existing = existing.parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,7 +55,14 @@ class TrainingGuard(TrainerCallback):
         """Remember the micro-batches of the next optimizer step, so that an error can name their rows."""
         self._batches, self._loss = batches, 0.0
 
-    def check_loss(self, losses: Tensor, batch: dict[str, Tensor], nonfinite: float, magnitude: float) -> None:
+    def check_loss(
+        self,
+        losses: Tensor,
+        batch: dict[str, Tensor],
+        nonfinite: float,
+        magnitude: float,
+        culprits: Callable[[], list[dict[str, Tensor]]],
+    ) -> None:
         """Check the loss of a training micro-batch before its gradients are computed.
 
         Args:
@@ -62,6 +70,7 @@ class TrainingGuard(TrainerCallback):
             batch: the micro-batch; its `rows` [B] are read.
             nonfinite: number of processes whose loss isn't finite.
             magnitude: sum over the processes of the loss's absolute value.
+            culprits: returns the rows behind a loss that isn't finite, as micro-batches with nothing but `rows`.
 
         Raises:
             TrainingError: a loss isn't finite, or doesn't depend on a trainable weight.
@@ -71,10 +80,9 @@ class TrainingGuard(TrainerCallback):
             self._stop("the loss depends on no trainable weight", [batch], _NO_GRADIENT_ADVICE)
         if not nonfinite:
             return
-        culprits = {**batch, "rows": batch["rows"][~torch.isfinite(losses)]} if "rows" in batch else batch
         self._stop(
             "the loss is NaN or infinite",
-            [culprits],
+            culprits(),
             "Check these rows (very long or very unlikely responses), the learning rate, fp16 (bf16 has a larger "
             "range), and cached reference log-probs.",
         )

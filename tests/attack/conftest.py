@@ -1,0 +1,14 @@
+"""The time that the attack may take: each test that asks for it gets an equal share."""
+
+import os
+
+import pytest
+
+# `make test` runs a minute of the attack, `make attack` ten.
+TOTAL = float(os.environ.get("ATTACK_SECONDS", "60"))
+
+
+@pytest.fixture(scope="session")
+def seconds(request) -> float:
+    """Seconds that one test may try for. It makes at least one try, and prints how many it made."""
+    return TOTAL / max(1, sum("seconds" in getattr(item, "fixturenames", ()) for item in request.session.items))
