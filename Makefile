@@ -41,7 +41,7 @@ test-oldest: $(VENV)/.installed-test  ## Run all tests with the oldest versions 
 	.venv-oldest/bin/python -m pytest -n 2
 
 traps: $(VENV)/.installed-test  ## Run the tests of the silent bugs that docs/reliability.md lists
-	$(BIN)/python -m pytest -n 2 tests -k trap_
+	$(BIN)/python -m pytest -n 2 tests -k "test_trap_ or _traps"
 
 docs: $(VENV)/.installed-docs  ## Build the documentation site into build/site; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
