@@ -55,6 +55,21 @@ def test_the_callers_random_state_is_left_alone(model, tokenizer):
     assert torch.equal(torch.rand(1), expected)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(value, temperature, model, tokenizer):
+    model.lm_head.register_forward_hook(lambda module, given, logits: logits.index_fill(-1, torch.tensor(5), value))
+    with pytest.raises(ValueError, match="logits hold NaN or infinity"):
+        draw(model, tokenizer, temperature=temperature)
+
+
+def test_tokens_that_a_model_rules_out_are_not_drawn(model, tokenizer):
+    out = torch.arange(0, len(tokenizer), 2)
+    model.lm_head.register_forward_hook(lambda module, given, logits: logits.index_fill(-1, out, -float("inf")))
+    drawn = draw(model, tokenizer)
+    assert {token % 2 for ids in drawn.completion_ids for token in ids} == {1}
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_greedy_is_the_plain_argmax_whatever_the_batch(model, tokenizer, batch_size):
     samples = draw(model, tokenizer, temperature=0.0, batch_size=batch_size)

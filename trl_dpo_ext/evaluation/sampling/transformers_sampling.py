@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import trange
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ...data.end_tokens import end_token_ids
 from ...data.prompts import TokenizedPrompt
@@ -51,8 +51,8 @@ def sample(
         the samples, in the order of the prompts.
 
     Raises:
-        ValueError: there are no prompts, an argument is out of range, or the model has too few positions for a prompt
-            and its completion.
+        ValueError: there are no prompts, an argument is out of range, the model has too few positions for a prompt and
+            its completion, or its logits give no probabilities.
         TypeError: a prompt is neither a string nor a `TokenizedPrompt`.
     """
     check_sampling(prompts, max_new_tokens, temperature, batch_size)
@@ -77,9 +77,22 @@ def sample(
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,
+                logits_processor=LogitsProcessorList([_CheckLogits()]),
             )
             completion_ids += [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].tolist()]
     return completed(tokenized_prompts, completion_ids, tokenizer, temperature)
+
+
+class _CheckLogits(LogitsProcessor):
+    """Refuses logits that hold NaN or infinity: greedy decoding would take their first token without a word."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not torch.isfinite(scores.logsumexp(-1)).all():  # a few tokens may be at -infinity
+            raise ValueError(
+                "The model's logits hold NaN or infinity, so nothing can be sampled. Check its weights, and its dtype: "
+                "float16 overflows where bfloat16 and float32 don't."
+            )
+        return scores
 
 
 def _check_positions(model: Any, prompts: Sequence[TokenizedPrompt], max_new_tokens: int) -> None:
