@@ -160,6 +160,17 @@ def ranked_dataset(count: int, **options: Any) -> Dataset:
     return Dataset.from_list(ranked_rows(count, **options))
 
 
+def complete_dataset(count: int, **options: Any) -> Dataset:
+    """Return rankings with ties and all that a loss can read: scores, labels, scores of the reference, weights."""
+    rows = ranked_rows(count, ties=True, scores=True, **options)
+    for number, row in enumerate(rows):
+        best = max(row["scores"])
+        row["labels"] = [score == best for score in row["scores"]]
+        row["reference_scores"] = [-3.0, -1.2, 0.1][: 2 + number % 2]
+        row["weight"] = 0.5 + 0.25 * number
+    return Dataset.from_list(rows)
+
+
 def pair_rows(count: int, *, seed: int = 0, conversational: bool = False) -> list[dict[str, Any]]:
     """Return toy rows in TRL's preference form: prompt, chosen, rejected."""
     return [

@@ -14,7 +14,13 @@ from torch import Tensor
 
 Pairing = Literal["all", "best_vs_rest", "adjacent", "best_vs_worst"]
 PAIRINGS: tuple[str, ...] = get_args(Pairing)
-PROMPT_FIELDS = ("reference_scores", "reference_scores_mask", "prompt_weights")
+PROMPT_FIELDS = (
+    "reference_scores",
+    "reference_scores_mask",
+    "prompt_weights",
+    "mismatched_logps",
+    "ref_mismatched_logps",
+)
 """Fields of `RankedResponses` about the prompt, not about each of its responses."""
 
 
@@ -155,6 +161,8 @@ class RankedResponses:
         reference_scores, reference_scores_mask: [B, M] scores of samples of the reference for each prompt, and which of
             them exist (bool, ragged M), or None.
         prompt_weights: [B] weight of each row in the data, or None.
+        mismatched_logps, ref_mismatched_logps: [B] log-prob of a completion of another prompt after this one, summed
+            over its tokens, nats, without gradient; or None.
         weights: on-policy weight of each response (WPO), or None.
         token_logps, ref_token_logps: [B, K, T] per-token log-probs, 0 past the response's length, or None.
         batch_mean, running_mean: scalars, see `PreferencePairs`.
@@ -170,6 +178,8 @@ class RankedResponses:
     reference_scores: Tensor | None = None
     reference_scores_mask: Tensor | None = None
     prompt_weights: Tensor | None = None
+    mismatched_logps: Tensor | None = None
+    ref_mismatched_logps: Tensor | None = None
     weights: Tensor | None = None
     token_logps: Tensor | None = None
     ref_token_logps: Tensor | None = None
@@ -197,6 +207,10 @@ class RankedResponses:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
 
+    def required(self, field: str) -> Tensor:
+        """Return an optional input by field name. Raises `MissingInputError` if it is missing."""
+        return _require(getattr(self, field), field)
+
     @property
     def log_ratios(self) -> Tensor:
         """[B, K] log pi(y|x) - log pi_ref(y|x). Raises `MissingReferenceError` without a reference."""
@@ -206,6 +220,11 @@ class RankedResponses:
     def mean_logps(self) -> Tensor:
         """[B, K] mean log-prob per token, nats; 0 for an empty response."""
         return _mean_logps(self.logps, self.lengths)
+
+    @property
+    def mismatched_log_ratios(self) -> Tensor:
+        """[B] log-ratio of the mismatched completions. Raises `MissingInputError` without them."""
+        return _log_ratios(_require(self.mismatched_logps, "mismatched"), self.ref_mismatched_logps)
 
     def required_labels(self) -> Tensor:
         """[B, K] int8, +1 desirable, -1 undesirable, 0 unknown or no response. Raises `MissingInputError` without."""

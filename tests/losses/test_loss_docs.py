@@ -1,5 +1,7 @@
 """The generated pages and blocks are what the registry says."""
 
+import re
+
 import pytest
 
 from tests.helpers import ROOT
@@ -89,3 +91,8 @@ def test_write_docs_says_what_changed(tmp_path):
     assert pages[1].read_text() == update_block(f"# A\n{BEGIN}{END}\n", "losses", readme_table(built_in()))
     assert pages[2].read_text().count("| [`") == len(built_in()) - 1
     assert write_docs(tmp_path) == []
+
+
+def test_the_readme_counts_the_losses():
+    (count,) = re.findall(r"a registry of (\d+) losses", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert int(count) == len(built_in())

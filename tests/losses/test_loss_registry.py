@@ -219,7 +219,7 @@ def test_what_the_decorator_refuses():
     for fn in (odd_type, untyped, union, optional_union, one_kind_of_list):
         with refused("the hyperparameter 'beta' is annotated .*; use float, int, bool or str"):
             register_loss("bad")(fn)
-    with refused(r"unknown needs \['score'\]; known: scores, ties, token_logps\."):
+    with refused(r"unknown needs \['score'\]; known: scores, ties, token_logps"):
         register_loss("bad", needs=["scores", "score"])(fine)
     with refused(r"trl_fields\['beta'\]='tau' is not one of its hyperparameters\."):
         register_loss("bad", trl_fields={"beta": "tau"})(fine)

@@ -118,6 +118,55 @@ def _():
     same(loss("r_dpo", data.replace(rejected_lengths=data.chosen_lengths), beta=0.3), loss("dpo", data, beta=0.3))
 
 
+def one_of_each(**changes) -> RankedResponses:
+    """Prompts with one desirable and one undesirable response."""
+    data = rankings(responses=2)
+    return data.replace(labels=torch.where(data.ranks == 0, 1, -1).to(torch.int8), **changes)
+
+
+@relation("kto", "`apo_zero_unpaired` where z0 is 0.")
+def _():
+    data = one_of_each(mismatched_logps=torch.full((5,), -3.0).double(), ref_mismatched_logps=torch.zeros(5).double())
+    values = {"beta": 0.3, "lambda_d": 1.4, "lambda_u": 0.6}
+    same(loss("kto", data, **values), loss("apo_zero_unpaired", data, **values))
+
+
+@relation("apo_zero_unpaired", "`apo_zero` times one half, for one desirable and one undesirable response.")
+def _():
+    data = one_of_each()
+    same(loss("apo_zero_unpaired", data, beta=0.3), loss("apo_zero", data.pairs(), beta=0.3) / 2)
+
+
+@relation(
+    "bco_unpaired",
+    "`bco` times one half, for one desirable and one undesirable response and equal running means.",
+)
+def _():
+    data = one_of_each(running_mean=torch.tensor(0.4).double(), prompt_weights=None)
+    same(loss("bco_unpaired", data, beta=0.3), loss("bco", data.pairs(), beta=0.3) / 2)
+
+
+@relation("qrpo", "`qrpo_group` where the reference's scores are those of the other responses.")
+@relation("qrpo_group", "`qrpo` where the reference's scores are those of the other responses.")
+def _():
+    data = rankings(responses=3)
+    for k in range(3):
+        others = [j for j in range(3) if j != k]
+        alone = data.replace(
+            mask=torch.arange(3).expand(5, 3) == k,
+            reference_scores=data.scores[:, others],
+            reference_scores_mask=torch.ones(5, 2) > 0,
+        )
+        errors = loss("qrpo", alone, beta=0.3)
+        leaves = data.logps.clone().requires_grad_()
+        # The share of response k in the group's mean: the mean over three, in which only k depends on its log-prob.
+        (got,) = torch.autograd.grad(loss("qrpo_group", data.replace(logps=leaves), beta=0.3).sum(), leaves)
+        leaf = data.logps.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(loss("qrpo", alone.replace(logps=leaf), beta=0.3).sum() / 3, leaf)
+        torch.testing.assert_close(got[:, k], expected[:, k], rtol=1e-10, atol=1e-12)
+        assert errors.std() > 0
+
+
 @relation("rebel", "`reward_aware_po_squared` at beta = 1.")
 @relation("reward_aware_po_squared", "`rebel` at beta = 1.")
 def _():

@@ -22,6 +22,8 @@ OTHERS = {
     "gamma": [0.0, 1.3],
     "gamma_beta_ratio": [0.0, 1.1],
     "label_smoothing": [0.05, 0.3],
+    "lambda_d": [0.4, 1.7],
+    "lambda_u": [0.4, 2.3],
     "lam": [0.6],
     "nu": [1.4, 5.0],
     "r_max": [0.3],
@@ -55,6 +57,9 @@ def settings():
                 yield pytest.param(spec, {name: value}, id=f"{spec.name}-{name}={value}")
 
 
+FIELDS = ("logps", "ref_logps", "lengths", "ranks", "scores", "labels")
+
+
 def with_ties(responses: RankedResponses) -> RankedResponses:
     """The first two prompts with ties: for the best, and further down."""
     ranks = responses.ranks.clone()
@@ -66,7 +71,10 @@ def groups_of(responses: RankedResponses) -> list[list[Response]]:
     return [
         [
             Response(
-                *(getattr(responses, n)[b, k].item() for n in ("logps", "ref_logps", "lengths", "ranks", "scores"))
+                *(getattr(responses, n)[b, k].item() for n in FIELDS),
+                mismatched=responses.mismatched_log_ratios[b].item(),
+                samples=tuple(responses.reference_scores[b][responses.reference_scores_mask[b]].tolist()),
+                weight=responses.prompt_weights[b].item(),
             )
             for k in range(responses.mask.shape[1])
             if responses.mask[b, k]
@@ -88,8 +96,10 @@ def expected(spec, responses: RankedResponses, data, hyperparameters) -> list[fl
     groups = groups_of(responses)
     if spec.name in transcriptions.LISTWISE:
         return [transcriptions.LISTWISE[spec.name](group, **hyperparameters) for group in groups]
-    if spec.name == "sft":
-        return transcriptions.BATCHWISE["sft"](groups, **hyperparameters)
+    if spec.listwise:
+        if spec.statistic:
+            hyperparameters = {**hyperparameters, "running_mean": data.running_mean.item()}
+        return transcriptions.BATCHWISE[spec.name](groups, **hyperparameters)
     pairs = pairs_of(groups, "ties" in spec.needs)
     if spec.name in transcriptions.BATCHWISE:
         if spec.statistic:
@@ -101,7 +111,7 @@ def expected(spec, responses: RankedResponses, data, hyperparameters) -> list[fl
 @pytest.mark.parametrize(("spec", "hyperparameters"), settings())
 def test_value(spec, hyperparameters):
     responses = random_rankings(seed=10, prompts=4, responses=5, ragged=True)
-    if spec.couples_batch and spec.name != "sft":
+    if spec.couples_batch and not spec.listwise:
         # Each response in one pair only, because AOT may match equal values in any order.
         responses = random_rankings(seed=10, prompts=6, responses=2)
     else:

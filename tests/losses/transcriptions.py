@@ -21,6 +21,11 @@ class Response:
     length: int
     rank: int = 0
     score: float = 0.0
+    label: int = 0
+    # of the prompt: a completion of another prompt, the scores of samples of the reference, the row's weight
+    mismatched: float = 0.0
+    samples: tuple[float, ...] = ()
+    weight: float = 1.0
 
     @property
     def ratio(self) -> float:
@@ -452,3 +457,66 @@ def sft(groups):
     logps = [_mean([y.logp for y in _best(g)]) for g in groups]
     tokens = [_mean([y.length for y in _best(g)]) for g in groups]
     return [-x * len(groups) / sum(tokens) for x in logps]
+
+
+# --- labels and quantiles -------------------------------------------------------------------------------------------
+
+
+@batchwise
+def kto(groups, beta=0.1, lambda_d=1.0, lambda_u=1.0):
+    labelled = [[y for y in group if y.label] for group in groups]
+    points = [group[0].mismatched for group in labelled if group]
+    z0 = max(0.0, sum(points) / len(points))
+
+    def value(y):
+        if y.label > 0:
+            return lambda_d - lambda_d * sigmoid(beta * (y.ratio - z0))
+        return lambda_u - lambda_u * sigmoid(beta * (z0 - y.ratio))
+
+    return [sum(map(value, group)) / len(group) for group in labelled]
+
+
+@listwise
+def apo_zero_unpaired(group, beta=0.1, lambda_d=1.0, lambda_u=1.0):
+    losses = [
+        lambda_d * (1 - sigmoid(beta * y.ratio)) if y.label > 0 else lambda_u * sigmoid(beta * y.ratio)
+        for y in group
+        if y.label
+    ]
+    return sum(losses) / len(losses)
+
+
+@batchwise
+def bco_unpaired(groups, beta=0.01, running_mean=0.0):
+    losses = []
+    for group in groups:
+        of_responses = [
+            nls(beta * y.ratio - running_mean) if y.label > 0 else y.weight * nls(running_mean - beta * y.ratio)
+            for y in group
+            if y.label
+        ]
+        losses.append(sum(of_responses) / len(of_responses))
+    return losses
+
+
+def calibrated(quantile, beta):
+    return quantile - beta * log(beta * (exp(1 / beta) - 1))
+
+
+@listwise(turns_round="a regression on a target reward")
+def qrpo(group, beta=0.1):
+    errors = []
+    for y in group:
+        quantile = sum(sample <= y.score for sample in y.samples) / len(y.samples)
+        errors.append((calibrated(quantile, beta) - beta * y.ratio) ** 2)
+    return sum(errors) / len(errors)
+
+
+@listwise(turns_round="a regression on a target reward")
+def qrpo_group(group, beta=0.1):
+    errors = []
+    for i, y in enumerate(group):
+        others = [z.score for j, z in enumerate(group) if j != i]
+        quantile = sum(score <= y.score for score in others) / len(others)
+        errors.append((calibrated(quantile, beta) - beta * y.ratio) ** 2)
+    return sum(errors) / len(errors)

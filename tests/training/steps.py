@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tests import helpers
 from tests.training import support
 from trl_dpo_ext import list_losses
 from trl_dpo_ext.losses import get_loss
@@ -56,8 +55,8 @@ def objective(case: str) -> Objective:
 
 def trainer(model: str, folder: str, **settings: Any) -> Any:
     """Return a trainer whose rows have all that a loss reads, and whose policy has moved away from its reference."""
-    data = helpers.ranked_dataset(PROMPTS, ties=True, scores=True)
-    made = support.trainer(model, folder, data, loss_type="odpo", use_weighting=True, **settings)
+    rows = support.complete_rows(model, folder, PROMPTS)
+    made = support.trainer(model, folder, rows, loss_type="odpo", use_weighting=True, **settings)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in made.model.parameters():

@@ -56,6 +56,7 @@ def responses(trainer: Any, batch: dict[str, Tensor]) -> RankedResponses:
 
     class Listening:
         reads_reference, needs = trainer.objective.reads_reference, trainer.objective.needs
+        terms = trainer.objective.terms
         couples_batch = False
 
         def __call__(self, responses: RankedResponses, **options: Any) -> Any:
@@ -87,6 +88,12 @@ def trainer(model: Any, folder: str | Path, data: Any, *, cls: Any = PreferenceT
     own = {"ref_model", "eval_dataset", "processing_class", "peft_config", "quantization_config", "callbacks"}
     given = {name: changes.pop(name) for name in own & set(changes)}
     return cls(model=model, args=config(folder, **changes), train_dataset=data, **given)
+
+
+def complete_rows(model: Any, folder: str | Path, count: int) -> Any:
+    """Return tokenized rows that have all that a loss can read, a mismatched completion among it."""
+    losses = ["odpo", "kto", "qrpo", "bco_unpaired"]
+    return trainer(model, folder, helpers.complete_dataset(count), loss_type=losses).train_dataset
 
 
 def batch(trainer: Any, rows: int | slice = slice(None), *, split: str = "train") -> dict[str, Tensor]:

@@ -97,15 +97,16 @@ class Setting:
 
     def __init__(self, model_dir: str, folder: Any, **layout: bool) -> None:
         self.layout = layout
-        data = helpers.ranked_dataset(5, ties=True, scores=True)
-        self.trainer = support.trainer(model_dir, folder, data, use_weighting=True, **layout)
+        data = support.complete_rows(model_dir, folder, 5)
+        self.trainer = support.trainer(model_dir, folder, data, loss_type="odpo", use_weighting=True, **layout)
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for weight in self.trainer.model.parameters():
                 weight += 0.005 * torch.randn(weight.shape, generator=generator)
         self.rows = list(self.trainer.train_dataset)
-        assert [len(row["ranks"]) for row in self.rows] == [2, 3, 4, 5, 2]
-        assert [len(set(row["ranks"])) for row in self.rows] == [2, 2, 3, 4, 2]
+        # The last of each row is a completion of another prompt.
+        assert [len(row["ranks"]) - 1 for row in self.rows] == [2, 3, 4, 5, 2]
+        assert [len(set(row["ranks"][:-1])) for row in self.rows] == [2, 2, 3, 4, 2]
         self.batch = support.batch(self.trainer)
 
         policy, ref = (copy.deepcopy(m).double() for m in (self.trainer.model, self.trainer.ref_model))
@@ -115,7 +116,10 @@ class Setting:
         self.responses: Prompt = []
         jacobian = []
         for row in self.rows:
-            for ids, rank, score in zip(row["completion_ids"], row["ranks"], row["scores"], strict=True):
+            *own, other = row["completion_ids"]
+            with torch.no_grad():
+                ratios = [self._one(model, row["prompt_ids"], other)[0].sum().item() for model in (policy, ref)]
+            for k, ids in enumerate(own):
                 logps, log_sum_sq = self._one(policy, row["prompt_ids"], ids)
                 jacobian.append(torch.autograd.grad(logps.sum(), parameters))
                 with torch.no_grad():
@@ -125,8 +129,12 @@ class Setting:
                         logp=logps.sum().item(),
                         ref_logp=ref_logps.sum().item(),
                         length=len(ids),
-                        rank=rank,
-                        score=score,
+                        rank=row["ranks"][k],
+                        score=row["scores"][k],
+                        label=1 if row["labels"][k] else -1,
+                        mismatched=ratios[0] - ratios[1],
+                        samples=tuple(row["reference_scores"]),
+                        weight=row["weight"],
                         token_logps=tuple(logps.tolist()),
                         ref_token_logps=tuple(ref_logps.tolist()),
                         log_sum_sq=tuple(log_sum_sq.tolist()),
@@ -143,7 +151,7 @@ class Setting:
     def prompts(self, changed: int | None = None, by: float = 0.0) -> list[Prompt]:
         """Return the prompts with their responses; `by` is added to the log-prob of response number `changed`."""
         flat = iter(replace(y, logp=y.logp + by * (i == changed)) for i, y in enumerate(self.responses))
-        return [[next(flat) for _ in row["ranks"]] for row in self.rows]
+        return [[next(flat) for _ in row["ranks"][:-1]] for row in self.rows]
 
     def expected(self, loss: Loss) -> tuple[float, dict[str, Tensor]]:
         """Return value and gradient: central differences per response log-prob, then backpropagation in float64."""
@@ -205,7 +213,7 @@ def test_layouts(name, any_layout):
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
 def test_losses_with_a_running_mean(pairing, setting):
-    assert set(OWN) - {spec.name for spec in STATELESS} == {"bco", "beta_dpo"}
+    assert set(OWN) - {spec.name for spec in STATELESS} == {"bco", "bco_unpaired", "beta_dpo"}
     pairs = [pair for prompt in setting.prompts() for pair in pairs_of(prompt, pairing)]
 
     # After one batch, the running mean is the batch's mean. No gradient flows through it.
@@ -214,6 +222,11 @@ def test_losses_with_a_running_mean(pairing, setting):
         lambda prompts: mean(per_prompt(OWN["bco"], prompts, pairing, running_mean=shift)),
         loss_type=["bco"],
         pairing=pairing,
+    )
+    shift = mean([mean([0.01 * y.ratio for y in prompt]) for prompt in setting.prompts()])
+    setting.check(
+        lambda prompts: mean(per_prompt(OWN["bco_unpaired"], prompts, running_mean=shift)),
+        loss_type=["bco_unpaired"],
     )
     # The moving average starts at 0 and adds a tenth of each batch. With a constant beta, beta-DPO is DPO.
     margin = mean([w.ratio - z.ratio for w, z in pairs])

@@ -16,7 +16,7 @@ from tests.training import steps, support
 from trl_dpo_ext.losses import get_loss
 from trl_dpo_ext.testing import loss_input
 
-COUPLED = ["aot", "aot_unpaired", "bco", "beta_dpo", "sft"]
+COUPLED = ["aot", "aot_unpaired", "bco", "bco_unpaired", "beta_dpo", "kto", "sft"]
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ..modeling.layout import PromptGroup
 from ..modeling.passes import PASSES, split_layout
+from .mismatched import COLUMN
 
 Layout = Callable[[Sequence[PromptGroup], int], dict[str, Tensor]]
 Lookup = Callable[[PromptGroup], Sequence[np.ndarray] | None]
 
 _LABELS = {True: 1, False: -1, None: 0}
+_UNKNOWN = [float("nan")]  # a score that a row of a mixed dataset doesn't have
 
 
 def _padded(values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
@@ -43,13 +45,13 @@ class PreferenceCollator:
         """Collate B tokenized rows.
 
         Returns:
-            `ranks` int64 [B, K]; `lengths` int64 [B, K], in tokens; `mask` bool [B, K], True for a response; where the
-            rows have them `rows` int64 [B] (row numbers in the dataset), `scores` float32 [B, K], `response_labels`
-            int8 [B, K] (+1 desirable, -1 undesirable, 0 unknown), `reference_scores` float32 [B, M] with
-            `reference_scores_mask` bool [B, M], and `prompt_weights` float32 [B];
-            `ref_token_logps` float32 [B, K, T] in nats where all are stored; and what the layout returns, or with
-            `responses_per_pass` a list of it under `passes`. `ranks` comes first because transformers reads the batch
-            size from the first tensor.
+            `ranks` int64 [B, K]; `lengths` int64 [B, K], in tokens; `mask` bool [B, K], True for a response; `rows`
+            int64 [B] (row numbers in the dataset), `scores` float32 [B, K], `response_labels` int8 [B, K] (+1
+            desirable, -1 undesirable, 0 unknown), `reference_scores` float32 [B, M] with `reference_scores_mask` bool
+            [B, M], `prompt_weights` float32 [B] and `mismatched` bool [B, K] (a completion of another prompt, whose
+            mask is False) where the rows have them; `ref_token_logps` float32 [B, K, T] in nats where all
+            are stored; and what the layout returns, or with `responses_per_pass` a list of it under `passes`. `ranks`
+            comes first because transformers reads the batch size from the first tensor.
         """
         groups = [PromptGroup(row["prompt_ids"], row["completion_ids"]) for row in rows]
         lengths = _padded([[len(c) for c in g.completion_ids] for g in groups], torch.int64)
@@ -58,20 +60,25 @@ class PreferenceCollator:
             "lengths": lengths,
             "mask": lengths > 0,
         }
+        if COLUMN in rows[0]:
+            # The last of a row's completions; no loss sees it as a response.
+            width = lengths.shape[1]
+            batch[COLUMN] = torch.arange(width) == (lengths > 0).sum(dim=1, keepdim=True) - 1
+            batch["mask"] = batch["mask"] & ~batch[COLUMN]
         if "row" in rows[0]:
             batch["rows"] = torch.tensor([row["row"] for row in rows], dtype=torch.int64)
         if "scores" in rows[0]:
-            batch["scores"] = _padded([row["scores"] for row in rows], torch.float32)
+            batch["scores"] = _padded([row["scores"] or _UNKNOWN * len(row["ranks"]) for row in rows], torch.float32)
         if "labels" in rows[0]:
             batch["response_labels"] = _padded(
                 [[_LABELS[label] for label in row["labels"]] for row in rows], torch.int8
             )
         if "reference_scores" in rows[0]:
-            samples = [row["reference_scores"] for row in rows]
+            samples = [row["reference_scores"] or [] for row in rows]
             batch["reference_scores"] = _padded(samples, torch.float32)
             batch["reference_scores_mask"] = _padded([[True] * len(row) for row in samples], torch.bool)
         if "weight" in rows[0]:
-            batch["prompt_weights"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+            batch["prompt_weights"] = torch.tensor([1.0 if row["weight"] is None else row["weight"] for row in rows])
         if (ref_token_logps := self._stored(groups, lengths)) is not None:
             batch["ref_token_logps"] = ref_token_logps
         width = lengths.shape[1]

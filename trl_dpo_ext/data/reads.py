@@ -17,6 +17,7 @@ class Reads:
         desirable_above: where a row has scores, derived labels say whether a score is greater than this instead.
         reference_scores: the column `reference_scores`, scores of samples of the reference.
         weight: the column `weight`, where there is one.
+        mismatched: a completion of another prompt beside each prompt's own responses.
     """
 
     ties: bool = False
@@ -26,6 +27,7 @@ class Reads:
     desirable_above: float | None = None
     reference_scores: bool = False
     weight: bool = False
+    mismatched: bool = False
 
 
 EVERY_ROW = Reads(ties=True, single_responses=True)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .data_error import DataError, FaultReason
 from .map_rows import InvalidRows, map_rows
+from .mismatched import COLUMN
 from .reads import Reads
 from .rendering.left_out_text import left_out
 from .rendering.prompt_rendering import prompt_token_ids, template_options, text_token_ids
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _PER_RESPONSE = ("scores", "labels")
 _PER_ROW = ("row", "reference_scores", "weight")
-TOKEN_COLUMNS = ("row", "prompt_ids", "completion_ids", "ranks", *_PER_RESPONSE, "reference_scores", "weight")
+TOKEN_COLUMNS = ("row", "prompt_ids", "completion_ids", "ranks", *_PER_RESPONSE, "reference_scores", "weight", COLUMN)
 _COUNTS = ["_cut", "_merged"]
 _FEATURES = {
     "row": Value("int64"),

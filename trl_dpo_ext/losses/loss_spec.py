@@ -13,7 +13,7 @@ from torch import Tensor
 from ..registry import did_you_mean, origin
 from .hyperparameters import Hyperparameter, HyperparameterError
 
-Need = Literal["scores", "ties", "token_logps", "labels", "reference_scores", "weight"]
+Need = Literal["scores", "ties", "token_logps", "labels", "reference_scores", "weight", "mismatched"]
 NEEDS: tuple[str, ...] = get_args(Need)
 
 # The parts of a loss's docstring, in their order; the command line and the docs show them.

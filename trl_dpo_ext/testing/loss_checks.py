@@ -66,7 +66,7 @@ def check_form(spec: LossSpec) -> None:
         assert any(g.count_nonzero() for g in gradients.values()), f"{spec.name}: the policy gets no gradient."
     if spec.statistic is not None:
         values = spec.statistic(data, **spec.check({}))
-        assert values.shape == value.shape, f"{spec.name}: its statistic has shape {tuple(values.shape)}."
+        assert values.dim() == 1, f"{spec.name}: its statistic has shape {tuple(values.shape)}, expected one dimension."
     if spec.metrics is not None:
         for name, values in spec.metrics(data, **spec.check({})).items():
             assert values.shape == value.shape, f"{spec.name}: its metric {name!r} has shape {tuple(values.shape)}."
@@ -235,6 +235,8 @@ def check_extremes(spec: LossSpec) -> None:
                 reference_scores=torch.tensor([0.5], dtype=dtype).expand(len(rows), 1),
                 reference_scores_mask=torch.ones(len(rows), 1, dtype=torch.bool),
                 prompt_weights=torch.ones(len(rows), dtype=dtype),
+                mismatched_logps=rows[:, 1],
+                ref_mismatched_logps=rows[:, 2],
                 token_logps=(rows[:, :2] / length).unsqueeze(2).expand(-1, -1, length),
                 ref_token_logps=(rows[:, 2:] / length).unsqueeze(2).expand(-1, -1, length),
             )
@@ -272,6 +274,7 @@ def check_needs(spec: LossSpec) -> None:
         "token_logps": [f"{p}token_logps" for p in prefixes],
         "labels": ["labels"],
         "reference_scores": ["reference_scores"],
+        "mismatched": ["mismatched_logps"],
     }
     missing = {need: fields[need] for need in sorted(spec.needs - {"weight"})}  # a weight may be missing
     if spec.statistic is not None:

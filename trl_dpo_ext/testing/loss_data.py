@@ -49,6 +49,8 @@ def random_rankings(
         reference_scores=uniform(-1, 2, prompts, 3).to(dtype),
         reference_scores_mask=torch.tensor([True, True, False]).expand(prompts, 3),
         prompt_weights=uniform(0.5, 2, prompts).to(dtype),
+        mismatched_logps=uniform(-9, -5, prompts).to(dtype),
+        ref_mismatched_logps=uniform(-12, -8, prompts).to(dtype),
         token_logps=token_logps.to(dtype),
         ref_token_logps=ref_token_logps.to(dtype),
     )
@@ -63,6 +65,8 @@ def loss_input(spec: LossSpec, responses: RankedResponses) -> LossInput:
         reference_scores=responses.reference_scores if "reference_scores" in spec.needs else None,
         reference_scores_mask=responses.reference_scores_mask if "reference_scores" in spec.needs else None,
         prompt_weights=responses.prompt_weights if "weight" in spec.needs else None,
+        mismatched_logps=responses.mismatched_logps if "mismatched" in spec.needs else None,
+        ref_mismatched_logps=responses.ref_mismatched_logps if "mismatched" in spec.needs else None,
         token_logps=responses.token_logps if "token_logps" in spec.needs else None,
         ref_token_logps=responses.ref_token_logps if "token_logps" in spec.needs and not spec.reference_free else None,
     )

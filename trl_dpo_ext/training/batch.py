@@ -27,7 +27,7 @@ def ranked_responses(
         policy: the policy's outputs for the batch.
         ref_token_logps: [B, K, T] float32, the reference's log-probs, nats; None without a reference.
         batch: the collator's output: `lengths`, `ranks`, `mask`, and where the data have them `scores`,
-            `response_labels`, `reference_scores`, `prompt_weights`.
+            `response_labels`, `reference_scores`, `prompt_weights`, `mismatched`.
         needs: the needs of the losses; "token_logps" keeps the token log-probs.
         use_weighting: compute WPO's weights (arXiv 2406.11827, Eq. 2).
     """
@@ -38,10 +38,13 @@ def ranked_responses(
             aligned = token_logps - policy.by_response("log_sum_sq_probs")
             weights = torch.exp(aligned.sum(dim=2) / batch["lengths"].clamp(min=1))
     keep_tokens = "token_logps" in needs
+    logps = token_logps.sum(dim=2)
+    ref_logps = None if ref_token_logps is None else ref_token_logps.sum(dim=2)
+    mismatched = batch.get("mismatched")
     return RankedResponses(
-        logps=token_logps.sum(dim=2),
-        ref_logps=None if ref_token_logps is None else ref_token_logps.sum(dim=2),
-        lengths=batch["lengths"],
+        logps=logps,
+        ref_logps=ref_logps,
+        lengths=batch["lengths"] * batch["mask"],
         ranks=batch["ranks"],
         mask=batch["mask"],
         scores=batch.get("scores"),
@@ -49,10 +52,19 @@ def ranked_responses(
         reference_scores=batch.get("reference_scores"),
         reference_scores_mask=batch.get("reference_scores_mask"),
         prompt_weights=batch.get("prompt_weights"),
+        mismatched_logps=_of_the_mismatched(logps.detach(), mismatched),
+        ref_mismatched_logps=_of_the_mismatched(ref_logps, mismatched),
         weights=weights,
         token_logps=token_logps if keep_tokens else None,
         ref_token_logps=ref_token_logps if keep_tokens else None,
     )
+
+
+def _of_the_mismatched(logps: Tensor | None, mismatched: Tensor | None) -> Tensor | None:
+    """Return [B] the log-prob of each prompt's mismatched completion."""
+    if logps is None or mismatched is None:
+        return None
+    return logps.masked_fill(~mismatched, 0).sum(dim=1)
 
 
 def step_loss(per_prompt: Tensor, prompts: Tensor | None, parts: int) -> Tensor:

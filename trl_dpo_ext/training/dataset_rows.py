@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from datasets import Dataset
+
 from ..data.format import format_dataset
+from ..data.mismatched import COLUMN, with_mismatched
+from ..data.mixture import separate_forms
 from ..data.tokenize import tokenize_dataset
 from .config import PreferenceConfig
 from .objective import Objective
@@ -21,6 +25,10 @@ def check_rows(dataset: Any, objective: Objective, args: PreferenceConfig, name:
     """
     run_checks.check_dataset_type(dataset, name)
     if not is_tokenized(dataset):
+        if isinstance(dataset, Dataset):
+            dataset = separate_forms(
+                dataset.with_format(None), name=name, invalid_rows=args.invalid_rows, num_proc=args.dataset_num_proc
+            )
         run_checks.check_labels(dataset, objective, name)
         dataset = format_dataset(
             dataset,
@@ -30,23 +38,26 @@ def check_rows(dataset: Any, objective: Objective, args: PreferenceConfig, name:
             num_proc=args.dataset_num_proc,
         )
     run_checks.check_needs(dataset, objective, name)
+    run_checks.check_every_loss_is_fed(dataset, objective, name)
     return dataset
 
 
 def tokenize_rows(dataset: Any, tokenizer: Any, objective: Objective, args: PreferenceConfig, name: str) -> Any:
-    """Tokenize a dataset in the internal form; a tokenized one comes back unchanged."""
-    if is_tokenized(dataset):
-        return dataset
+    """Tokenize a dataset in the internal form; one that is tokenized already only gets what the losses read besides."""
     with args.main_process_first(desc=f"preparing the {name} dataset"):
-        return tokenize_dataset(
-            dataset,
-            tokenizer,
-            name=name,
-            max_length=args.max_length,
-            reads=objective.reads,
-            invalid_rows=args.invalid_rows,
-            num_proc=args.dataset_num_proc,
-        )
+        if not is_tokenized(dataset):
+            dataset = tokenize_dataset(
+                dataset,
+                tokenizer,
+                name=name,
+                max_length=args.max_length,
+                reads=objective.reads,
+                invalid_rows=args.invalid_rows,
+                num_proc=args.dataset_num_proc,
+            )
+        if objective.reads.mismatched and COLUMN not in (dataset.column_names or next(iter(dataset), {})):
+            dataset = with_mismatched(dataset, name=name, max_length=args.max_length)
+    return dataset
 
 
 def is_tokenized(dataset: Any) -> bool:

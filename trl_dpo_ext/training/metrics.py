@@ -110,8 +110,9 @@ def response_metrics(responses: RankedResponses, best_and_worst: PreferencePairs
 
     Returns:
         Totals over prompts: `logps/chosen` and `rejected`; `rewards/chosen`, `rejected`, `margins`, `accuracies` of
-        best against worst, `top1_accuracies` and `kendall_tau`. The names don't
-        depend on K, because all processes of a run sum their totals.
+        best against worst, `top1_accuracies` and `kendall_tau`. Where a loss reads labels, totals over responses of
+        `logps` and `rewards` of `desirable` and `undesirable` ones. The names don't depend on K, because all processes
+        of a run sum their totals.
     """
     prompts = len(responses)
     reference = objective.reads_reference
@@ -145,6 +146,11 @@ def response_metrics(responses: RankedResponses, best_and_worst: PreferencePairs
     tau, _ = kendall_tau(scores, responses.ranks, responses.mask)
     totals["rewards/top1_accuracies"] = ((hit & ranked).float().sum(), count)
     totals["rewards/kendall_tau"] = (tau.sum(), count)
+    if responses.labels is not None:
+        for name, which in (("desirable", responses.labels > 0), ("undesirable", responses.labels < 0)):
+            which = which & responses.mask
+            totals[f"logps/{name}"] = (responses.logps[which].sum(), which.sum())
+            totals[f"rewards/{name}"] = (scores[which].sum(), which.sum())
     return totals
 
 
