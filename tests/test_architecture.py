@@ -27,7 +27,7 @@ INTERNAL = {
     "secret_scan": set(),
     "setting_ranges": set(),
     "record": {"secret_scan"},
-    "hub": {"_compat", "registry", "types", "record", "strict_yaml", "secret_scan", "modeling", "reference"},
+    "hub": {"_compat", "registry", "types", "record", "strict_yaml", "secret_scan", "modeling", "data", "reference"},
     "training": {
         *("_compat", "registry", "types", "record", "setting_ranges", "losses", "modeling", "data", "reference", "hub"),
     },
