@@ -52,7 +52,9 @@ def unread_argument(kwargs: Mapping[str, Any] | None, tools: Any, tokenizer: Any
     if not given:
         return None
     read = _read_by(tokenizer.get_chat_template((kwargs or {}).get("chat_template"), tools=tools))
-    for key in given if read is not None else ():
+    if read is None:
+        return None
+    for key in given:
         if key not in read:
             hint = did_you_mean(key, read).strip().rstrip("?")
             hint = f" ({hint[0].lower()}{hint[1:]}?)" if hint else ""
