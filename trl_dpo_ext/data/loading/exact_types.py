@@ -12,7 +12,7 @@ from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.packaged_modules.json.json import JsonConfig
 
 from ..data_error import DataError, FaultReason
-from .unsafe_files import repeated_column, unsafe_json
+from .unsafe_files import csv_header, repeated_column, unsafe_json
 
 _SAMPLED_ROWS = 1000
 
@@ -36,11 +36,11 @@ def load_exactly(path: str, *, streaming: bool = False, **options: Any) -> Any:
         _check_files(config, unsafe_json)
     if isinstance(config, CsvConfig):
         _check_files(config, repeated_column)
-        # The header alone: guessing the types of the rows below fails at numbers of more than 64 bits.
-        header = next(iter(load_dataset(path, streaming=True, header=None, nrows=1, **options).values()))
-        names = [str(name) for name in next(iter(header), {}).values()]
-        text = Features(dict.fromkeys(names, Value("string")))
-        return load_dataset(path, streaming=streaming, features=text or None, na_filter=False, **options)
+        text = Features(dict.fromkeys(_csv_columns(path, config, options), Value("string")))
+        dataset = load_dataset(path, streaming=streaming, features=text or None, na_filter=False, **options)
+        if streaming:
+            next(iter(next(iter(dataset.values()))), None)  # a broken file raises here, where its error is explained
+        return dataset
     # Types are guessed from the first chunk. A later one with a column of nothing but dates is read as dates, or fails.
     later = isinstance(config, JsonConfig) and not _is_one_chunk(config)
     dataset = load_dataset(path, streaming=streaming or later, **options)
@@ -52,6 +52,15 @@ def load_exactly(path: str, *, streaming: bool = False, **options: Any) -> Any:
         if exact != guessed or later > streaming:
             return load_dataset(path, streaming=streaming, features=exact, **options)
     return dataset
+
+
+def _csv_columns(path: str, config: CsvConfig, options: dict[str, Any]) -> list[str]:
+    """Return the names of the columns, from the header alone: guessing types fails at numbers of more than 64 bits."""
+    files = [Path(file) for part in (config.data_files or {}).values() for file in part]
+    if local := next(filter(Path.is_file, files), None):
+        return csv_header(local)
+    rows = next(iter(load_dataset(path, streaming=True, **options).values()))
+    return list(next(iter(rows), {}))
 
 
 def _check_files(config: BuilderConfig, fault_of: Callable[[Path], str | None]) -> None:
