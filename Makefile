@@ -41,7 +41,7 @@ test-oldest: $(VENV)/.installed-test  ## Run all tests with the oldest versions 
 	.venv-oldest/bin/python -m pytest -n 2
 
 traps: $(VENV)/.installed-test  ## Run the tests of the silent bugs that docs/reliability.md lists
-	$(BIN)/python -m pytest -n 2 tests -k trap_
+	$(BIN)/python -m pytest -n 2 tests -k "test_trap_ or _traps"
 
 attack: $(VENV)/.installed-test  ## Kill runs, damage files and feed bad input for ten minutes (ATTACK_SECONDS=600), and print counts
 	ATTACK_SECONDS=$(or $(ATTACK_SECONDS),600) $(BIN)/python -m pytest -s tests/attack

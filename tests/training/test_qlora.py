@@ -127,7 +127,7 @@ def test_a_continued_adapter(stored, model_dir, dequantized, tmp_path):
         best = [row["completion_ids"][row["ranks"].index(0)]]
         with_adapter, without = (log_prob(m, row["prompt_ids"], *best) for m in (reference, dequantized))
         assert abs(with_adapter - without) > 0.2  # so a test can tell
-    assert_trained_against(reference, trainer, result, rounding=2e-3)  # in bfloat16 the rows' shape shows
+    assert_trained_against(reference, trainer, result, rounding=5e-3)  # in bfloat16 the rows' shape shows
 
 
 def test_stored_and_online_train_the_same(model_dir, tmp_path):

@@ -7,6 +7,7 @@ from .converter_registry import get_converter, list_converters, register_convert
 from .data_error import DataError, FaultReason
 from .format import format_dataset
 from .loading.dataset_loading import load_splits
+from .mixture import mix_datasets
 from .reads import EVERY_ROW, Reads
 from .row_reading.ranked_row import to_ranked
 from .tokenize import tokenize_dataset
@@ -22,6 +23,7 @@ __all__ = [
     "list_converters",
     "load_splits",
     "map_columns",
+    "mix_datasets",
     "register_converter",
     "to_ranked",
     "tokenize_dataset",

@@ -17,6 +17,7 @@ Layout = Callable[[Sequence[PromptGroup], int], dict[str, Tensor]]
 Lookup = Callable[[PromptGroup], Sequence[np.ndarray] | None]
 
 _LABELS = {True: 1, False: -1, None: 0}
+_UNKNOWN = [float("nan")]  # a score that a row of a mixed dataset doesn't have
 
 
 def _padded(values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
@@ -67,17 +68,17 @@ class PreferenceCollator:
         if "row" in rows[0]:
             batch["rows"] = torch.tensor([row["row"] for row in rows], dtype=torch.int64)
         if "scores" in rows[0]:
-            batch["scores"] = _padded([row["scores"] for row in rows], torch.float32)
+            batch["scores"] = _padded([row["scores"] or _UNKNOWN * len(row["ranks"]) for row in rows], torch.float32)
         if "labels" in rows[0]:
             batch["response_labels"] = _padded(
                 [[_LABELS[label] for label in row["labels"]] for row in rows], torch.int8
             )
         if "reference_scores" in rows[0]:
-            samples = [row["reference_scores"] for row in rows]
+            samples = [row["reference_scores"] or [] for row in rows]
             batch["reference_scores"] = _padded(samples, torch.float32)
             batch["reference_scores_mask"] = _padded([[True] * len(row) for row in samples], torch.bool)
         if "weight" in rows[0]:
-            batch["prompt_weights"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+            batch["prompt_weights"] = torch.tensor([1.0 if row["weight"] is None else row["weight"] for row in rows])
         if (ref_token_logps := self._stored(groups, lengths)) is not None:
             batch["ref_token_logps"] = ref_token_logps
         width = lengths.shape[1]

@@ -21,6 +21,7 @@ from ..secret_scan import without_secrets
 from ..training import PreferenceConfig
 from ..training.safety.checkpoint import asks_for_newest, newest_complete
 from ..training.safety.output_folder import RESULT
+from .mixture_settings import parse_mixture
 from .pulled_recipes import RecipeParser
 from .recipe_checks import check_recipe
 
@@ -35,6 +36,8 @@ class RecipeArguments(ScriptArguments):
             see `trl_dpo_ext.data.converters`. None if they are in one already.
         columns: from the names of the dataset's columns to those of an accepted form, for example `{question: prompt}`;
             null leaves a column out. It comes before the converter.
+        dataset_mixture: several datasets instead of `dataset_name`, each in a form of its own: `{datasets: [{path,
+            name, split, test_split, fraction, columns, converter}, ...]}`; see docs/your_data.md.
         import_module: modules to import first, for example one that registers your own losses or converters.
         reward: the true reward of samples: a built-in one by name, a classifier or reward model (Hub id or folder),
             "package.module:function", or "endpoint:MODEL" for the grades of a judge. Without a reward, nothing is
@@ -55,6 +58,9 @@ class RecipeArguments(ScriptArguments):
     )
     columns: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Other names for the dataset's columns, for example {question: prompt}."}
+    )
+    dataset_mixture: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Several datasets instead of dataset_name: {datasets: [{path: ...}, ...]}."}
     )
     import_module: list[str] = field(default_factory=list, metadata={"help": "Modules to import first."})
     reward: str | None = field(
@@ -82,12 +88,24 @@ class RecipeArguments(ScriptArguments):
         self.columns = _column_names(self.columns)
         if self.dataset_converter is not None:
             get_converter(self.dataset_converter)
-        if not self.dataset_name:
+        if self.dataset_mixture:
+            self._check_mixture()
+        elif not self.dataset_name:
             raise ParseError("dataset_name is missing: give a Hub id, a folder, or a file.")
         if self.reward and self.eval_prompts < 2:
             raise ParseError(f"eval_prompts={self.eval_prompts}, but an interval needs at least 2 prompts.")
         if self.frontier_steps and not self.reward:
             raise ParseError(f"frontier_steps={self.frontier_steps} needs a reward to record; set reward as well.")
+
+    def _check_mixture(self) -> None:
+        for name in ("dataset_name", "dataset_config", "dataset_converter", "columns", "dataset_streaming"):
+            if getattr(self, name):
+                raise ParseError(
+                    f"{name} and dataset_mixture are both set. Put it into the entries of dataset_mixture."
+                )
+        for dataset in parse_mixture(self.dataset_mixture):
+            if dataset.converter is not None:
+                get_converter(dataset.converter)
 
 
 def _column_names(given: Any) -> dict[str, str | None]:

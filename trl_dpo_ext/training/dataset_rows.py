@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from datasets import Dataset
+
 from ..data.format import format_dataset
 from ..data.mismatched import COLUMN, with_mismatched
+from ..data.mixture import separate_forms
 from ..data.tokenize import tokenize_dataset
 from .config import PreferenceConfig
 from .objective import Objective
@@ -22,6 +25,10 @@ def check_rows(dataset: Any, objective: Objective, args: PreferenceConfig, name:
     """
     run_checks.check_dataset_type(dataset, name)
     if not is_tokenized(dataset):
+        if isinstance(dataset, Dataset):
+            dataset = separate_forms(
+                dataset.with_format(None), name=name, invalid_rows=args.invalid_rows, num_proc=args.dataset_num_proc
+            )
         run_checks.check_labels(dataset, objective, name)
         dataset = format_dataset(
             dataset,
@@ -31,6 +38,7 @@ def check_rows(dataset: Any, objective: Objective, args: PreferenceConfig, name:
             num_proc=args.dataset_num_proc,
         )
     run_checks.check_needs(dataset, objective, name)
+    run_checks.check_every_loss_is_fed(dataset, objective, name)
     return dataset
 
 

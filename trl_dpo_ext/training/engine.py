@@ -325,9 +325,8 @@ class PreferenceTrainer(HookedTrainer):
         """Return the micro-batches of a step, and the number of their prompts over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.guard.begin_step(batches)
-        prompts = torch.tensor(sum(len(batch["ranks"]) for batch in batches), device=device)
         self._step, self._step_totals = self._whole_step(batches, training=True), MetricSums()
-        return self._step.batches, self.accelerator.reduce(prompts, reduction="sum")
+        return self._step.batches, self._step.prompts
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Run a micro-batch forward and backward, in several passes if `responses_per_pass` splits it."""

@@ -14,6 +14,7 @@ from ..losses import LossSpec
 from ..types import PreferencePairs, RankedResponses
 from .errors import ConfigError
 from .modifiers import LossModifiers
+from .readable import Facts, counts, only, readable
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Objective:
     """A mix of losses over a batch of rankings.
 
     All losses are averaged the same way: a listwise loss gives one value per prompt, a pairwise loss the mean over the
-    pairs of a prompt. The trainer then averages over prompts.
+    pairs of a prompt, a loss on labels the mean over its labelled responses. Each loss is then averaged over the
+    prompts of the step that it can read (see `readable`).
 
     Attributes:
         terms: the losses with their weights.
@@ -137,21 +139,35 @@ class Objective:
             return self.reward_scale * log_ratios
         return self.reward_scale * (mean_logps if self.rewarding_term.spec.length_normalized else logps)
 
-    def __call__(self, responses: RankedResponses, *, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def reads_several_kinds(self) -> bool:
+        """Whether one loss may read rows that another can't: labels or single responses beside rankings."""
+        kinds = {("labels" in term.spec.needs, term.spec.single_responses) for term in self.terms}
+        return len(kinds) > 1
+
+    def __call__(
+        self, responses: RankedResponses, *, training: bool, step: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss per prompt and the losses' own metrics per prompt.
 
         Args:
             responses: B prompts, [B, K]; if a loss couples the batch, all prompts of the step.
             training: update the running means.
+            step: the `counts` of the whole step, of which these are a part; None if these are all.
 
         Returns:
-            The loss, [B] float32, and the metrics, {name: [B]}.
+            The loss, [B] float32, scaled so that its mean over the prompts of the step is the weighted sum of each
+            loss's mean over the prompts that it can read; and the metrics, {name: [B]}.
         """
         total = responses.logps.new_zeros(len(responses))
         metrics: dict[str, Tensor] = {}
-        for term in self.terms:
+        facts = Facts.of(responses)
+        prompts, *read = counts([term.spec for term in self.terms], [facts]) if step is None else step
+        for term, number in zip(self.terms, read, strict=True):
             spec = term.spec
-            data: Any = responses if spec.listwise else responses.pairs(self.pairing, ties="ties" in spec.needs)
+            able = readable(spec, facts)
+            own = only(responses, able)
+            data: Any = own if spec.listwise else own.pairs(self.pairing, ties="ties" in spec.needs)
             if not spec.reference_free:
                 data = self.modifiers.apply(data)
             if spec.statistic is not None:
@@ -160,7 +176,10 @@ class Objective:
             _check_shape(spec, losses, data)
             if self.modifiers.use_weighting:
                 losses = losses * data.chosen_weights * data.rejected_weights
-            total = total + term.weight * mean_per_prompt(losses, data, len(responses))
+            scale = prompts.to(losses.device) / number.to(losses.device).clamp(min=1)
+            total = total + term.weight * scale * mean_per_prompt(losses, data, len(responses))
+            if self.reads_several_kinds:
+                metrics[f"{spec.name}/rows"] = able.float()
             if spec.metrics is not None:
                 with torch.no_grad():
                     for key, values in spec.metrics(data, **term.hyperparameters).items():

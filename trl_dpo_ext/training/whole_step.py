@@ -29,6 +29,7 @@ from ..modeling.forward import Outputs, StoredOutputs, TokenOutputs
 from ..modeling.passes import PASSES, passes_of, with_passes
 from ..types import RankedResponses
 from .objective import Objective
+from .readable import Facts, counts
 
 NUMBER, REAL_PASSES = "number", "real_passes"
 """Keys of a batch: its position in its step, and the number of its passes that have responses."""
@@ -111,9 +112,19 @@ class WholeStep:
         self._objective, self._accelerator, self._training = objective, accelerator, training
         self._to_responses = to_responses
         self.batches = _prepared(batches, accelerator)
+        self._counts: Tensor | None = None
+        if training:
+            own = counts([term.spec for term in objective.terms], [Facts.of_batch(batch) for batch in batches])
+            self._counts = accelerator.reduce(own.to(accelerator.device), reduction="sum")
         self._coupled = objective.couples_batch and len(batches) * accelerator.num_processes > 1
         self._losses: dict[int, PromptLosses] = {}
         self._stored: dict[int, Stored] = {}
+
+    @property
+    def prompts(self) -> Tensor:
+        """The number of prompts in the step, over all micro-batches and processes."""
+        assert self._counts is not None, "only a training step counts its prompts"
+        return self._counts[0]
 
     def first_pass(self, number: int, run: Run) -> Stored | None:
         """Return the micro-batch as the first pass stored it, or None if it needs no first pass.
@@ -147,7 +158,7 @@ class WholeStep:
         if number in self._losses:
             return self._losses[number]
         if not self._coupled:
-            values, metrics = self._objective(responses, training=self._training)
+            values, metrics = self._objective(responses, training=self._training, step=self._counts)
             return PromptLosses(values, metrics, ~torch.isfinite(values.detach()))
         self._compute({number: responses})
         return self._losses[number]
@@ -186,7 +197,7 @@ class WholeStep:
         """Compute the losses of these micro-batches, with those of the other processes if they are coupled."""
         parts = [_detached(responses) for responses in own.values()]
         order, mine = _of_all_processes(parts, self._accelerator) if self._coupled else (parts, list(range(len(parts))))
-        whole = differentiate(self._objective, join(order), self._training)
+        whole = differentiate(self._objective, join(order), self._training, None if self._coupled else self._counts)
         ends = list(itertools.accumulate(map(len, order), initial=0))
         for number, place in zip(own, mine, strict=True):
             self._losses[number] = whole.part(slice(ends[place], ends[place + 1]), like=order[place])
@@ -217,18 +228,21 @@ def _widened(values: Tensor, inner: Sequence[int]) -> Tensor:
     return torch.nn.functional.pad(values, [amount for size in reversed(missing) for amount in (0, size)])
 
 
-def differentiate(objective: Objective, responses: RankedResponses, training: bool) -> PromptLosses:
+def differentiate(
+    objective: Objective, responses: RankedResponses, training: bool, step: Tensor | None = None
+) -> PromptLosses:
     """Return the losses of all prompts of a step and, if gradients are enabled, their derivatives.
 
     Args:
         objective: the losses.
         responses: all prompts that they couple, without a graph.
         training: whether to move the running means.
+        step: see `Objective`.
     """
     leaves = {name: value for name in ("logps", "token_logps") if (value := getattr(responses, name)) is not None}
     if torch.is_grad_enabled():
         leaves = {name: value.clone().requires_grad_() for name, value in leaves.items()}
-    values, metrics = objective(responses.replace(**leaves), training=training)
+    values, metrics = objective(responses.replace(**leaves), training=training, step=step)
     derivatives: dict[str, Tensor] = {}
     if values.requires_grad:
         found = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)

@@ -16,7 +16,8 @@ def _read_order(row: Row, count: int) -> Order:
         None if value is None and "ranks" in row else read_label(value, "labels", f"label {place} ")
         for place, value in enumerate(values)
     ]
-    scores = read_scores(row, count) if "scores" in row else None
+    # In a mixed dataset, rows of other forms have no scores.
+    scores = read_scores(row, count) if "scores" in row and (row["scores"] is not None or "ranks" not in row) else None
     if "ranks" in row:
         ranks = read_ranks(row, count)
     elif scores is not None:

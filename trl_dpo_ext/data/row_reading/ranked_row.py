@@ -142,9 +142,9 @@ def _beside(row: Row, reads: Reads) -> dict[str, Any]:
                 "chat_template_kwargs", FaultReason.WRONG_TYPE, f"found {shorten(kwargs)}, expected a dict."
             )
         found["chat_template_kwargs"] = kwargs
-    if reads.reference_scores and "reference_scores" in row:
+    if reads.reference_scores and row.get("reference_scores") is not None:
         found["reference_scores"] = _reference_scores(parse_list(row["reference_scores"]))
-    if reads.weight and "weight" in row:
+    if reads.weight and row.get("weight") is not None:
         found["weight"] = read_number(row["weight"], "weight", "it ")
         if found["weight"] < 0:
             raise ColumnFault(

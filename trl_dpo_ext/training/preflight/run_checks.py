@@ -24,6 +24,7 @@ from ..config import PreferenceConfig
 from ..errors import ConfigError, DiskSpaceError
 from ..objective import Objective
 from ..publish import check_push
+from ..readable import Facts, readable
 from .adapter_checks import check_quantization, check_reference_adapter, check_second_model, check_target_modules
 from .hardware import check_sharding
 from .model_folder import check_model
@@ -63,6 +64,9 @@ def check_arguments(
     check_target_modules(model, peft_config, args)
     if objective.reads_reference:
         check_reference_adapter(model, ref_model, peft_config, args)
+
+
+_ROWS_AT_A_TIME = 1000
 
 
 def check_dataset_type(dataset: Any, name: str) -> None:
@@ -139,6 +143,32 @@ def check_needs(dataset: Any, objective: Objective, name: str) -> None:
             f"{name} dataset: {', '.join(losses)} reads labels, but no row has any. Provide the columns prompt, "
             "completion and label, or set derive_labels: true to label the best responses desirable."
         )
+
+
+def check_every_loss_is_fed(dataset: Any, objective: Objective, name: str) -> None:
+    """Reject a mix of losses of which one can read no row; a streamed dataset isn't checked.
+
+    Raises:
+        DataError: so it is; the message names the loss and what it reads.
+    """
+    if len(objective.terms) < 2 or not isinstance(dataset, Dataset):
+        return
+    unfed = {term.spec.name: term.spec for term in objective.terms}
+    for start in range(0, len(dataset), _ROWS_AT_A_TIME):
+        rows = list(dataset.select(range(start, min(start + _ROWS_AT_A_TIME, len(dataset)))))
+        facts = Facts.of_rows(rows)
+        unfed = {loss: spec for loss, spec in unfed.items() if not readable(spec, facts).any()}
+        if not unfed:
+            return
+    loss, spec = next(iter(unfed.items()))
+    needs = (
+        ", ".join(sorted(spec.needs - {"token_logps", "mismatched", "weight"})) or "two responses that differ in rank"
+    )
+    raise DataError(
+        f"{name} dataset: {loss} can read none of its {len(dataset)} rows; it needs {needs}. Add such rows, or remove "
+        "the loss from loss_type.",
+        FaultReason.OTHER,
+    )
 
 
 def _has_labels(dataset: Dataset) -> bool:

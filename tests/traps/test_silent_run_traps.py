@@ -44,3 +44,11 @@ def test_each_bug_that_reliability_lists_has_a_test():
     names = re.findall(r"def test_trap_(\d\d)_", "".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py")))
     assert len(listed) >= 21
     assert {int(number) for number in names} == {int(number) for number in listed}
+
+
+def test_make_traps_runs_every_file_of_this_folder():
+    chosen = re.search(r'^traps:.*\n.* -k "(.*)"$', (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert chosen is not None
+    words = chosen[1].split(" or ")
+    for path in (ROOT / "tests" / "traps").glob("test_*.py"):
+        assert any(word in path.name for word in words), path.name
