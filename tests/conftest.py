@@ -17,8 +17,8 @@ import torch
 from tests import helpers
 
 torch.set_num_threads(1)
-# The first backward pass starts torch's threads. After a pretended GPU (tests/memory/) it would start the GPU's too, and
-# then no forked process (tests/training/forks.py) could run a backward pass.
+# The first backward pass starts torch's threads. After a pretended GPU (tests/memory/) it would start the GPU's too,
+# and then no forked process (tests/training/forks.py) could run a backward pass.
 torch.ones(1, requires_grad=True).sum().backward()
 
 
