@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from trl import ModelConfig, RLOOConfig, RLOOTrainer, ScriptArguments, get_quantization_config
 
 from trl_dpo_ext.cli import exit_code
-from trl_dpo_ext.data import load_splits
+from trl_dpo_ext.data import DataError, load_splits
 from trl_dpo_ext.evaluation import (
     FrontierCallback,
     Reward,
@@ -77,6 +77,20 @@ def on_text(reward: Reward, tokenizer: Any) -> Any:
     return called
 
 
+def refuse_unread_columns(train_dataset: Any) -> None:
+    """Refuse rows with tools or template arguments: TRL's RLOOTrainer would render their prompts without them.
+
+    Raises:
+        DataError: the training dataset has such a row.
+    """
+    for column in {"tools", "chat_template_kwargs"} & set(train_dataset.column_names):
+        if (row := next((n for n, value in enumerate(train_dataset[column]) if value), None)) is not None:
+            raise DataError(
+                f"train dataset, row {row}: it has {column}, and TRL's RLOOTrainer reads only the prompt. Write what "
+                "the model needs to know into the prompt, or train with a preference loss (recipes/train.py)."
+            )
+
+
 def main(args: list[str] | None = None) -> int:
     """Parse, train, record points, save the adapter and finally result.json; print the table."""
     started = time.time()
@@ -94,6 +108,7 @@ def main(args: list[str] | None = None) -> int:
         raise ParseError("use_peft: true is needed; the reference is the model without its adapter.")
     reward, true_reward = (get_reward(name) for name in (recipe.reward, recipe.eval_reward or recipe.reward))
     splits = load_splits(recipe.dataset_name, needs=recipe.dataset_train_split)
+    refuse_unread_columns(splits[recipe.dataset_train_split])
     config.model_init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,

@@ -27,7 +27,7 @@ INTERNAL = {
     "secret_scan": set(),
     "setting_ranges": set(),
     "record": {"secret_scan"},
-    "hub": {"_compat", "registry", "types", "record", "strict_yaml", "secret_scan", "modeling", "reference"},
+    "hub": {"_compat", "registry", "types", "record", "strict_yaml", "secret_scan", "modeling", "data", "reference"},
     "training": {
         *("_compat", "registry", "types", "record", "setting_ranges", "losses", "modeling", "data", "reference", "hub"),
     },
@@ -282,7 +282,7 @@ def test_what_is_not_declared_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.test_architecture.PACKAGE", tmp_path)
     source = tmp_path / "x.py"
     source.write_text(
-        "import yaml, os, jinja2\nfrom . import types\nimport matplotlib.figure\n"
+        "import yaml, os, sympy\nfrom . import types\nimport matplotlib.figure\n"
         "def f():\n    from openai import OpenAI\n    import pytest\n"
     )
-    assert list(undeclared(source)) == [(1, "jinja2"), (3, "matplotlib.figure"), (6, "pytest")]
+    assert list(undeclared(source)) == [(1, "sympy"), (3, "matplotlib.figure"), (6, "pytest")]

@@ -33,7 +33,7 @@ RANGES: dict[str, tuple[Ge | Gt | Le | Lt, ...]] = {
     "gradient_accumulation_steps": _AT_LEAST_1,
     "label_smoothing_factor": _AT_LEAST_0,
     "ld_alpha": (Ge(0), Le(1)),
-    "learning_rate": _AT_LEAST_0,
+    "learning_rate": (Gt(0),),
     "logging_steps": (Gt(0),),
     "max_grad_norm": _AT_LEAST_0,
     "max_steps": (Ge(-1), Le(2**53)),

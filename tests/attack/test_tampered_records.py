@@ -201,7 +201,7 @@ def outcome(read: Callable[[], Any]) -> tuple[str, str]:
 
 def is_a_sentence(message: str) -> bool:
     """Whether a message is for people: no traceback, no class names of other libraries, ends like a sentence."""
-    return bool(message.strip()) and "Traceback" not in message and not re.search(r"\bpydantic\b", message)
+    return bool(message.strip()) and not re.search(r"Traceback|\bpydantic\b|<class '", message)
 
 
 @pytest.mark.usefixtures("_no_hub")

@@ -172,7 +172,9 @@ def test_sample_then_best_of_n_of_the_file(capsys, tiny_model_dir, data, tmp_pat
     output = tmp_path / "samples.jsonl"
     options = ["--data", data, "--max-new-tokens", "4", "--prompts", "6", "--temperature", "0.8", "--samples", "5"]
     assert main(["eval", "sample", tiny_model_dir, str(output), *options]) == 0
-    assert "Saved 30 samples of 6 prompts" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "Saved 30 samples of 6 prompts" in said.out
+    assert f"Loading {tiny_model_dir}.\n" in said.err
     rows = read(output)
     assert {row["temperature"] for row in rows} == {0.8}
     rewards = {}

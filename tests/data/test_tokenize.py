@@ -149,7 +149,7 @@ def test_truncation(caplog):
 
     for max_length, left in ((18, 2), (15, 2), (14, 1)):
         assert len(prepared(rows, tokenizer, max_length)) == left
-    with pytest.raises(DataError, match=r"none of its 2 prompts is usable with max_length=4; raise max_length"):
+    with pytest.raises(DataError, match=r"none of its 2 prompts is usable with max_length=4: prompts fill it"):
         prepared(rows, tokenizer, max_length=4)
 
 

@@ -55,6 +55,30 @@ def test_the_callers_random_state_is_left_alone(model, tokenizer):
     assert torch.equal(torch.rand(1), expected)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(value, temperature, model, tokenizer):
+    model.lm_head.register_forward_hook(lambda module, given, logits: logits.index_fill(-1, torch.tensor(5), value))
+    with pytest.raises(ValueError, match="logits hold NaN or infinity"):
+        draw(model, tokenizer, temperature=temperature)
+
+
+def test_progress_counts_prompts_and_shows_the_token_of_the_batch(model, tokenizer, capsys):
+    draw(model, tokenizer, batch_size=4, progress=True)
+    said = capsys.readouterr().err
+    assert "0/5" in said
+    assert "5/5" in said
+    assert "prompt" in said
+    assert "token 8 of at most 8" in said
+
+
+def test_tokens_that_a_model_rules_out_are_not_drawn(model, tokenizer):
+    out = torch.arange(0, len(tokenizer), 2)
+    model.lm_head.register_forward_hook(lambda module, given, logits: logits.index_fill(-1, out, -float("inf")))
+    drawn = draw(model, tokenizer)
+    assert {token % 2 for ids in drawn.completion_ids for token in ids} == {1}
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_greedy_is_the_plain_argmax_whatever_the_batch(model, tokenizer, batch_size):
     samples = draw(model, tokenizer, temperature=0.0, batch_size=batch_size)
@@ -187,7 +211,7 @@ def test_a_model_in_the_middle_of_training_samples_the_same(model, tokenizer):
         ([], {}, ValueError, "at least one string"),
         ("one string", {}, ValueError, "'one string'"),
         (["a", [{"role": "user", "content": "a"}]], {}, TypeError, r"prompts\[1\] is a list.*chat template"),
-        (["a", ""], {}, ValueError, r"prompts\[1\]=''"),
+        (["a", ""], {}, ValueError, r"prompts\[1\]: The prompt ''"),
         (["a"], {"max_new_tokens": 0}, ValueError, "max_new_tokens=0.*>= 1"),
         (["a"], {"batch_size": 0}, ValueError, "batch_size=0.*>= 1"),
         (["a"], {"temperature": -1.0}, ValueError, "temperature=-1.0.*>= 0"),

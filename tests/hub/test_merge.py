@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import PeftModelForCausalLM
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tests import helpers
@@ -282,3 +283,31 @@ def test_the_comparison_shows_its_progress(adapter, tmp_path, capsys):
     assert "Merged model on the prompts" in shown
     merge_adapter(adapter, tmp_path / "again", prompts=support.PROMPTS, progress=False)
     assert "on the prompts" not in capsys.readouterr().err
+
+
+def test_prompts_are_compared_as_training_tokenizes_them():
+    """Without a second BOS, and without the EOS that a tokenizer may put after a text; a plain forward is the check."""
+    tokenizer = helpers.tiny_tokenizer(add_bos=True)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A {eos}", special_tokens=[(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)]
+    )
+    model = helpers.tiny_model(tokenizer)
+    found = next_token_logits(model, tokenizer, [f"{bos}the film", "a slow and tender story by the sea"])
+    for text, logits in zip(("the film", "a slow and tender story by the sea"), found, strict=True):
+        ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        with torch.no_grad():
+            expected = model(input_ids=torch.tensor([ids])).logits[0]
+        assert logits.shape == expected.shape
+        assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_a_merge_says_what_it_does_from_the_start(base, tmp_path, capsys):
+    adapter = support.save_adapter(tmp_path / "adapter", base, quantized=False)
+    capsys.readouterr()
+    merge_adapter(adapter, tmp_path / "merged", prompts=support.PROMPTS, dtype="float32", device="cpu")
+    said = capsys.readouterr().err
+    assert said.startswith(f"Loading the base model {base} and its adapter.")
+    assert "Writing the merged model" in said
+    assert f"{len(support.PROMPTS)}/{len(support.PROMPTS)}" in said
+    assert "prompt" in said

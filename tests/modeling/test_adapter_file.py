@@ -118,6 +118,10 @@ def another_kind(folder: Path) -> None:
     support.edit_json(folder / "adapter_config.json", peft_type="NOT_YET_KNOWN")
 
 
+def a_value_read_late(folder: Path) -> None:
+    support.edit_json(folder / "adapter_config.json", alora_invocation_tokens=3)  # a list is expected
+
+
 CASES = {
     "all renamed": (renamed, "28 tensors of the adapter are not in it"),
     "modules renamed": (renamed_modules, "28 of its tensors have no place in the model"),
@@ -136,9 +140,10 @@ CASES = {
     "no file": (missing, "is missing"),
     "a folder": (a_folder, "is damaged or truncated"),
     "unknown kind": (another_kind, "PEFT can't load the adapter"),
+    "a value read late": (a_value_read_late, "PEFT can't load the adapter"),
 }
 # What can't be seen without the base model.
-NEEDS_BASE = ("eight missing", "another rank", "transposed", "one column", "unknown kind")
+NEEDS_BASE = ("eight missing", "another rank", "transposed", "one column", "unknown kind", "a value read late")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -237,6 +242,16 @@ def test_a_model_without_all_its_weights_is_refused(base, tmp_path):
     values = load_file(folder / "model.safetensors")
     save_file({f"x.{n}": v for n, v in values.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"is incomplete: its files have no weights for .* which would be random"):
+        load_causal_lm(str(folder), ValueError)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_model_with_weights_that_are_not_finite_is_refused(value, base, tmp_path):
+    folder = support.copy(Path(base), tmp_path / "model")
+    values = load_file(folder / "model.safetensors")
+    values["model.norm.weight"][3] = value
+    save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.norm\.weight holds NaN or infinity"):
         load_causal_lm(str(folder), ValueError)
 
 

@@ -207,6 +207,19 @@ def test_mistakes_stop_before_a_model_is_loaded(rloo, data, tmp_path, monkeypatc
         rloo.main(options(data, "nowhere", tmp_path / "out", **changes))
 
 
+@pytest.mark.parametrize(
+    ("column", "value"), [("tools", [{"type": "function"}]), ("chat_template_kwargs", {"enable_thinking": False})]
+)
+def test_rows_that_trl_would_render_without_their_tools_are_refused(column, value, rloo, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    for name in ("train", "test"):
+        rows = [{**row, column: value} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(rloo.DataError, match=rf"row 0: it has {column}, and TRL's RLOOTrainer reads only the prompt"):
+        rloo.main(options(tmp_path, "nowhere", tmp_path / "out"))
+
+
 def test_what_is_finished_is_not_done_again(run, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(run, "OUTPUT", tmp_path)
     counting = "import sys; file = open(sys.argv[1], 'a'); file.write('x'); print('so far'); sys.exit(int(sys.argv[2]))"

@@ -75,7 +75,7 @@ def test_processes_without_a_launcher_are_refused(capsys):
 def test_the_launch_goes_through_accelerate(monkeypatch):
     launched = []
 
-    def run(command, check):
+    def run(command, env, check):
         launched.append(command)
         return subprocess.CompletedProcess(command, 7)
 
@@ -87,6 +87,22 @@ def test_the_launch_goes_through_accelerate(monkeypatch):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     script = ["--num_processes", "4", str(recipes / "train.py")]
     assert launched == [[*launcher, *script, "--config", str(recipe), "--seed", "3"]]
+
+
+def test_the_sentence_of_two_failed_processes_is_the_last_thing_on_the_terminal(tiny_model_dir, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": "", "rejected": "c"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    settings = {"model_name_or_path": tiny_model_dir, "dataset_name": str(rows), "output_dir": str(tmp_path / "out")}
+    settings |= {"bf16": False, "dtype": "float32"}
+    recipe.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items()))
+    command = [sys.executable, "-m", "trl_dpo_ext", "train", "--config", str(recipe), "--accelerate_config", "cpu_2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "ChildFailedError" in done.stderr
+    last = done.stderr.rstrip().rpartition("=" * 20)[2]
+    assert last.strip("=\n").startswith("error: train dataset: 1 of 2 rows")
+    assert last.count("error: ") == 1
 
 
 def test_recipes_lists_and_shows(capsys):

@@ -56,6 +56,7 @@ def responses(trainer: Any, batch: dict[str, Tensor]) -> RankedResponses:
 
     class Listening:
         reads_reference, needs = trainer.objective.reads_reference, trainer.objective.needs
+        terms = trainer.objective.terms
         couples_batch = False
 
         def __call__(self, responses: RankedResponses, **options: Any) -> Any:

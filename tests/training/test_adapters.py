@@ -74,6 +74,19 @@ def test_a_model_that_is_stored_quantized(stored, asked, fits, no_loading, tiny_
         assert part in message
 
 
+def test_the_layers_are_looked_up_without_zero3_s_initialisation(no_loading, tiny_model_dir, tmp_path, monkeypatch):
+    """Under ZeRO-3, `from_config` initializes and shards weights, and fails on the meta device."""
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+
+    monkeypatch.setattr("transformers.PreTrainedModel._from_config", refused)
+    with pytest.raises(ConfigError, match="nowhere"):
+        support.trainer(
+            tiny_model_dir, tmp_path, helpers.pair_dataset(2), peft_config=support.lora(target_modules=["nowhere"])
+        )
+
+
 def test_targets_that_match_nothing(no_loading, tiny_model_dir, tmp_path):
     for targets in (["q_porj"], ["proj"], ["c_attn", "c_proj"], r".*\.attention\.query"):
         message = refused(tiny_model_dir, tmp_path, peft_config=support.lora(target_modules=targets))

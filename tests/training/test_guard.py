@@ -14,8 +14,10 @@ from transformers import TrainerCallback
 
 from tests import helpers
 from tests.training import forks, support
-from trl_dpo_ext import get_loss, list_losses
-from trl_dpo_ext.training import TrainingError, engine
+from trl_dpo_ext import PreferencePairs, get_loss, list_losses, register_loss
+from trl_dpo_ext.data.data_error import DataError
+from trl_dpo_ext.testing import temporary_losses
+from trl_dpo_ext.training import ConfigError, TrainingError, engine
 from trl_dpo_ext.training.safety.likelihood_displacement import falls_steadily, find_displacement
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
@@ -265,8 +267,103 @@ def test_steps_that_loss_scaling_skips_are_waited_out(optim, tiny_model_dir, tmp
     assert list(found) == [True in finite[: step + 1] for step in range(8)]
 
 
-def test_a_loss_of_zero_has_nothing_to_learn(tiny_model_dir, tmp_path):
-    run(tiny_model_dir, tmp_path, loss_weights=[0.0]).train()
+def tied_rows(count: int, tied: int) -> helpers.Dataset:
+    """Return pairs of which the first `tied` are ties."""
+    rows = [
+        {"prompt": f"Say {n}.", "completions": [f" yes {n}", f" no, not {n}"], "ranks": [0, int(n >= tied)]}
+        for n in range(count)
+    ]
+    return helpers.Dataset.from_list(rows)
+
+
+def one_by_one(folder: Path, model: Any, tied: int, **changes: Any) -> Any:
+    """Return a Davidson run over four pairs in their order, one a step: ties have no gradient at the reference."""
+    settings = {"loss_type": "dpo_davidson", "per_device_train_batch_size": 1, "max_steps": 4, **changes}
+    return run(model, folder, tied_rows(4, tied), train_sampling_strategy="sequential", **settings)
+
+
+def test_ties_that_have_no_gradient_yet_are_waited_out(tiny_model_dir, tmp_path):
+    one = one_by_one(tmp_path, tiny_model_dir, tied=2)
+    before = copies(one.model)
+    seen = []
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(one.guard._initial_checksums is None)
+
+    one.add_callback(Steps())
+    one.train()
+    assert seen == [False, False, True, True]
+    assert not all(torch.equal(p, q) for p, q in zip(trainable(one.model), before, strict=True))
+
+
+def test_only_ties_without_a_gradient_stop_at_the_end(tiny_model_dir, tmp_path):
+    one = one_by_one(tmp_path, tiny_model_dir, tied=4)
+    for p in trainable(one.model):
+        p.register_hook(torch.zeros_like)  # no rounding either
+    with pytest.raises(TrainingError, match=r"Step 4: the run ends, and none of .* all responses were tied"):
+        one.train()
+
+
+def test_pairs_that_compare_something_and_have_no_gradient_stop_at_once(tiny_model_dir, tmp_path):
+    one = one_by_one(tmp_path, tiny_model_dir, tied=2)
+    for p in trainable(one.model):
+        p.register_hook(torch.zeros_like)
+    with pytest.raises(TrainingError, match=r"Step 3: none of the 8 .* all their gradients are 0"):
+        one.train()
+
+
+def test_a_run_whose_learning_rate_is_always_zero_stops_at_the_end(tiny_model_dir, tmp_path):
+    one = run(tiny_model_dir, tmp_path, max_steps=1, lr_scheduler_type="constant_with_warmup", warmup_steps=3)
+    with pytest.raises(TrainingError, match=r"Step 1: the run ends, .* the learning rate was 0 in the last step"):
+        one.train()
+
+
+def test_a_loss_that_is_always_zero_stops_at_the_end(tiny_model_dir, tmp_path):
+    # At the start all margins are 0, so this hinge is met by a thousand nats.
+    with temporary_losses():
+
+        @register_loss("met_hinge")
+        def met_hinge(pairs: PreferencePairs) -> torch.Tensor:
+            return torch.relu(-1000 - pairs.margins)
+
+        one = run(tiny_model_dir, tmp_path, loss_type="met_hinge")
+        with pytest.raises(TrainingError, match=r"the run ends, .* the loss was 0 in the last step"):
+            one.train()
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"learning_rate": 0.0}, r"learning_rate=0\.0 is out of range"),
+        ({"loss_type": ["dpo", "sft"], "loss_weights": [0.0, 0.0]}, "loss_weights=.* trains nothing"),
+        ({"loss_weights": [0.0]}, "loss_weights=.* trains nothing"),
+    ],
+)
+def test_settings_that_train_nothing_are_refused(setting, sentence, tmp_path):
+    with pytest.raises(ConfigError, match=sentence):
+        support.config(tmp_path, **setting)
+
+
+def test_a_weight_of_zero_beside_others_is_allowed(tmp_path):
+    support.config(tmp_path, loss_type=["dpo", "sft"], loss_weights=[1.0, 0.0])
+
+
+def test_no_clipping_keeps_the_checks_of_gradients(tiny_model_dir, tmp_path):
+    one = run(tiny_model_dir, tmp_path, max_grad_norm=0.0, callbacks=[AtStep(2, break_gradients)])
+    with pytest.raises(TrainingError, match=r"Step 2: .* norm of its gradients is nan"):
+        one.train()
+
+
+def test_responses_that_are_the_same_after_truncation_are_not_trained(tiny_model_dir, tmp_path):
+    same = {"prompt": "Say it.", "chosen": " a b c d e f g h", "rejected": " a b c d e f g x"}
+    other = {"prompt": "Say it.", "chosen": " a b", "rejected": " x y"}
+    tokenizer = helpers.tiny_tokenizer()
+    length = len(tokenizer("Say it. a b c")["input_ids"])
+    with pytest.raises(DataError, match=r"same tokens within it. Raise max_length"):
+        run(tiny_model_dir, tmp_path, helpers.Dataset.from_list([same] * 4), max_length=length)
+    one = run(tiny_model_dir, tmp_path, helpers.Dataset.from_list([same, other]), max_length=length)
+    assert one.train_dataset["row"][:] == [1]
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 10])
@@ -275,8 +372,9 @@ def test_weights_too_coarse_for_the_learning_rate(warmup_steps, tmp_path):
     settings = {"peft_config": None, "processing_class": tokenizer, "learning_rate": 1e-30, "optim": "sgd"}
     model = helpers.tiny_model(tokenizer).bfloat16()
     one = run(model, tmp_path, warmup_steps=warmup_steps, lr_scheduler_type="linear", **settings)
-    if warmup_steps:
-        one.train()  # the rate still rises, so a weight may still change
+    if warmup_steps:  # the rate still rises, so a weight may still change
+        with pytest.raises(TrainingError, match=r"Step 3: the run ends, .* too coarse for the learning rate"):
+            one.train()
     else:
         with pytest.raises(TrainingError, match="too coarse for a small learning rate"):
             one.train()

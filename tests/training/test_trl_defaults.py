@@ -107,6 +107,7 @@ def test_other_losses_keep_the_values_of_their_papers():
     assert {name: beta for name, beta in others.items() if beta != 0.1} == {
         "alphapo": 2.5,
         "bco": 0.01,
+        "bco_unpaired": 0.01,
         "cal_dpo": 0.002,
         "cpo_simpo": 10.0,
         "info_nca": 0.01,
@@ -115,6 +116,9 @@ def test_other_losses_keep_the_values_of_their_papers():
         "rank_net": 0.05,
         "reference_free_plackett_luce": 2.0,
         "reference_free_rank_net": 2.0,
+        "reward_aware_po": 0.2,
+        "reward_aware_po_forward_kl": 0.2,
+        "reward_aware_po_squared": 0.2,
         "simpo": 2.0,
         "softmax_dpo": 1.0,
     }

@@ -20,8 +20,9 @@ from tests.traps.support import bugs, put_back
 from trl_dpo_ext.data import format_dataset, load_splits, prompts, tokenize, tokenize_dataset
 from trl_dpo_ext.data.forms import ordered_completions
 from trl_dpo_ext.data.lint import lint_splits, scan
-from trl_dpo_ext.data.loading import dataset_loading
+from trl_dpo_ext.data.loading import dataset_loading, exact_types
 from trl_dpo_ext.data.rendering import left_out_text, prompt_rendering
+from trl_dpo_ext.data.rendering.template_arguments import unread_argument
 from trl_dpo_ext.data.row_reading import ranked_row, response_pair, unread_order
 
 
@@ -140,6 +141,29 @@ def test_trap_20_texts_in_files_stay_as_they_are(kind, place, streaming, bug, mo
         assert list(load_splits(source, streaming=streaming)["train"]) == rows
         formatted = format_dataset(load_splits(source, streaming=streaming)["train"], name="train")
         assert [row["completions"][0] for row in formatted] == cells
+
+
+def look_at_the_first_chunk_only(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(exact_types, "_is_one_chunk", lambda config: True)
+
+
+@bugs(let_readers_guess_types, look_at_the_first_chunk_only)
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("files", [1, 2])
+def test_trap_20_dates_in_a_later_chunk_are_texts(files, streaming, bug, monkeypatch, tmp_path):
+    """The reader guesses types from the first chunk of the first file, and reads each chunk as it looks by itself."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    words = [{"prompt": "when? " * 1_800_000, "chosen": "at night", "rejected": "no", "note": None}]  # 10.8 MB
+    dates = [{"prompt": f"when? {i}", "chosen": "2024-05-01", "rejected": "no", "note": "2024-05-02"} for i in range(3)]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    parts = [words + dates] if files == 1 else [words, dates]
+    for number, rows in enumerate(parts):
+        (folder / f"train-{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with put_back(bug, monkeypatch):
+        assert list(load_splits(str(folder), streaming=streaming)["train"]) == words + dates
+        formatted = list(format_dataset(load_splits(str(folder), streaming=streaming)["train"], name="train"))
+        assert formatted[-1]["completions"] == ["2024-05-01", "no"]
 
 
 @bugs(let_readers_guess_types)
@@ -552,7 +576,8 @@ def test_trap_20_held_out_prompts_are_those_of_training(name, bug, monkeypatch):
     """With the row's tools and template arguments, and with blocks as the template reads them."""
     tokenizer = with_template(shipped(name))
     row = {**chat(0), "prompt": blocks(chat(0)["prompt"]), "tools": [TOOL]}
-    data = Dataset.from_list([{**row, "chat_template_kwargs": {"enable_thinking": False}}])
+    thinks = {"chat_template_kwargs": {"enable_thinking": False}} if name == "qwen3" else {}
+    data = Dataset.from_list([{**row, **thinks}])
     with put_back(bug, monkeypatch):
         (prompt,) = prompts.held_out_prompts(data, tokenizer, 1)
         text = prompt.text
@@ -563,6 +588,39 @@ def test_trap_20_held_out_prompts_are_those_of_training(name, bug, monkeypatch):
         assert list(prompt.token_ids) == tokens["prompt_ids"]
         assert text.startswith(tokenizer.decode(tokens["prompt_ids"]))
         assert name != "qwen3" or text.endswith("<think>\n\n</think>\n\n")
+
+
+def do_not_look_at_what_the_template_reads(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(left_out_text, "unread_argument", lambda *args: None)
+
+
+@bugs(do_not_look_at_what_the_template_reads)
+def test_trap_20_a_template_argument_that_the_template_never_reads_is_an_error(bug, monkeypatch):
+    tokenizer = with_template(shipped("qwen3"))
+    misspelt = Dataset.from_list(
+        [
+            {**chat(n), "chat_template_kwargs": {key: False}}
+            for n, key in enumerate(("enable_thinking", "enable_thinkng"))
+        ]
+    )
+    says_so = "chat_template_kwargs['enable_thinkng'], which it never reads (did you mean 'enable_thinking'?)"
+    with put_back(bug, monkeypatch):
+        rows = format_dataset(misspelt, name="train")
+        said = error_of(lambda: tokenize_dataset(rows, tokenizer, name="train", max_length=None))
+        assert f"row 1: the chat template leaves out {says_so}" in said
+        assert says_so in error_of(lambda: prompts.tokenized_prompt(rows[1], tokenizer))
+        assert "enable_thinkng" in str(lint_splits({"train": misspelt}, tokenizer=tokenizer).as_dict())
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5"])
+def test_template_arguments_that_are_read_are_taken(name):
+    tokenizer = with_template(shipped(name))
+    known = {"add_vision_id": None, "documents": [], "continue_final_message": False}  # Arrow's null, transformers' own
+    row = {**chat(0), "chat_template_kwargs": known | ({"enable_thinking": False} if name == "qwen3" else {})}
+    assert prompts.tokenized_prompt(row, tokenizer).token_ids
+    for template in (trl.chat_template_utils.qwen3_training_chat_template, "{% if %}"):  # {% generation %}; not Jinja
+        tokenizer.chat_template = template
+        assert unread_argument({"enable_thinking": True}, None, tokenizer) is None
 
 
 def let_the_template_raise_in_evaluation(patch: pytest.MonkeyPatch) -> None:

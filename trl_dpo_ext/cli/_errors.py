@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+ERROR_FOLDER = "TRL_DPO_EXT_ERROR_FOLDER"
+"""Environment variable: a folder where each process that fails leaves its sentence, for the command that started it."""
+
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 # Commands read files and settings, so these are about what they were given.
@@ -55,3 +58,5 @@ def _tell_launcher(message: str) -> None:
     # torchrun ends with a traceback of its own. It shows the message below it if it finds it in this file.
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
+    if folder := os.environ.get(ERROR_FOLDER):
+        (Path(folder) / os.environ.get("RANK", "0")).write_text(message, encoding="utf-8")

@@ -7,11 +7,13 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from ._console import Commands
-from ._errors import exit_code
+from ._errors import ERROR_FOLDER, exit_code
 
 # Training runs the user's own losses and other libraries for hours: an error that isn't the package's own keeps its
 # traceback.
@@ -76,7 +78,10 @@ def run_recipe(args: Sequence[str]) -> int:
 
 
 def _launch(config: str, processes: int | None, options: list[str]) -> int:
-    """Run the script of the recipes under accelerate's launcher; the launched processes are those of `train`."""
+    """Run the script of the recipes under accelerate's launcher; the launched processes are those of `train`.
+
+    The launcher ends a failed run with a long traceback of its own, so the sentences of the processes come again below.
+    """
     from ..run.recipe_files import find_accelerate_config, recipes_folder, resolve_config
 
     options = resolve_config(options)  # so that a wrong name is said once, before anything starts
@@ -88,4 +93,10 @@ def _launch(config: str, processes: int | None, options: list[str]) -> int:
         "--config_file",
         str(find_accelerate_config(config)),
     ]
-    return subprocess.run([*launcher, *number, str(recipes_folder() / "train.py"), *options], check=False).returncode
+    command = [*launcher, *number, str(recipes_folder() / "train.py"), *options]
+    with tempfile.TemporaryDirectory() as folder:
+        code = subprocess.run(command, env={**os.environ, ERROR_FOLDER: folder}, check=False).returncode
+        sentences = {path.read_text(encoding="utf-8") for path in Path(folder).iterdir()}
+    for sentence in sorted(sentences):
+        print(sentence, file=sys.stderr)
+    return code

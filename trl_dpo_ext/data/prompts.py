@@ -13,7 +13,7 @@ from .data_error import DataError, FaultReason
 from .format import format_dataset
 from .reads import Reads
 from .rendering.left_out_text import left_out
-from .rendering.prompt_rendering import prompt_text
+from .rendering.prompt_rendering import prompt_text, prompt_token_ids
 from .tokenize import tokenize_row
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,22 @@ def tokenized_prompt(row: Mapping[str, Any], tokenizer: Any) -> TokenizedPrompt:
     if not tokens["prompt_ids"]:
         raise DataError(f"{where} has no tokens: the model has nothing to continue.")
     return TokenizedPrompt(text, tuple(tokens["prompt_ids"]))
+
+
+def plain_prompt(text: str, tokenizer: Any) -> TokenizedPrompt:
+    """Return a plain-text prompt as training tokenizes it, but without doubling a BOS that the text has already.
+
+    Raises:
+        ValueError: it has no tokens.
+    """
+    if not (ids := one_bos(prompt_token_ids(text, tokenizer), tokenizer)):
+        raise ValueError(f"The prompt {text!r} has no tokens: the model has nothing to continue.")
+    return TokenizedPrompt(text, tuple(ids))
+
+
+def one_bos(ids: list[int], tokenizer: Any) -> list[int]:
+    """Drop the second BOS that the tokenizer adds to a text that already starts with one."""
+    return ids[1:] if ids[:2] == [tokenizer.bos_token_id] * 2 else ids
 
 
 def first_rows(dataset: Dataset | IterableDataset, count: int, *, name: str) -> Dataset | IterableDataset:

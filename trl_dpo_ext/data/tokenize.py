@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -104,7 +105,9 @@ def _usable(row: dict[str, Any], reads: Reads) -> bool:
     judged = row.get("scores") is not None or any(label is not None for label in row.get("labels") or ())
     if reads.single_responses and judged:
         return len(row["completion_ids"]) >= 1
-    return len(row["completion_ids"]) >= 2 and (reads.ties or len(set(row["ranks"])) >= 2)
+    responses = zip(row["completion_ids"], row["ranks"], strict=True)
+    # Two responses that became the same tokens have no gradient but for rounding, which Adam scales up to full steps.
+    return any(a != b and (reads.ties or i != j) for (a, i), (b, j) in combinations(responses, 2))
 
 
 def tokenize_dataset(
@@ -121,8 +124,8 @@ def tokenize_dataset(
 
     A sequence longer than `max_length` tokens loses the end of its completion. A prompt is dropped if it fills
     `max_length`, or if fewer than two different non-empty responses remain (with a loss that reads single responses, if
-    none remains). The log counts both, and the prompts whose
-    last tokens depend on what follows.
+    none remains): responses that are the same tokens, for example after truncation, compare nothing. The log counts
+    both, and the prompts whose last tokens depend on what follows.
 
     Args:
         dataset: columns `prompt`, `completions`, `ranks`, optionally what else `to_ranked` returns.
@@ -202,7 +205,8 @@ def tokenize_dataset(
         )
     if not len(kept):
         raise DataError(
-            f"{name} dataset: none of its {total} prompts is usable with max_length={max_length}; raise max_length."
+            f"{name} dataset: none of its {total} prompts is usable with max_length={max_length}: prompts fill it, or "
+            "responses are empty or the same tokens within it. Raise max_length."
         )
     if cut := sum(kept["_cut"]):
         responses = sum(map(len, kept["ranks"]))

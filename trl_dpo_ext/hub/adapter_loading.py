@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig
 
 from ..modeling.adapter_file import ADAPTER_WEIGHTS, changes_nothing, check_adapter_loaded, peft_errors
 from ..modeling.complete_model import load_causal_lm
+from ..modeling.forward import evaluation_mode
 from ..modeling.quantized import keep_4bit_weights
 from ..modeling.weight_files import check_values
 from ..reference import ReferenceIdentity, ReferenceMismatchError, fingerprint
@@ -65,11 +66,13 @@ def attach_adapter(model: Any, run: Run, *, trainable: bool) -> PeftModel:
     """Return a base model with the adapter of a run's folder, all of it. Adapters are loaded nowhere else.
 
     Raises:
-        RunError: the file is damaged, its values aren't finite, or it doesn't fit the base model.
+        RunError: the file is damaged, its values aren't finite, it doesn't fit the base model, or doesn't run on it.
     """
     check_values(run.folder / ADAPTER_WEIGHTS, RunError)
     with peft_errors(run.folder, RunError):
         peft_model = PeftModel.from_pretrained(model, str(run.folder), is_trainable=trainable)
+        with torch.no_grad(), evaluation_mode(peft_model):  # some values of adapter_config.json are only read here
+            peft_model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
     check_adapter_loaded(peft_model, run.folder, RunError)
     if changes_nothing(run.folder / ADAPTER_WEIGHTS):
         logger.warning("The adapter of %s changes nothing: every lora_B is zero, as before training.", run.folder)

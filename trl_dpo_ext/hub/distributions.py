@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from accelerate.utils import tqdm
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-_BATCH = 16
+from ..data.prompts import plain_prompt
+
+_BATCH = 4  # so that progress shows on a CPU too
 
 
 def next_token_logits(
@@ -21,7 +24,7 @@ def next_token_logits(
     Args:
         model: a causal language model; it is left in evaluation mode.
         tokenizer: its tokenizer.
-        prompts: N texts, each of at least one token.
+        prompts: N texts, each of at least one token; tokenized as training tokenizes prompts (`plain_prompt`).
         max_tokens: longer prompts are cut to their first `max_tokens` tokens.
         progress: label of a progress bar; None shows none.
 
@@ -31,19 +34,16 @@ def next_token_logits(
     model.eval()
     found: list[Tensor] = []
     device = model.get_input_embeddings().weight.device
-    for start in tqdm(range(0, len(prompts), _BATCH), desc=progress, disable=progress is None):
-        encoded = tokenizer(
-            list(prompts[start : start + _BATCH]),
-            return_tensors="pt",
-            padding=True,
-            padding_side="right",  # no token attends to the padding after it
-            truncation=True,
-            max_length=max_tokens,
-        )
-        ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
-        with torch.no_grad(), _computing_in_float32(model):
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        found += [row[:length].float().cpu() for row, length in zip(logits, mask.sum(dim=1).tolist(), strict=True)]
+    rows = [torch.tensor(plain_prompt(prompt, tokenizer).token_ids[:max_tokens]) for prompt in prompts]
+    with tqdm(total=len(rows), desc=progress, unit="prompt", disable=progress is None) as bar:
+        for start in range(0, len(rows), _BATCH):
+            batch = rows[start : start + _BATCH]
+            ids = pad_sequence(batch, batch_first=True)  # on the right: no token attends to the padding after it
+            mask = pad_sequence([torch.ones_like(row) for row in batch], batch_first=True)
+            with torch.no_grad(), _computing_in_float32(model):
+                logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+            found += [one[: len(row)].float().cpu() for one, row in zip(logits, batch, strict=True)]
+            bar.update(len(batch))
     return found
 
 

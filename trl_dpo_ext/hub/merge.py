@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import gc
 import shutil
+import sys
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -100,6 +101,8 @@ def merge_adapter(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = _tokenizer(run, source, base)
 
+    say = _say if progress else lambda text: None
+    say(f"Loading the base model {source} and its adapter.")
     model = _load(run, source, base, base.quantization, device, tokenizer)
     labels = ("Trained model on the prompts", "Merged model on the prompts") if progress else (None, None)
     trained_logits = next_token_logits(model, tokenizer, texts, progress=labels[0])
@@ -107,11 +110,13 @@ def merge_adapter(
     if into == "original" and base.quantization is not None:
         del model
         _release_memory()
+        say("Loading the base model again, unquantized.")
         model = _load(run, source, base, None, device, tokenizer)
     merged = merge_in_place(model, getattr(torch, dtype), progress=progress)
     del model
 
     with _atomic_folder(output) as partial:
+        say(f"Writing the merged model beside {output}, and reading it again.")
         merged.save_pretrained(partial, max_shard_size=_SHARD_SIZE)
         tokenizer.save_pretrained(partial)
         del merged
@@ -133,6 +138,11 @@ def merge_adapter(
         }
         write_json(partial / MERGE_RECORD, report)
     return report
+
+
+def _say(text: str) -> None:
+    # Each of these may take minutes without a sign of life.
+    sys.stderr.write(f"{text}\n")
 
 
 @contextlib.contextmanager

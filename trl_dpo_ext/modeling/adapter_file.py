@@ -15,6 +15,7 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors import safe_open
 
+from .library_errors import error_text
 from .weight_files import Failure, check_values, tensor_shapes
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -66,10 +67,8 @@ def peft_errors(folder: Path, error: Failure) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:
-        reason = " ".join(str(problem).split())
         raise error(
-            f"PEFT can't load the adapter of {folder} on this base model ({type(problem).__name__}: {reason[:400]}). "
-            f"{_ADVICE}"
+            f"PEFT can't load the adapter of {folder} on this base model ({error_text(problem)}). {_ADVICE}"
         ) from problem
 
 

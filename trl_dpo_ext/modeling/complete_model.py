@@ -1,4 +1,4 @@
-"""Loads a model and refuses one whose weights are not all in its files; transformers would draw them at random."""
+"""Loads a model, and refuses one whose weights aren't finite, or not all in its files: these would be random."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from .library_errors import error_text
 from .weight_files import Failure
 
 
@@ -19,7 +20,7 @@ def load_causal_lm(source: str, error: Failure, **options: Any) -> Any:
         **options: of `from_pretrained`.
 
     Raises:
-        error: a weight of the model isn't in the files, or has another shape there.
+        error: a weight of the model isn't in the files, has another shape there, or isn't finite.
         OSError: there is no such model.
         ImportError: a package that it needs is missing.
     """
@@ -28,10 +29,8 @@ def load_causal_lm(source: str, error: Failure, **options: Any) -> Any:
     except (OSError, ImportError, torch.OutOfMemoryError):
         raise
     except Exception as problem:  # what transformers raises for a damaged folder is open-ended
-        reason = " ".join(str(problem).split())[:400]
         raise error(
-            f"The model {str(source)!r} can't be loaded ({type(problem).__name__}: {reason}). Copy or download "
-            "its folder again."
+            f"The model {str(source)!r} can't be loaded ({error_text(problem)}). Copy or download its folder again."
         ) from problem
     model, found = loaded
     absent = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
@@ -40,4 +39,20 @@ def load_causal_lm(source: str, error: Failure, **options: Any) -> Any:
             f"The model {str(source)!r} is incomplete: its files have no weights for {', '.join(absent[:3])}"
             f"{', ...' if len(absent) > 3 else ''}, which would be random. Copy or download it again."
         )
+    if (broken := _not_finite(model)) is not None:
+        raise error(
+            f"The model {str(source)!r} can't be used: {broken} holds NaN or infinity. Copy or download it again, or "
+            "train again."
+        )
     return model
+
+
+def _not_finite(model: Any) -> str | None:
+    """Return the name of a weight that holds NaN or infinity, or None."""
+    for name, weight in model.named_parameters():
+        if weight.is_meta or not weight.is_floating_point():
+            continue
+        values = weight.float() if weight.element_size() == 1 else weight  # for float8, torch has no isfinite
+        if not torch.isfinite(values).all():
+            return str(name)
+    return None

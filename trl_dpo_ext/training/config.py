@@ -218,6 +218,10 @@ class PreferenceConfig(HookedConfig):
             )
         if unusable := [weight for weight in self.loss_weights or [] if not math.isfinite(weight)]:
             raise ConfigError(f"loss_weights={self.loss_weights} contains {unusable[0]}. Expected finite numbers.")
+        if self.loss_weights and not any(self.loss_weights):
+            raise ConfigError(
+                f"loss_weights={self.loss_weights} trains nothing. Give at least one loss another weight."
+            )
 
     def objective(self) -> Objective:
         """Build the configured mix of losses.

@@ -85,9 +85,13 @@ def readable(spec: LossSpec, facts: Facts) -> Tensor:
 
 def counts(specs: Sequence[LossSpec], facts: Sequence[Facts]) -> Tensor:
     """Return [1 + losses] float32: the number of prompts, and how many of them each loss can read."""
-    prompts = sum(len(each.mask) for each in facts)
-    read = [torch.stack([readable(spec, each).sum() for each in facts]).sum() for spec in specs]
-    return torch.stack([torch.tensor(prompts, device=read[0].device), *read]).float()
+    total = torch.zeros(1 + len(specs))
+    for each in facts:
+        read = [readable(spec, each).sum() for spec in specs]
+        total = total.to(each.mask.device) + torch.stack(
+            [each.mask.new_tensor(len(each.mask), dtype=torch.int64), *read]
+        )
+    return total
 
 
 def only(responses: RankedResponses, able: Tensor) -> RankedResponses:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from ...evaluation import judge_forms
@@ -40,6 +41,7 @@ def _run(arguments: argparse.Namespace) -> None:
     rows = read_jsonl(arguments.pairs, ("prompt", "first", "second"))
     verdicts: dict[str, Any] = {column: _labels(rows, column, arguments.pairs) for column in arguments.label}
     for name, judge in get_judges(arguments, arguments.judge).items():
+        print(f"Judging {len(rows)} pairs with {name}.", file=sys.stderr, flush=True)
         verdicts[name] = apply_judge(judge, *([row[key] for row in rows] for key in ("prompt", "first", "second")))
     found = agreements(verdicts)
     report = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from ...evaluation import reward_forms
 from .._console import console
@@ -39,6 +40,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.model, prompts, [arguments.temperature], samples=arguments.samples, **sampling_options(arguments)
     )[arguments.temperature]
     texts = [text for text in prompts.texts for _ in range(arguments.samples)]
+    print(f"Scoring {len(texts)} samples with {arguments.reward}.", file=sys.stderr, flush=True)
     rewards = apply_reward(reward, texts, [completion for row in found for completion in row])
     n = arguments.samples
     curve = best_of_n([rewards[start : start + n] for start in range(0, len(rewards), n)])

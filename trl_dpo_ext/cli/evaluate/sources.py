@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,7 @@ def load_model(source: str) -> tuple[Any, Any]:
     from ...hub.adapter_loading import load_adapter
     from ...modeling.complete_model import load_causal_lm
 
+    print(f"Loading {source}.", file=sys.stderr, flush=True)
     model: Any = load_adapter(source) if is_adapter(source) else load_causal_lm(source, ValueError)
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
         model = model.to("cuda")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from itertools import combinations
 
 from ...evaluation import judge_forms
@@ -59,6 +60,7 @@ def _run(arguments: argparse.Namespace) -> None:
     for model in arguments.model:
         for t, found in completions(model, prompts, temperatures, **sampling_options(arguments)).items():
             firsts, seconds = [texts[0] for texts in found], [texts[0] for texts in met[t]]
+            print(f"Judging {len(firsts)} pairs of {model} with {arguments.judge}.", file=sys.stderr, flush=True)
             rates[model, t] = win_rate(judge, prompts.texts, firsts, seconds)
             rows = zip(prompts.texts, firsts, seconds, rates[model, t].verdicts, strict=True)
             facts = {"model": model, "temperature": temperature_of(t, model, *opponent)}

@@ -15,14 +15,15 @@ from typing import IO, cast
 # that are nested some ten thousand levels deep. Blocks begin at any line.
 MOST_LEVELS = 100
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _OTHER = re.compile(rb"[^\[\]{}]+")
 
 
 def unsafe_json(file: Path) -> str | None:
     """Return why a .json, .jsonl or .gz file can't be handed to Arrow, or None.
 
-    It reads every line, but parses none: most faults are left to the reader, whose errors
-    `trl_dpo_ext.data.loading.broken_files` explains.
+    It reads every line, but parses few: most faults are left to the reader, whose errors
+    `trl_dpo_ext.data.loading.broken_files` explains. Half of a character pair isn't always an error of the reader.
     """
     with _open(file) as content:
         found_row = False
@@ -35,13 +36,18 @@ def unsafe_json(file: Path) -> str | None:
     return None if found_row else "it holds no row."
 
 
-def repeated_column(file: Path) -> str | None:
-    """Return why a .csv or .gz file's columns can't be told apart, or None: pandas renames the second of two."""
+def csv_header(file: Path) -> list[str]:
+    """Return the names of a .csv or .gz file's columns; none where the reader will raise."""
     with _open(file) as content, io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace", newline="") as text:
         try:
-            header = next(csv.reader(text), [])
+            return next(csv.reader(text), [])
         except csv.Error:
-            return None  # the reader raises
+            return []
+
+
+def repeated_column(file: Path) -> str | None:
+    """Return why a .csv or .gz file's columns can't be told apart, or None: pandas renames the second of two."""
+    header = csv_header(file)
     repeated = next((name for name in header if header.count(name) > 1), None)
     return None if repeated is None else f"line 1: the column {repeated!r} occurs twice."
 
@@ -67,6 +73,17 @@ def _unsafe_line(line: bytes) -> str | None:
         return f"it holds {held!r}, expected a row as a JSON object."
     if line.count(b"{") + line.count(b"[") > MOST_LEVELS and _levels(line) > MOST_LEVELS:
         return f"it is nested more than {MOST_LEVELS} levels deep."
+    return half_a_character(line) if _SURROGATE.search(line) else None
+
+
+def half_a_character(line: bytes) -> str | None:
+    """Return which half of a character pair a JSON text holds without its other half, or None."""
+    try:
+        json.dumps(json.loads(line), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f"it holds \\u{ord(error.object[error.start]):04x}, half of a character pair (a lone surrogate)."
+    except (ValueError, RecursionError):
+        return None  # the reader raises
     return None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data_error import shorten
 from .prompt_rendering import prompt_text, template_options
+from .template_arguments import unread_argument
 from .template_needs import fit_messages, join_blocks
 
 # Templates write these tags in their own way, so only what stands between them is compared.
@@ -33,6 +34,8 @@ def left_out(row: Mapping[str, Any], tokens: Mapping[str, Any], tokenizer: Any) 
         return None
     tools = row.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
+    if unread := unread_argument(row.get("chat_template_kwargs"), tools, tokenizer):
+        return unread
     # Decoded tokens may differ from the text, so where they lack something the text itself decides.
     missing = _missing(_prompt_texts(prompt, tools or []), tokenizer.decode(tokens["prompt_ids"]))
     if missing:

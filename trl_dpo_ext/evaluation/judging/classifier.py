@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..sampling.samples import one_bos
+from ...data.prompts import one_bos
 from .contracts import Reward, RewardError
 
 POSITIVE = "POSITIVE"

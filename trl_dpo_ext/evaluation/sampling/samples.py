@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...data.prompts import TokenizedPrompt
-from ...data.rendering.prompt_rendering import prompt_token_ids
+from ...data.prompts import TokenizedPrompt, plain_prompt
 
 AnyPrompt = str | TokenizedPrompt
 """Plain text, or the prompt of a row with the token ids that training gives it."""
@@ -75,17 +74,11 @@ def tokenized(prompts: Sequence[AnyPrompt], tokenizer: Any) -> list[TokenizedPro
     """
     found = []
     for row, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            if not (ids := one_bos(prompt_token_ids(prompt, tokenizer), tokenizer)):
-                raise ValueError(f"prompts[{row}]={prompt!r} has no tokens: the model has nothing to continue.")
-            prompt = TokenizedPrompt(prompt, tuple(ids))
-        found.append(prompt)
+        try:
+            found.append(plain_prompt(prompt, tokenizer) if isinstance(prompt, str) else prompt)
+        except ValueError as error:
+            raise ValueError(f"prompts[{row}]: {error}") from None
     return found
-
-
-def one_bos(ids: list[int], tokenizer: Any) -> list[int]:
-    """Drop the second BOS that the tokenizer adds to a text that already starts with one."""
-    return ids[1:] if ids[:2] == [tokenizer.bos_token_id] * 2 else ids
 
 
 def completed(

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import trange
-from transformers import GenerationConfig
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ...data.end_tokens import end_token_ids
 from ...data.prompts import TokenizedPrompt
@@ -51,8 +51,8 @@ def sample(
         the samples, in the order of the prompts.
 
     Raises:
-        ValueError: there are no prompts, an argument is out of range, or the model has too few positions for a prompt
-            and its completion.
+        ValueError: there are no prompts, an argument is out of range, the model has too few positions for a prompt and
+            its completion, or its logits give no probabilities.
         TypeError: a prompt is neither a string nor a `TokenizedPrompt`.
     """
     check_sampling(prompts, max_new_tokens, temperature, batch_size)
@@ -66,10 +66,9 @@ def sample(
         torch.no_grad(),
         evaluation_mode(model),
         torch.random.fork_rng([model.device] if model.device.type == "cuda" else []),
+        tqdm(total=len(prompts), desc="sampling", unit="prompt", disable=not progress) as bar,
     ):
-        for batch, start in enumerate(
-            trange(0, len(prompts), batch_size, desc="sampling", unit="batch", disable=not progress)
-        ):
+        for batch, start in enumerate(range(0, len(prompts), batch_size)):
             torch.manual_seed(random.Random(f"{seed}/{batch}").getrandbits(63))
             rows = [prompt.token_ids for prompt in tokenized_prompts[start : start + batch_size]]
             input_ids, attention_mask = _left_padded(rows, config.pad_token_id)
@@ -77,9 +76,32 @@ def sample(
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,
+                logits_processor=LogitsProcessorList([_EachToken(bar, max_new_tokens)]),
             )
             completion_ids += [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].tolist()]
+            bar.update(len(rows))
     return completed(tokenized_prompts, completion_ids, tokenizer, temperature)
+
+
+class _EachToken(LogitsProcessor):
+    """Shows how far a batch is, and refuses logits that hold NaN or infinity.
+
+    Greedy decoding would take the first token of those without a word.
+    """
+
+    def __init__(self, bar: Any, max_new_tokens: int) -> None:
+        self._bar, self._most, self._tokens = bar, max_new_tokens, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._tokens += 1
+        self._bar.set_postfix_str(f"token {self._tokens} of at most {self._most}", refresh=False)
+        self._bar.update(0)  # draws at most ten times a second
+        if not torch.isfinite(scores.logsumexp(-1)).all():  # a few tokens may be at -infinity
+            raise ValueError(
+                "The model's logits hold NaN or infinity, so nothing can be sampled. Check its weights, and its dtype: "
+                "float16 overflows where bfloat16 and float32 don't."
+            )
+        return scores
 
 
 def _check_positions(model: Any, prompts: Sequence[TokenizedPrompt], max_new_tokens: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel, PeftType
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..._compat.peft import converted_targets
@@ -174,8 +174,10 @@ def _without_weights(model: str, args: Any) -> nn.Module | None:
     config = _config(model, args)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None  # custom code from the Hub; PEFT raises if nothing matches
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        # Not from_config: under ZeRO-3 it initializes and shards the weights, of which there are none here.
+        return (kind[0] if isinstance(kind, tuple) else kind)(config)
 
 
 def check_second_model(model: Any, ref_model: Any) -> None:

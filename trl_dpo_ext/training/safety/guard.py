@@ -35,7 +35,8 @@ class TrainingGuard(TrainerCallback):
 
     Weights are compared by one checksum per tensor: the exact sum of its elements' bit patterns as integers. This costs
     one pass over the weights before training and one after the first step. The first step is the first one that has a
-    learning rate above 0 and isn't skipped by fp16 loss scaling.
+    learning rate above 0, isn't skipped by fp16 loss scaling, and compares responses: where all are tied, a loss may
+    have no gradient while the policy is the reference. A run that ends before such a step has learned nothing either.
 
     Args:
         trainer: the `PreferenceTrainer` this belongs to.
@@ -47,6 +48,8 @@ class TrainingGuard(TrainerCallback):
         self._batches: list[dict[str, Tensor]] = []
         self._loss = self._norm = self._rate = 0.0
         self._has_gradients = False
+        self._first_step = 0
+        self._waited_for = ""  # why no step so far could show whether the run learns
         self._warned = False
 
     # Each step
@@ -119,6 +122,7 @@ class TrainingGuard(TrainerCallback):
         Raises:
             TrainingError: no weight is trainable.
         """
+        self._first_step, self._waited_for = state.global_step, ""
         self._initial_checksums = {name: _checksum(p) for name, p in _trainable_weights(model)}
         if not self._initial_checksums:
             raise TrainingError(
@@ -140,13 +144,16 @@ class TrainingGuard(TrainerCallback):
         """
         # accelerate doesn't notice when a fused optimizer skips a step; a non-finite norm reveals it.
         skipped = self.trainer.accelerator.optimizer_step_was_skipped or not math.isfinite(self._norm)
-        if self._initial_checksums is None or self._rate == 0 or skipped:
+        if self._initial_checksums is None:
+            return
+        if self._rate == 0 or skipped:
+            self._waited_for = "the learning rate was 0" if self._rate == 0 else "fp16 loss scaling skipped the steps"
             return
         broken = [name for name, p in _trainable_weights(model) if not _is_finite(p)]
         moved = any(_checksum(p) != self._initial_checksums[name] for name, p in _trainable_weights(model))
         # A process may hold only a part of the weights.
-        counts = torch.tensor([moved, len(broken)], device=self.trainer.args.device)
-        any_moved, any_broken = self.trainer.accelerator.reduce(counts, reduction="sum").tolist()
+        counts = torch.tensor([moved, len(broken), any(map(_compares, self._batches))], device=self.trainer.args.device)
+        any_moved, any_broken, compares = self.trainer.accelerator.reduce(counts, reduction="sum").tolist()
         if any_broken:
             self._stop(
                 f"the gradients were finite (norm {self._norm:.3g}), but the update produced NaN or infinity in "
@@ -160,9 +167,14 @@ class TrainingGuard(TrainerCallback):
             self._initial_checksums = None
             return
         if self._loss == 0:  # e.g. a hinge loss that these rows already satisfy
+            self._waited_for = "the loss was 0"
+            return
+        if no_gradient and not compares:
+            self._waited_for = "all responses were tied, and had no gradient"
             return
         coarse = all(p.element_size() < 4 for _, p in _trainable_weights(model))
         if coarse and _learning_rate(optimizer) > self._rate:  # updates during warmup may be too small for 16 bits
+            self._waited_for = f"the weights are too coarse for the learning rate, which only reached {self._rate:g}"
             return
         if not self._has_gradients:
             cause, advice = "none of them received a gradient", _NO_GRADIENT_ADVICE
@@ -183,6 +195,24 @@ class TrainingGuard(TrainerCallback):
             f"{cause}",
             self._batches,
             advice,
+            step_completed=True,
+        )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse a run whose steps all had a reason not to change any weight.
+
+        Raises:
+            TrainingError: no weight has changed since the start. A resumed run may end so: its earlier steps count.
+        """
+        stopped_early = state.global_step < state.max_steps  # by SIGTERM, or by a callback
+        if self._initial_checksums is None or self._first_step or not state.global_step or stopped_early:
+            return
+        self._stop(
+            f"the run ends, and none of the {len(self._initial_checksums)} trainable tensors ever changed: "
+            f"{self._waited_for} in the last step, and no other step changed one",
+            self._batches,
+            "Check warmup_steps and lr_scheduler_type against the number of steps, ties in the data, and whether the "
+            "loss can still fall.",
             step_completed=True,
         )
 
@@ -215,6 +245,15 @@ class TrainingGuard(TrainerCallback):
 def _row_numbers(batches: list[dict[str, Tensor]]) -> list[int]:
     """Return the row numbers of the batches of all processes; empty if the dataset has no row numbers."""
     return sorted(set(gather_object([row for batch in batches if "rows" in batch for row in batch["rows"].tolist()])))
+
+
+def _compares(batch: dict[str, Tensor]) -> bool:
+    """Return whether a micro-batch has a label, a single response, or responses of one prompt that aren't tied."""
+    ranks, mask = batch["ranks"], batch["mask"]
+    if "response_labels" in batch and bool((batch["response_labels"] != 0).any()):
+        return True
+    best, worst = (ranks.masked_fill(~mask, fill) for fill in (ranks.max(), ranks.min()))
+    return bool(((best.min(1).values < worst.max(1).values) | (mask.sum(1) < 2)).any())
 
 
 def _trainable_weights(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -1,0 +1,29 @@
+"""Lets FSDP2 and DeepSpeed run on processes of the CPU over gloo. Import it before anything makes accelerate's state.
+
+accelerate turns processes of the CPU into plain DDP, whatever the launch says, because FSDP and DeepSpeed are meant for
+accelerators. Their own code runs on the CPU as well; only the choice of the backend stands in the way.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["ACCELERATE_USE_CPU"] = "false"
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from accelerate.state import DistributedType, PartialState
+
+
+def _gloo(self: PartialState, *args: object, **kwargs: object) -> tuple[str, DistributedType]:
+    return "gloo", DistributedType.MULTI_GPU
+
+
+PartialState._prepare_backend = _gloo
+
+if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    from importlib import import_module
+
+    # The only kernel that DeepSpeed would compile here: shared memory between the processes of one machine. The name
+    # `deepspeed.comm.torch` is torch itself.
+    import_module("deepspeed.comm.torch").build_shm_op = lambda: None
