@@ -1,4 +1,4 @@
-"""Lets FSDP2 and DeepSpeed run on processes of the CPU over gloo. Import it before anything makes accelerate's state.
+"""Lets FSDP2 and DeepSpeed run on processes of the CPU over gloo.
 
 accelerate turns processes of the CPU into plain DDP, whatever the launch says, because FSDP and DeepSpeed are meant for
 accelerators. Their own code runs on the CPU as well; only the choice of the backend stands in the way.
@@ -7,23 +7,22 @@ accelerators. Their own code runs on the CPU as well; only the choice of the bac
 from __future__ import annotations
 
 import os
-
-os.environ["ACCELERATE_USE_CPU"] = "false"
-os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+from importlib import import_module
 
 from accelerate.state import DistributedType, PartialState
 
 
+def prepare() -> None:
+    """Change this process, before anything makes accelerate's state. Not for the process of the tests themselves."""
+    os.environ["ACCELERATE_USE_CPU"] = "false"
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    PartialState._prepare_backend = _gloo
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        # The only kernel that DeepSpeed would compile here: shared memory between the processes of one machine. The
+        # name `deepspeed.comm.torch` is torch itself.
+        import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+
+
 def _gloo(self: PartialState, *args: object, **kwargs: object) -> tuple[str, DistributedType]:
     return "gloo", DistributedType.MULTI_GPU
-
-
-PartialState._prepare_backend = _gloo
-
-if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-    from importlib import import_module
-
-    # The only kernel that DeepSpeed would compile here: shared memory between the processes of one machine. The name
-    # `deepspeed.comm.torch` is torch itself.
-    import_module("deepspeed.comm.torch").build_shm_op = lambda: None

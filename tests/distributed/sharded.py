@@ -14,8 +14,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-import tests.distributed.on_the_cpu  # noqa: F401  first
-from tests.distributed import cases
+from tests.distributed import cases, on_the_cpu
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -50,6 +49,7 @@ def run(case: str, model: str, folder: str) -> dict[str, Any]:
 
 
 def main(model: str, folder: str, *names: str) -> None:
+    on_the_cpu.prepare()
     faulthandler.dump_traceback_later(200, exit=True)  # a hang says where
     results = {}
     for case in names or cases.CASES:
