@@ -148,7 +148,7 @@ def test_what_is_overridden_is_what_transformers_and_trl_call():
     def parameters(method):
         return list(inspect.signature(method).parameters)
 
-    # transformers 5.6 has no `private` yet.
+    # transformers 5.18 has no `private` yet.
     ours = parameters(PreferenceTrainer.push_to_hub)
     assert [name for name in parameters(Trainer.push_to_hub) if name not in ours] == []
     assert "self.push_to_hub(" in inspect.getsource(Trainer.save_model)
