@@ -73,7 +73,7 @@ def test_no_tampered_checkpoint_gives_a_traceback(seconds, tmp_path, capsys):
         else:
             arrays = [np.arange(5.0), np.zeros((5, 2), np.uint64), np.array(5), np.array(["a"]), np.zeros(0, np.uint64)]
             np.save(folder / name, draw.choice(arrays))
-        if name != MARKER:  # what an enemy does, or an earlier version: no checksums
+        if name != MARKER and not (folder / name).is_symlink():  # what an enemy does, or an earlier version
             write_marker(folder, True, ENGINE)
         try:
             counts[f"{name} {resume()}"] += 1

@@ -111,7 +111,7 @@ def test_packaged_templates_hold_the_texts(name):
     ("content", "message"),
     [
         ("messages: [", "can't be read"),
-        ("- a", "should be a valid dictionary.*The keys are messages, verdict and, optionally, request"),
+        ("- a", "holds a list, expected a mapping"),
         ("messages: []", "the key 'verdict' is missing; |no message contains.*the key 'verdict' is missing"),
         (TEMPLATE + "extra: 1", "unknown key 'extra'"),
         (

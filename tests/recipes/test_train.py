@@ -207,6 +207,7 @@ def test_every_quickstart_recipe_parses_and_trains(path, tiny_model_dir, data_di
         "dataset_name": data_dir,
         "output_dir": tmp_path / "out",
         "max_steps": 1,
+        "warmup_steps": 0,  # or the learning rate of the only step is 0, which is an error
         "eval_prompts": 2,
         "eval_max_new_tokens": 2,
         "use_cpu": True,

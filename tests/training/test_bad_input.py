@@ -173,7 +173,7 @@ def test_long_prompts_are_dropped_and_counted(tiny_model_dir, tmp_path, caplog):
         assert f"{split} dataset: dropped 2 of 4 prompts" in caplog.text
         assert f"{split} dataset: cut 1 of 4 responses to max_length=30 tokens" in caplog.text
     message = refused(tiny_model_dir, tmp_path, Dataset.from_list([long, long]), max_length=30)
-    for part in ("train dataset", "none of its 2 prompts", "max_length=30", "raise max_length"):
+    for part in ("train dataset", "none of its 2 prompts", "max_length=30", "Raise max_length"):
         assert part in message
 
 

@@ -24,10 +24,12 @@ def evaluation_metrics(config: PreferenceConfig) -> set[str]:
     Returns:
         The names, or an empty set if a loss can't read the made-up batch.
     """
+    objective = config.objective()
     responses = _made_up_batch()
+    if "labels" not in objective.needs:
+        responses = responses.replace(labels=None)
     tokens = torch.zeros(*responses.logps.shape, 4)
     policy: Any = SimpleNamespace(by_response=lambda name: tokens)
-    objective = config.objective()
     try:
         _, of_losses = objective(responses, training=False)
         names = set(batch_metrics(objective, responses, policy, of_losses))
@@ -51,6 +53,8 @@ def _made_up_batch() -> RankedResponses:
         reference_scores=torch.zeros(2, 1),
         reference_scores_mask=torch.ones(2, 1, dtype=torch.bool),
         prompt_weights=torch.ones(2),
+        mismatched_logps=logps[:, 0],
+        ref_mismatched_logps=logps[:, 1],
         weights=torch.ones(2, 3),
         token_logps=token_logps,
         ref_token_logps=token_logps.flip(1),
