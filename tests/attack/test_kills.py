@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.attack.kills import SCENARIOS, Attack
+from tests.attack.kills import SCENARIOS, Attack, kills_of
 
 
 @pytest.mark.slow
@@ -16,4 +16,4 @@ def test_killed_runs_end_the_same(seconds, tiny_model_dir, tmp_path):
     while not trials or time.monotonic() < end:
         trials.append(attack.trial(names[len(trials) % len(names)]))
         assert not trials[-1]["faults"], (seed, trials[-1])
-    print(f"\n{len(trials)} trials, {sum(len(one['kills']) for one in trials)} kills, seed {seed}: all ended the same.")
+    print(f"\n{len(trials)} trials, {kills_of(trials)} kills, seed {seed}: all ended the same.")
