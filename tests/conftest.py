@@ -11,10 +11,15 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Keeps what tests store away from the user's runs and from the next tests; removed when the process ends.
 os.environ["HF_HOME"] = (HOME := tempfile.TemporaryDirectory(prefix="hf_home_")).name
 
+import hypothesis
 import pytest
 import torch
 
 from tests import helpers
+
+# The same examples in every run: a rare one must not stop somebody else's change. `make attack` draws new ones.
+hypothesis.settings.register_profile("tests", derandomize="ATTACK_SECONDS" not in os.environ, deadline=None)
+hypothesis.settings.load_profile("tests")
 
 torch.set_num_threads(1)
 # The first backward pass starts torch's threads. After a pretended GPU (tests/memory/) it would start the GPU's too,
