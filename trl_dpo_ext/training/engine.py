@@ -51,9 +51,9 @@ from .safety.checkpoint_engine import check_engine, engine_now
 from .safety.guard import TrainingGuard
 from .safety.output_folder import held, set_aside
 from .safety.run_identity import RunIdentity
-from .safety.run_settings import adapter_settings, run_settings
+from .safety.run_settings import adapter_settings, run_settings, shared_settings
 from .safety.run_state import RunState, SavedState, StopOnSigterm, read_state, write_state
-from .safety.together import from_main_process
+from .safety.together import check_same_settings, from_main_process
 from .stored_reference import StoredReference, computes_online, open_cache
 from .whole_step import NUMBER, REAL_PASSES, PromptLosses, WholeStep
 
@@ -130,6 +130,8 @@ class PreferenceTrainer(HookedTrainer):
             raise ValueError("`train_dataset` is required. Pass a datasets.Dataset or IterableDataset.")
         self.objective = args.objective()
         run_checks.check_arguments(model, ref_model, args, kwargs, self.objective)
+        settings = run_settings(args, self.objective)
+        check_same_settings({**settings, **shared_settings(args), "eval_dataset": sorted(by_name(eval_dataset))})
         # Rows are checked before the tokenizer is loaded, and tokenized before the model is.
         train_dataset = check_rows(train_dataset, self.objective, args, "train")
         eval_dataset = map_by_name(eval_dataset, lambda name, rows: check_rows(rows, self.objective, args, name))
@@ -139,7 +141,8 @@ class PreferenceTrainer(HookedTrainer):
         evaluation = map_by_name(
             eval_dataset, lambda name, rows: tokenize_rows(rows, tokenizer, self.objective, args, name)
         )
-        self.run_identity = RunIdentity(run_settings(args, self.objective), train)
+        self.run_identity = RunIdentity(settings, train)
+        self.run_identity.check_processes(by_name(evaluation))
         if args.resume_from_checkpoint and args.resume_from_hub is None:  # before the model is loaded
             self._check_run(find_checkpoint(args.resume_from_checkpoint, str(args.output_dir), verify=False))
         stores = args.precompute_ref_log_probs and not computes_online(train, *by_name(evaluation).values())
@@ -476,6 +479,9 @@ class PreferenceTrainer(HookedTrainer):
         """
         run_checks.check_disk(self.model, self.args)
         self._reference.check_trainable(self.model)
+        self.run_identity.settings |= adapter_settings(self.accelerator.unwrap_model(self.model))
+        asked = {"resume_from_checkpoint": str(resume_from_checkpoint)}
+        check_same_settings({**self.run_identity.settings, **shared_settings(self.args), **asked})
         if resume_from_checkpoint is None and self.args.resume_from_hub is not None:
             resume_from_checkpoint = checkpoint_from_hub(self.args.resume_from_hub, self.args)
         folder = str(self.args.output_dir)
@@ -483,8 +489,6 @@ class PreferenceTrainer(HookedTrainer):
             checkpoint = find_checkpoint(resume_from_checkpoint, folder)
             if checkpoint is not None:
                 self._reference.check_checkpoint(checkpoint)
-            self.run_identity.settings |= adapter_settings(self.accelerator.unwrap_model(self.model))
-            self.run_identity.check_processes()
             self.run_state.saved = self._check_run(checkpoint)
             if checkpoint is None:
                 set_aside(folder)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
+from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ...data import DataError
@@ -40,19 +42,26 @@ class RunIdentity:
             self._rows = row_digests(self._dataset)
         return self._rows
 
-    def check_processes(self) -> None:
-        """Refuse processes that hold different training data: each step takes other rows of it on each.
+    def check_processes(self, evaluation: Mapping[str, Any]) -> None:
+        """Refuse processes that hold different data: each step takes other rows of it on each.
+
+        Args:
+            evaluation: the tokenized evaluation datasets by name; all processes have the same names.
 
         Raises:
             DataError: on all processes.
         """
-        found = gather_object([(len(self.rows), xxhash.xxh3_64_hexdigest(self.rows.tobytes()))])
-        if len(set(found)) > 1:
-            counts = ", ".join(f"{rows} on process {rank}" for rank, (rows, _) in enumerate(found))
-            raise DataError(
-                f"The processes have different training data (rows: {counts}). Give every process the same rows in the "
-                "same order; each step deals them out to the processes."
-            )
+        if PartialState().num_processes == 1:
+            return
+        data = {"training": self.rows, **{f"{name} evaluation": row_digests(rows) for name, rows in evaluation.items()}}
+        for what, rows in data.items():
+            found = gather_object([(len(rows), xxhash.xxh3_64_hexdigest(rows.tobytes()))])
+            if len(set(found)) > 1:
+                counts = ", ".join(f"{rows} on process {rank}" for rank, (rows, _) in enumerate(found))
+                raise DataError(
+                    f"The processes have different {what} data (rows: {counts}). Give every process the same rows in "
+                    "the same order; each step deals them out to the processes."
+                )
 
     def save_rows(self, folder: str | Path) -> None:
         """Write the digests of the rows into a checkpoint."""

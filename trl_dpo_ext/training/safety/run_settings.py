@@ -48,6 +48,16 @@ MAY_CHANGE = frozenset(
         "ignore_data_skip",
     )
 )
+# Of those, what every process must have alike, or one would wait for a step, an evaluation or a file of the others.
+_RHYTHM = (
+    *("max_steps", "num_train_epochs", "output_dir", "resume_from_checkpoint", "resume_from_hub"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps"),
+    *("save_strategy", "save_steps", "save_only_model", "load_best_model_at_end", "metric_for_best_model"),
+    *("greater_is_better", "logging_strategy", "logging_steps", "logging_first_step"),
+    *("gradient_checkpointing", "prefix_sharing", "responses_per_pass", "padding_free", "precompute_ref_log_probs"),
+    *("precompute_ref_batch_size", "push_to_hub", "hub_strategy", "bf16_full_eval", "fp16_full_eval"),
+)
 # Of `model_init_kwargs`: how the same model is loaded and run.
 _LOADING = ("attn_implementation", "device_map", "low_cpu_mem_usage", "trust_remote_code", "use_cache")
 # Of an adapter's settings: names of files and versions.
@@ -71,6 +81,15 @@ def run_settings(args: Any, objective: Any) -> RunSettings:
     return _plain(found)
 
 
+def shared_settings(args: Any) -> RunSettings:
+    """Return the settings that may change from run to run, but not between the processes of one, ready for JSON.
+
+    Args:
+        args: the `PreferenceConfig`.
+    """
+    return _plain({name: getattr(args, name) for name in _RHYTHM})
+
+
 def adapter_settings(model: Any) -> RunSettings:
     """Return the settings of the adapters that are trained and the names of what is trained, ready for JSON.
 
@@ -87,7 +106,9 @@ def adapter_settings(model: Any) -> RunSettings:
     return _plain({"adapter": adapters, "trained_weights": f"{len(trained)} tensors, names {digest}"})
 
 
-def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changes(
+    then: Mapping[str, Any], now: Mapping[str, Any], words: tuple[str, str] = ("then", "now")
+) -> list[str]:
     """Return a clause for each value that differs.
 
     A name that only one side has is a setting that another version of a library lacks, or that isn't known yet, such
@@ -96,25 +117,28 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Args:
         then: the settings of a checkpoint.
         now: those of the run.
+        words: what the two sides are called.
 
     Example:
         >>> changes({"seed": 1, "adapter": {"r": 4}}, {"seed": 2, "adapter": {"r": 4}, "new": 0})
         ['seed: then 1, now 2']
     """
-    return list(_changes(then, now, ""))
+    return [
+        f"{name}: {words[0]} {_shown(old)}, {words[1]} {_shown(new)}" for name, old, new in _changes(then, now, "")
+    ]
 
 
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
     for name in sorted(then.keys() | now.keys()):
         if name not in then or name not in now:
             continue
         both = isinstance(then[name], dict) and isinstance(now[name], dict)
         if both and not prefix and name in ("losses", "adapter") and then[name].keys() != now[name].keys():
-            yield f"{name}: then {_shown(then[name])}, now {_shown(now[name])}"
+            yield name, then[name], now[name]
         elif both:
             yield from _changes(then[name], now[name], f"{prefix}{name}.")
         elif then[name] != now[name]:
-            yield f"{prefix}{name}: then {_shown(then[name])}, now {_shown(now[name])}"
+            yield f"{prefix}{name}", then[name], now[name]
 
 
 def _shown(value: Any) -> str:

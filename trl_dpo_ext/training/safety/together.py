@@ -8,6 +8,9 @@ from typing import TypeVar
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from ..errors import ConfigError
+from .run_settings import RunSettings, changes
+
 T = TypeVar("T")
 
 
@@ -53,3 +56,22 @@ def raise_on_all(error: Exception | None) -> None:
         if failure is not None:
             kind, message = failure
             raise kind(f"Process {rank}: {message}")
+
+
+def check_same_settings(settings: RunSettings) -> None:
+    """Refuse processes that have different settings. Every process must call this.
+
+    Args:
+        settings: see `run_settings` and `shared_settings`.
+
+    Raises:
+        ConfigError: on all processes; names every setting that differs.
+    """
+    first, *others = gather_object([settings])
+    for rank, other in enumerate(others, start=1):
+        if found := changes(first, other, ("process 0 has", f"process {rank} has")):
+            raise ConfigError(
+                "The processes have different settings, so they can't train one model:\n"
+                + "".join(f"  {clause}\n" for clause in found)
+                + "Give every process the same settings."
+            )
