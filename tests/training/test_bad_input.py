@@ -245,3 +245,25 @@ def test_no_disk_for_the_checkpoint(tiny_model_dir, tmp_path, monkeypatch):
     free = 0
     trainer.args.save_strategy = "no"
     trainer.train()
+
+
+@pytest.mark.parametrize("name", ["max_lenght", "revisionn"])
+def test_an_unknown_option_of_the_model_is_named(name, tiny_model_dir, tmp_path):
+    with pytest.raises(ConfigError, match=f"model_init_kwargs: LlamaForCausalLM has no option '{name}'"):
+        support.trainer(tiny_model_dir, tmp_path, Dataset.from_list([GOOD]), model_init_kwargs={name: 1})
+
+
+def test_a_known_option_of_the_models_config_is_taken(tiny_model_dir, tmp_path):
+    trainer = support.trainer(
+        tiny_model_dir, tmp_path, Dataset.from_list([GOOD]), model_init_kwargs={"rms_norm_eps": 1e-3}
+    )
+    assert trainer.model.config.rms_norm_eps == 1e-3
+
+
+def test_another_type_error_is_left_as_it_is(tiny_model_dir, tmp_path, monkeypatch):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise TypeError("X.__init__() got an unexpected keyword argument 'y'")
+
+    monkeypatch.setattr(dpo_trainer, "create_model_from_path", fail)
+    with pytest.raises(TypeError, match="'y'"):
+        support.trainer(tiny_model_dir, tmp_path, Dataset.from_list([GOOD]), model_init_kwargs={"x": 1})

@@ -45,6 +45,7 @@ from .objective import Objective
 from .preflight import run_checks
 from .preflight.adapter_checks import check_checkpoint_adapter
 from .preflight.model_limits import check_model_limits
+from .preflight.model_options import unknown_options_named
 from .publish import checkpoint_from_hub, push_checkpoint, push_output, recorded_steps, write_record
 from .safety.checkpoint import atomic_checkpoint, find_checkpoint
 from .safety.checkpoint_engine import check_engine, engine_now
@@ -154,7 +155,8 @@ class PreferenceTrainer(HookedTrainer):
             keep_model=not stores,
             synced=args.sync_ref_model,
         )
-        with plain_dpo_config(args, precompute_ref_log_probs=False, sync_ref_model=False):
+        plain_config = plain_dpo_config(args, precompute_ref_log_probs=False, sync_ref_model=False)
+        with plain_config, unknown_options_named(args.model_init_kwargs):
             super().__init__(
                 model=model,
                 ref_model=NO_SECOND_MODEL,

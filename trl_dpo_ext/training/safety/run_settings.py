@@ -106,9 +106,7 @@ def adapter_settings(model: Any) -> RunSettings:
     return _plain({"adapter": adapters, "trained_weights": f"{len(trained)} tensors, names {digest}"})
 
 
-def changes(
-    then: Mapping[str, Any], now: Mapping[str, Any], words: tuple[str, str] = ("then", "now")
-) -> list[str]:
+def changes(then: Mapping[str, Any], now: Mapping[str, Any], words: tuple[str, str] = ("then", "now")) -> list[str]:
     """Return a clause for each value that differs.
 
     A name that only one side has is a setting that another version of a library lacks, or that isn't known yet, such
@@ -123,9 +121,7 @@ def changes(
         >>> changes({"seed": 1, "adapter": {"r": 4}}, {"seed": 2, "adapter": {"r": 4}, "new": 0})
         ['seed: then 1, now 2']
     """
-    return [
-        f"{name}: {words[0]} {_shown(old)}, {words[1]} {_shown(new)}" for name, old, new in _changes(then, now, "")
-    ]
+    return [f"{name}: {words[0]} {_shown(old)}, {words[1]} {_shown(new)}" for name, old, new in _changes(then, now, "")]
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
