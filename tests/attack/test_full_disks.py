@@ -91,8 +91,7 @@ def run(model_dir: str, folder: Path, scenario: str, number: int | None, report:
 
 
 @pytest.mark.slow
-def test_full_disks(seconds, tiny_model_dir, tmp_path):
-    seed = random.randrange(10**6)
+def test_full_disks(seconds, seed, tiny_model_dir, tmp_path):
     rng, end, trials = random.Random(seed), time.monotonic() + seconds, 0
     wholes = Attack(tiny_model_dir, tmp_path, seed)
     folder, report = tmp_path / "run", tmp_path / "report.json"

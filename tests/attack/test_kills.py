@@ -9,8 +9,7 @@ from tests.attack.kills import SCENARIOS, Attack, kills_of
 
 
 @pytest.mark.slow
-def test_killed_runs_end_the_same(seconds, tiny_model_dir, tmp_path):
-    seed = random.randrange(10**6)
+def test_killed_runs_end_the_same(seconds, seed, tiny_model_dir, tmp_path):
     attack, end, trials = Attack(tiny_model_dir, tmp_path, seed), time.monotonic() + seconds, []
     names = random.Random(seed).sample(list(SCENARIOS), len(SCENARIOS))
     while not trials or time.monotonic() < end:

@@ -134,10 +134,9 @@ def use(root: Path) -> str:
     return "right"
 
 
-def test_no_tampered_cache_is_trained_on(seconds, tmp_path, capsys):
+def test_no_tampered_cache_is_trained_on(seconds, seed, tmp_path, capsys):
     root = tmp_path / "cache"
     folder = root / "abc-float32"
-    seed = random.randrange(10**6)
     draw, end, counts = random.Random(seed), time.monotonic() + seconds, Counter[str]()
     assert use(root) == "right"
     while counts.total() < 300 or time.monotonic() < end:

@@ -27,7 +27,7 @@ SETTINGS = {
 }
 
 
-def test_no_tampered_checkpoint_gives_a_traceback(seconds, tmp_path, capsys):
+def test_no_tampered_checkpoint_gives_a_traceback(seconds, seed, tmp_path, capsys):
     sound, folder = tmp_path / "sound" / "checkpoint-2", tmp_path / "run" / "checkpoint-2"
     sound.mkdir(parents=True)
     (sound / "optimizer.pt").write_bytes(bytes(1000))
@@ -58,7 +58,6 @@ def test_no_tampered_checkpoint_gives_a_traceback(seconds, tmp_path, capsys):
         assert "Traceback" not in sentence
         return "refused"
 
-    seed = random.randrange(10**6)
     draw, end, counts = random.Random(seed), time.monotonic() + seconds, Counter[str]()
     shutil.copytree(sound, folder)
     assert resume() == "ok"
