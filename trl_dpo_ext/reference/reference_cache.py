@@ -292,7 +292,8 @@ def _open(path: Path, metadata: dict[str, str], *, check: bool = True) -> _Shard
     """Map a file.
 
     Raises:
-        OSError, ValueError, pa.ArrowException: the file is damaged, unreadable, not a cache file, or of another reference.
+        OSError, ValueError, pa.ArrowException: the file is damaged, unreadable, not a cache file, or of another
+            reference.
     """
     with pa.memory_map(str(path)) as source:
         buffer = source.read_buffer()  # keeps the mapping, without an open file for each
