@@ -15,7 +15,7 @@ from tests import helpers
 from tests.distributed import cases
 from tests.training import support
 
-ENGINES = {"fsdp2": "FSDP", "zero2": "DEEPSPEED"}
+ENGINES = {"fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 
 
 @pytest.fixture(scope="module")
