@@ -40,8 +40,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from ..evaluation.frontier.frontier_file import FILE
     from ..parsing import ParseError
     from ..run.recipe_files import resolve_config
-    from ..run.sweep import sweep_recipe
-    from ..run.sweep_plan import grid_runs, named_runs
+    from ..run.sweeping.sweep import sweep_recipe
+    from ..run.sweeping.sweep_plan import grid_runs, named_runs
 
     if (arguments.grid is None) == (arguments.runs is None):
         raise ParseError("Give the settings to try as --grid KEY=VALUE,VALUE ..., or as --runs FILE.")

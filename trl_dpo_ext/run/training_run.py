@@ -34,7 +34,7 @@ from .recipe_checks import check_steps
 from .recipe_data import load_recipe_splits
 from .recipe_settings import Recipe, adapter_config, parse_recipe
 from .run_outputs import save_outputs
-from .shared_base import SharedBase
+from .sweeping.shared_base import SharedBase
 
 logger = logging.getLogger(__name__)
 

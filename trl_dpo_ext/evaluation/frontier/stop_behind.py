@@ -73,17 +73,17 @@ class StopBehind(TrainerCallback):
         if len(points) < 2 or points[-1].step != state.global_step or state.global_step >= state.max_steps:
             return
         found = [behind(point, self._others) for point in points[-2:]] if self._others else []
-        if not found or not all(interval is not None and interval.low > 0 for interval in found):
+        clear = [interval for interval in found if interval is not None and interval.low > 0]
+        if len(clear) < 2:
             return
         control.should_training_stop = True
         if state.is_world_process_zero:
             rows = [
                 {"step": point.step, "kl": point.kl.summed, "behind": interval.as_dict()}
-                for point, interval in zip(points[-2:], found, strict=True)
-                if interval is not None
+                for point, interval in zip(points[-2:], clear, strict=True)
             ]
             write_json(Path(args.output_dir) / STOPPED, {"step": state.global_step, "points": rows})
             logger.warning(
                 f"Stopped at step {state.global_step} of {state.max_steps}: within the same KL, earlier runs reach "
-                f"{rows[-1]['behind']['mean']:.3f} more reward, and they did at the point before."
+                f"{clear[-1].mean:.3f} more reward, and they did at the point before."
             )

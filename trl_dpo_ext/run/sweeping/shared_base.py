@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._compat.trl import loading_policies_with
+from ..._compat.trl import loading_policies_with
 
 
 class SharedBase:

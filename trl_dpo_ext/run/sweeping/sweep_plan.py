@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import yaml
 from trl import ModelConfig
 
-from ..parsing import ParseError, raise_all
-from ..registry import did_you_mean
-from ..strict_yaml import YamlError, dump_yaml, parse_yaml, read_yaml
-from ..training import PreferenceConfig
-from ..training.safety.output_folder import RESULT
-from .recipe_settings import Recipe, RecipeArguments, parse_recipe
+from ...parsing import ParseError, raise_all
+from ...registry import did_you_mean
+from ...strict_yaml import YamlError, dump_yaml, parse_yaml, read_yaml
+from ...training import PreferenceConfig
+from ...training.safety.output_folder import RESULT
+from ..recipe_settings import Recipe, RecipeArguments, parse_recipe
 
 # The first run sets them for the whole process.
 _OF_THE_PROCESS = ("deepspeed", "env", "fsdp", "full_determinism", "import_module", "tf32", "use_cpu")
@@ -200,7 +200,8 @@ def _unusable(keys: Collection[str], args: Sequence[str]) -> list[str]:
     for key in sorted(keys):
         if key in _OF_THE_PROCESS:
             faults.append(
-                f"{key} can't differ between the runs of a sweep: it changes the whole process. Start a sweep for each value."
+                f"{key} can't differ between the runs of a sweep: it changes the whole process. Start "
+                "a sweep for each value."
             )
         elif key in _OF_THE_SWEEP:
             faults.append(f"{key} can't be swept: the sweep sets it for each run.")

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from ..evaluation import Frontier, read_frontier
-from ..evaluation.frontier.frontier_file import FILE
-from ..evaluation.frontier.stop_behind import STOPPED
-from ..parsing import ParseError
-from ..training import OutputFolderError, TrainingError
-from ..training.safety.output_folder import RESULT, held
+from ...evaluation import Frontier, read_frontier
+from ...evaluation.frontier.frontier_file import FILE
+from ...evaluation.frontier.stop_behind import STOPPED
+from ...parsing import ParseError
+from ...training import OutputFolderError, TrainingError
+from ...training.safety.output_folder import RESULT, held
+from ..training_run import train_recipe
 from .shared_base import SharedBase
 from .sweep_plan import PlannedRun, plan_sweep
-from .training_run import train_recipe
 
 logger = logging.getLogger(__name__)
 
