@@ -11,14 +11,16 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from trl.trainer import dpo_trainer
 
 from tests.helpers import ROOT, ranked_rows
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.parsing import ParseError
 from trl_dpo_ext.run import train_recipe
+from trl_dpo_ext.run.sweeping.shared_base import SharedBase
 from trl_dpo_ext.run.sweeping.sweep import sweep_recipe
 from trl_dpo_ext.run.sweeping.sweep_plan import grid_runs, named_runs, plan_sweep
-from trl_dpo_ext.training import TrainingError
+from trl_dpo_ext.training import PreferenceTrainer, TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +97,6 @@ def assert_same_run(one, other):
 @pytest.mark.slow
 def test_each_run_is_that_of_its_own_recipe(recipe, tmp_path, monkeypatch):
     """One base is loaded and the reference runs once over each text, yet each run equals one in a fresh process."""
-    from trl.trainer import dpo_trainer
-
-    from trl_dpo_ext.training import PreferenceTrainer
-
     loaded, computed = [], []
     create, compute = dpo_trainer.create_model_from_path, PreferenceTrainer._compute_reference
     monkeypatch.setattr(dpo_trainer, "create_model_from_path", lambda *a, **k: loaded.append(a) or create(*a, **k))
@@ -138,8 +136,6 @@ def test_full_fine_tuning_starts_from_the_same_weights(recipe, tmp_path):
 
 def test_a_base_that_draws_random_weights_is_loaded_for_each_run(recipe, tmp_path, tiny_model_dir, monkeypatch):
     """Weights that the files lack depend on the seed."""
-    from trl.trainer import dpo_trainer
-
     loaded, create = [], dpo_trainer.create_model_from_path
 
     def drawing(*args, **options):
@@ -149,6 +145,20 @@ def test_a_base_that_draws_random_weights_is_loaded_for_each_run(recipe, tmp_pat
     monkeypatch.setattr(dpo_trainer, "create_model_from_path", drawing)
     sweep_recipe(recipe(max_steps=1), grid_runs(["seed=0,1"]))
     assert len(set(loaded)) == 2
+
+
+def test_copies_of_a_base_share_weights_and_nothing_else(tiny_model_dir):
+    base, create = SharedBase(), dpo_trainer.create_model_from_path
+    first, second = (base._load(create, tiny_model_dir, dtype="float32") for _ in range(2))
+    ours, theirs = dict(first.named_parameters()), dict(second.named_parameters())
+    assert all(theirs[name] is weight for name, weight in ours.items())
+    assert {id(module) for module in first.modules()}.isdisjoint(id(module) for module in second.modules())
+    assert first.config is not second.config
+    first.requires_grad_(False)
+    third = base._load(create, tiny_model_dir, dtype="float32")
+    assert all(weight.requires_grad for weight in third.parameters())
+    other = base._load(create, tiny_model_dir, dtype="bfloat16")
+    assert other.dtype == torch.bfloat16
 
 
 KILLED = """
