@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,17 @@ class FullDisk(Events):
         return limited
 
 
-def run(model_dir: str, folder: Path, scenario: str, number: int | None, report: Path) -> dict[str, Any]:
+def filled_at(folder: Path, number: int | None, leave: int) -> Events:
+    """Return events that fill the disk at the n-th one, up to so many bytes."""
+
+    def fill(path: Path | None) -> None:
+        with open(folder.parent / "filler", "wb") as filler:
+            filler.write(bytes(max(0, shutil.disk_usage(folder).free - leave)))
+
+    return Events(folder, None if number is None else ("file", number), fill)
+
+
+def run(model_dir: str, folder: Path, scenario: str, disk: Events, report: Path) -> dict[str, Any]:
     """Train in a forked process; return its end, its number of writes, and the error if there was one."""
 
     def work() -> None:
@@ -74,7 +85,6 @@ def run(model_dir: str, folder: Path, scenario: str, number: int | None, report:
         os.dup2(null, 1)
         os.dup2(null, 2)
         result: dict[str, Any]
-        disk = FullDisk(folder, number)
         try:
             one = trainer(model_dir, folder, scenario)
             disk.listen()
@@ -90,6 +100,11 @@ def run(model_dir: str, folder: Path, scenario: str, number: int | None, report:
     return dict(json.loads(report.read_text()))
 
 
+def assert_same_end(found: dict[str, Any], expected: dict[str, Any], case: Any) -> None:
+    faults = [name for name in ("weights", "logs") if found.get(name) != expected[name]]
+    assert not faults + different_states(found.get("states", {}), expected["states"], set()), (case, found)
+
+
 @pytest.mark.slow
 def test_full_disks(seconds, seed, tiny_model_dir, tmp_path):
     rng, end, trials = random.Random(seed), time.monotonic() + seconds, 0
@@ -99,13 +114,47 @@ def test_full_disks(seconds, seed, tiny_model_dir, tmp_path):
         scenario = rng.choice(list(SCENARIOS))
         expected, number = wholes.whole(scenario), rng.randint(1, 60)
         case = (seed, scenario, number)
-        failed = run(tiny_model_dir, folder, scenario, number, report)
+        failed = run(tiny_model_dir, folder, scenario, FullDisk(folder, number), report)
         assert "raw" not in failed, (case, failed)
         if number <= failed["writes"]:
             assert re.search("No space left|can't be written", failed["refused"]), (case, failed)
-        found = run(tiny_model_dir, folder, scenario, None, report)
-        faults = [name for name in ("weights", "logs") if found.get(name) != expected[name]]
-        assert not faults + different_states(found.get("states", {}), expected["states"], set()), (case, found)
+        assert_same_end(run(tiny_model_dir, folder, scenario, FullDisk(folder, None), report), expected, case)
         shutil.rmtree(folder)
         trials += 1
     print(f"\n{trials} full disks, seed {seed}: each a sentence, and the same end with room again.")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_meanwhile(seconds, seed, tiny_model_dir, tmp_path, small_disk):
+    """A real file system, filled by somebody else in the middle of a run up to a few bytes or kilobytes."""
+    rng, end, trials, refused = random.Random(seed), time.monotonic() + seconds, 0, 0
+    wholes = Attack(tiny_model_dir, tmp_path, seed)
+    folder, report = small_disk / "run", tmp_path / "report.json"
+    while trials < 3 or time.monotonic() < end:
+        scenario = rng.choice(list(SCENARIOS))
+        expected, number = wholes.whole(scenario), rng.randint(1, 60)
+        leave = rng.choice([0, rng.randrange(4096), rng.randrange(200_000)])
+        case = (seed, scenario, number, leave)
+        failed = run(tiny_model_dir, folder, scenario, filled_at(folder, number, leave), report)
+        assert "raw" not in failed, (case, failed)
+        if "refused" in failed:
+            refused += 1
+            assert re.search("No space left|can't be written|free", failed["refused"]), (case, failed)
+        (small_disk / "filler").unlink(missing_ok=True)
+        assert_same_end(run(tiny_model_dir, folder, scenario, filled_at(folder, None, 0), report), expected, case)
+        shutil.rmtree(folder)
+        trials += 1
+    assert refused
+    print(f"\n{trials} disks filled meanwhile, {refused} runs refused, seed {seed}: the same end with room again.")

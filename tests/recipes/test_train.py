@@ -1,5 +1,6 @@
 """A run: from a recipe to a saved adapter; every mistake in a recipe stops before a model is loaded."""
 
+import errno
 import json
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
+from safetensors import SafetensorError
 
 from tests.helpers import ROOT, free_port, ranked_rows, run_python
 from tests.training.forks import in_child
@@ -17,7 +19,7 @@ from trl_dpo_ext.memory import DoesNotFitError
 from trl_dpo_ext.parsing import ParseError
 from trl_dpo_ext.record import launch_command
 from trl_dpo_ext.run import USER_ERRORS, adapter_config, parse_recipe, train_recipe
-from trl_dpo_ext.training import ConfigError, PreferenceTrainer, TrainingError
+from trl_dpo_ext.training import ConfigError, DiskSpaceError, PreferenceTrainer, TrainingError
 
 SCRIPT = ROOT / "recipes" / "train.py"
 RECIPES = sorted((ROOT / "recipes").glob("quickstart/*.yaml"))
@@ -413,3 +415,30 @@ def test_a_finished_run_started_again_changes_nothing(changes, recipe, tmp_path,
     again = json.loads((out / "result.json").read_text())
     assert again["evaluation"]["after"] == result["evaluation"]["after"]
     assert set(before) == set(files())
+
+
+FULL = {
+    "tokenizers": Exception("No space left on device (os error 28)"),
+    "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    "torch": RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0"),
+    "the system": OSError(errno.ENOSPC, "No space left on device", "x"),
+}
+
+
+@pytest.mark.parametrize("writer", FULL)
+def test_a_disk_that_is_full_at_the_end_is_a_sentence(writer, recipe, monkeypatch):
+    def save(self, folder=None):
+        raise FULL[writer]
+
+    monkeypatch.setattr(PreferenceTrainer, "save_without_push", save)
+    with pytest.raises(DiskSpaceError, match=r"The disk is full.* Make room, then start again"):
+        train_recipe(recipe())
+
+
+def test_another_error_at_the_end_is_itself(recipe, monkeypatch):
+    def save(self, folder=None):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(PreferenceTrainer, "save_without_push", save)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train_recipe(recipe())

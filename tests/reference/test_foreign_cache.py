@@ -196,6 +196,23 @@ def test_offsets_that_point_elsewhere_are_left_out(offsets, tmp_path, caplog):
     assert str(path) in caplog.text
 
 
+def test_a_type_that_arrow_does_not_have_is_left_out(tmp_path, caplog):
+    """Arrow's errors have several parents: this one is a NotImplementedError."""
+    data = [{"prompt_ids": [1], "completion_ids": [[2], [3]]}]
+    keys = response_keys(PromptGroup([1], [[2], [3]]))
+    path = write(tmp_path / "abc-float32", pa.table([keys, [1, 2]], names=["key", "logps"]))
+    contents = path.read_bytes()
+    path.unlink()
+    wide = contents.replace(b"\x40\x00\x00\x00", b"\x80\x00\x00\x00")  # integers of 128 bits in place of 64
+    with pytest.raises(pa.ArrowNotImplementedError, match="more than 64 bits"):
+        pa.ipc.open_stream(wide).read_all()
+    path = path.with_name(f"{hashlib.blake2b(wide, digest_size=16).hexdigest()}.arrow")
+    path.write_bytes(wide)
+    filled(tmp_path, data)
+    assert_right(cache(tmp_path), data)
+    assert str(path) in caplog.text
+
+
 @pytest.mark.usefixtures("no_head_check")
 def test_a_run_refuses_forged_values_before_it_trains(tiny_model_dir, tmp_path):
     """With a real model: its own values pass, and -5 everywhere doesn't."""

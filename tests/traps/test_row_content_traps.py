@@ -404,10 +404,19 @@ def test_trap_20_nulls_in_tool_calls_and_tools_are_kept(bug, monkeypatch, tmp_pa
             assert second["completions"][0] == call({"on": True})
 
 
-def test_nulls_that_arrow_adds_are_dropped():
+def test_nulls_that_arrow_adds_are_dropped_and_named(caplog):
     rows = [{**chat(0), "chosen": call({"on": True})}, {**chat(1), "chosen": call({"room": "hill"})}]
     formatted = format_dataset(Dataset.from_list(rows), name="train")
     assert [row["completions"][0] for row in formatted] == [call({"on": True}), call({"room": "hill"})]
+    (said,) = [record.getMessage() for record in caplog.records if "None" in record.getMessage()]
+    keys = [f"chosen.tool_calls.function.arguments.{key}" for key in ("on", "room")]
+    assert f"holds None where a row lacks a key: {', '.join(keys)}. If a None is meant" in said
+
+
+def test_nothing_is_said_of_keys_that_every_row_has(caplog):
+    rows = [{**chat(number), "chosen": call({"on": True, "room": "hill"})} for number in range(2)]
+    format_dataset(Dataset.from_list(rows), name="train")
+    assert "None" not in caplog.text
 
 
 # A template that leaves something out

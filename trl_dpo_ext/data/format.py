@@ -5,18 +5,22 @@ All rows are checked here, before anything expensive; each fault is reported wit
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
 from .data_error import DataError, FaultReason
 from .map_rows import map_rows
+from .padded_columns import left_out_nulls, padded_columns
 from .reads import Reads
 from .row_reading.column_form import Row
 from .row_reading.form_selection import PASSED_ON, Reading, read_columns
 from .row_reading.ranked_row import to_ranked
+
+logger = logging.getLogger(__name__)
 
 _SAMPLED_ROWS = 1000  # of a stream, a tenth
 
@@ -54,6 +58,12 @@ def format_dataset(
     columns = _columns(dataset)
 
     padded = padded_columns(dataset)
+    if isinstance(dataset, Dataset) and (nulls := left_out_nulls(dataset)):
+        logger.warning(
+            f"{name} dataset: these keys of tools or tool calls are None in some rows and are left out there, because "
+            f"the dataset also holds None where a row lacks a key: {', '.join(nulls)}. If a None is meant, load the "
+            "rows from a JSON file, or give tools and arguments as JSON text."
+        )
     read = partial(to_ranked, name=name, reads=reads, reading=reading)
     conversational = _is_conversational(dataset, read, strict=streamed and invalid_rows == "error")
     features = _features(reading, columns, reads, conversational)
@@ -96,22 +106,6 @@ def _first(dataset: Dataset | IterableDataset) -> list[Row]:
     if isinstance(dataset, Dataset):
         return list(dataset.select(range(min(_SAMPLED_ROWS, len(dataset)))))
     return list(dataset.take(_SAMPLED_ROWS // 10))
-
-
-def padded_columns(dataset: Dataset | IterableDataset) -> set[str]:
-    """Return the columns of structs, in which Arrow stores None for keys that only other rows have.
-
-    A JSON column, and a stream from a Python generator, keep each row's own keys.
-    """
-    features = dataset.features or {}
-    return {name for name, feature in features.items() if _is_padded(feature)}
-
-
-def _is_padded(feature: Any) -> bool:
-    if isinstance(feature, dict):
-        return True
-    inner = getattr(feature, "feature", None)  # of a List
-    return inner is not None and _is_padded(inner)
 
 
 def _is_conversational(dataset: Dataset | IterableDataset, read: Callable[..., Row], strict: bool) -> bool:

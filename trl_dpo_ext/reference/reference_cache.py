@@ -129,7 +129,7 @@ class ReferenceCache:
                 continue
             try:
                 self._shards[path.name] = _open(path, self._metadata)
-            except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
+            except (OSError, ValueError, pa.ArrowException) as error:
                 self._refused[path.name] = stamp
                 logger.warning(
                     "%s in the reference cache can't be used (%s). Its log-probs are computed again; delete the file.",
@@ -292,7 +292,8 @@ def _open(path: Path, metadata: dict[str, str], *, check: bool = True) -> _Shard
     """Map a file.
 
     Raises:
-        OSError, ValueError: the file is damaged, unreadable, not a cache file, or of another reference.
+        OSError, ValueError, pa.ArrowException: the file is damaged, unreadable, not a cache file, or of another
+            reference.
     """
     with pa.memory_map(str(path)) as source:
         buffer = source.read_buffer()  # keeps the mapping, without an open file for each

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from ..evaluation import (
 from ..evaluation.frontier.stop_behind import StopBehind
 from ..memory import check_fits, explain_out_of_memory, most_responses
 from ..training import ConfigError, DiskSpaceError, PreferenceTrainer, sharding
+from ..training.safety.disk_errors import is_disk_full
 from ..training.safety.output_folder import held, refuse_if_in_use
 from .model_kind import check_model_kind
 from .recipe_checks import check_steps
@@ -56,10 +56,10 @@ def train_recipe(
         _run(args, base, stop_behind)
     except torch.OutOfMemoryError as error:
         raise explain_out_of_memory(error) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if isinstance(error, DiskSpaceError) or not is_disk_full(error):
             raise
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({file})" if (file := getattr(error, "filename", None)) else ""
         raise DiskSpaceError(
             f"The disk is full{where}. Make room, then start again with resume_from_checkpoint: true: the run goes on "
             "from its newest complete checkpoint."

@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from ..convert import convert_row
 from ..converter_registry import get_converter
-from ..format import padded_columns, reading_of
+from ..format import reading_of
+from ..padded_columns import padded_columns
 from ..reads import EVERY_ROW
 from ..row_reading.ranked_row import to_ranked
 from ..tokenize import tokenize_row

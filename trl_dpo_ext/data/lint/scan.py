@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from ..convert import check_converter, convert_row
 from ..converter_registry import Converter, get_converter
 from ..data_error import DataError, FaultReason
-from ..format import padded_columns, reading_of
+from ..format import reading_of
+from ..padded_columns import padded_columns
 from ..reads import EVERY_ROW
 from ..rendering.left_out_text import left_out
 from ..row_reading.form_selection import Reading

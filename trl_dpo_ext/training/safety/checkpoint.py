@@ -18,7 +18,7 @@ import torch
 
 from ..errors import CheckpointError, DiskSpaceError
 from .checkpoint_files import read_marker, why_damaged, why_incomplete, write_marker
-from .disk_errors import WRITE_ERRORS, free_space, why_not_written
+from .disk_errors import free_space, why_not_written
 from .engines import Engine
 from .together import from_main_process, raise_on_all
 
@@ -130,8 +130,10 @@ def atomic_checkpoint(
     failure = None
     try:
         yield
-    except WRITE_ERRORS as error:
+    except Exception as error:
         failure = _cannot_write(folder, error)
+        if failure is None:
+            raise
         if not engine.writes_alone:  # the other processes may be waiting for this one's part
             raise failure from error
     finally:
@@ -143,8 +145,10 @@ def atomic_checkpoint(
             torch.save(args, folder / "training_args.bin")  # again, with the user's save_total_limit and push_to_hub
             write_marker(folder, resumable=not args.save_only_model, engine=engine)
             _delete(_replaced(folder))
-        except WRITE_ERRORS as error:
+        except Exception as error:
             failure = _cannot_write(folder, error)
+            if failure is None:
+                raise
     raise_on_all(failure)
     if args.push_to_hub:
         push(folder)
@@ -182,10 +186,10 @@ def _put_back(run_folder: Path) -> None:
             path.rename(folder)
 
 
-def _cannot_write(folder: Path, error: Exception) -> Exception:
-    """Delete what was written of a checkpoint, and return the error that says so; another kind comes back as it is."""
+def _cannot_write(folder: Path, error: Exception) -> DiskSpaceError | None:
+    """Delete what was written of a checkpoint, and return the error that says so; None for an error of another kind."""
     if (reason := why_not_written(error)) is None:
-        return error
+        return None
     shutil.rmtree(folder, ignore_errors=True)
     _put_back(folder.parent)
     saved = newest_complete(folder.parent)
