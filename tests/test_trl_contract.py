@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 import trl
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -318,6 +318,22 @@ def test_the_processing_class(theirs, tiny_model_dir):
     assert _trl.text_tokenizer(loaded) is loaded
 
 
+def test_a_policy_is_loaded_by_what_a_sweep_gives(tiny_model_dir, tmp_path):
+    """Without it, each run of a sweep would load the base model again."""
+    asked = []
+
+    def load(create, path, **options):
+        asked.append(path)
+        return create(path, **options)
+
+    args = DPOConfig(**helpers.training_args(tmp_path, max_steps=1))
+    with _trl.loading_policies_with(load):
+        DPOTrainer(tiny_model_dir, args=args, train_dataset=helpers.pair_dataset(2), peft_config=LoraConfig())
+    assert asked == [tiny_model_dir], f"{VERSIONS}: DPOTrainer loads its policy in another way."
+    DPOTrainer(tiny_model_dir, args=args, train_dataset=helpers.pair_dataset(2), peft_config=LoraConfig())
+    assert len(asked) == 1
+
+
 def test_everything_private_stands_in_one_file():
     assert set(_trl.__all__) == {
         "FusedCausalLMOutput",
@@ -325,6 +341,7 @@ def test_everything_private_stands_in_one_file():
         "head_as_on_a_gpu",
         "load_processing_class",
         "load_reference",
+        "loading_policies_with",
         "plain_dpo_config",
         "prepare_reference",
         "run_fused_head",

@@ -4,7 +4,7 @@
 
 It makes sentences, the fine-tuned reference, rankings, the learned reward, the runs of grid.yaml and best-of-n of the
 reference, then compares all of them. Finished steps are skipped, so a stopped experiment continues when it is started
-again; an interrupted step starts over. Delete outputs/controlled_sentiment to start from nothing.
+again; an interrupted step or run starts over. Delete outputs/controlled_sentiment to start from nothing.
 """
 
 from __future__ import annotations
@@ -57,18 +57,32 @@ def grid() -> dict[str, dict[str, Any]]:
     return found
 
 
-def runs() -> dict[str, list[str]]:
-    """Return the commands of the runs in grid.yaml, by name."""
+def sweeps(names: list[str], jobs: int) -> dict[str, list[str]]:
+    """Write the runs of preference losses among `names` into a file for each job; return the commands that train them.
+
+    The runs of a sweep share the loaded model and the reference's log-probs. A sweep itself skips its finished runs.
+    """
+    settings = {name: one for name, one in grid().items() if name in names and "recipe" not in one}
+    commands = {}
+    for number in range(min(jobs, len(settings))):
+        file = OUTPUT / "sweeps" / f"{number}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(dict(list(settings.items())[number::jobs]), sort_keys=False))
+        sweep = ["-m", "trl_dpo_ext", "sweep", str(HERE / "preferences.yaml"), "--runs", str(file)]
+        (OUTPUT / "done" / f"sweep-{number}.json").unlink(missing_ok=True)  # it may have had other runs
+        commands[f"sweep-{number}"] = [*sweep, "--output_dir", str(RUNS), *device()]
+    return commands
+
+
+def rl_runs(names: list[str]) -> dict[str, list[str]]:
+    """Return the commands of the RL runs among `names`."""
     commands = {}
     for name, settings in grid().items():
-        script, config = ("rloo.py", "rloo.yaml") if "recipe" in settings else ("train.py", "preferences.yaml")
-        options = [
-            part
-            for key, value in {**settings, "output_dir": str(RUNS / name)}.items()
-            if key != "recipe"
-            for part in (f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value))
-        ]
-        commands[name] = [f"recipes/{script}", "--config", str(HERE / config), *options, *device()]
+        if name not in names or "recipe" not in settings:
+            continue
+        changed = {**settings, "output_dir": str(RUNS / name)}
+        options = [part for key, value in changed.items() if key != "recipe" for part in (f"--{key}", str(value))]
+        commands[name] = ["recipes/rloo.py", "--config", str(HERE / "rloo.yaml"), *options, *device()]
     return commands
 
 
@@ -94,6 +108,7 @@ def compare_runs(names: list[str]) -> Path:
     command += ["--output", str(frontier), "--json", str(report)]
     subprocess.run([PYTHON, *command], check=True)
     done = {path.stem: json.loads(path.read_text()) for path in sorted((OUTPUT / "done").glob("*.json"))}
+    done |= {name: json.loads((RUNS / name / "result.json").read_text()) for name in names if name not in done}
     record = {
         **json.loads(report.read_text()),
         "grid": {name: settings for name, settings in grid().items() if name in names},
@@ -130,21 +145,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, which share the cores (default: 2)")
     parser.add_argument("--only", nargs="+", default=["*"], help="names or patterns of runs (default: all)")
     options = parser.parse_args(arguments)
-    chosen = {name: command for name, command in runs().items() if any(fnmatch(name, one) for one in options.only)}
+    chosen = [name for name in grid() if any(fnmatch(name, one) for one in options.only)]
     if not chosen:
-        sys.exit(f"No run matches {' '.join(options.only)}. Runs: {', '.join(runs())}.")
+        sys.exit(f"No run matches {' '.join(options.only)}. Runs: {', '.join(grid())}.")
     cores = len(os.sched_getaffinity(0))
     for name, command in preparation().items():
         if not finish(name, command, cores):
             sys.exit(1)
     preferences = yaml.safe_load((HERE / "preferences.yaml").read_text())
-    tasks = {**chosen, "best_of_n": best_of_n(preferences)}
+    tasks = {**sweeps(chosen, options.jobs), **rl_runs(chosen), "best_of_n": best_of_n(preferences)}
     with ThreadPoolExecutor(options.jobs) as pool:
         threads = max(1, cores // options.jobs)
         finished = list(pool.map(lambda item: finish(*item, threads), tasks.items()))
     if not all(finished):
-        sys.exit(f"{finished.count(False)} of {len(finished)} runs failed. Start again to retry them.")
-    print(f"Saved: {compare_runs(list(chosen))}, and the plot in {OUTPUT / 'frontier'}.")
+        sys.exit(f"{finished.count(False)} of {len(finished)} commands failed. Start again to retry them.")
+    print(f"Saved: {compare_runs(chosen)}, and the plot in {OUTPUT / 'frontier'}.")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from tests.helpers import ROOT, load_script, ranked_rows
+from trl_dpo_ext.cli import make_parser
 from trl_dpo_ext.evaluation import read_frontier
-from trl_dpo_ext.run import parse_recipe
+from trl_dpo_ext.run.sweeping.sweep_plan import named_runs, plan_sweep
 
 FOLDER = "recipes/controlled_sentiment"
 
@@ -53,18 +54,29 @@ def test_the_grid_is_the_papers():
 
 def test_every_run_is_one_that_its_script_takes(run, rloo, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    folders = set()
-    for name, (script, *given) in run.runs().items():
-        folders.add(given[given.index("--output_dir") + 1])
-        given += ["--output_dir", str(tmp_path / name)]  # the runs may be there
-        if script == "recipes/train.py":
-            _, config, _, _ = parse_recipe(given)
-            assert config.loss_type[0].startswith(name.partition("-")[0]) or name.startswith("preferred_ft"), name
-        else:
-            assert script == "recipes/rloo.py"
-            parser = rloo.StrictParser((rloo.RLOOArguments, rloo.RLOOConfig, rloo.ModelConfig))
-            assert parser.parse_args_and_config(given)[1].output_dir == str(tmp_path / name)
-    assert len(folders) == len(run.runs())
+    monkeypatch.setattr(run, "OUTPUT", tmp_path)
+    monkeypatch.setattr(run, "RUNS", tmp_path / "runs")
+    names, planned = list(run.grid()), {}
+    for command in run.sweeps(names, 2).values():
+        arguments, options = make_parser().parse_known_args(command[2:])
+        for one in plan_sweep(["--config", arguments.recipe, *options], named_runs(arguments.runs)):
+            planned[one.name] = one.folder
+            assert one.recipe.config.loss_type[0].startswith(one.name.partition("-")[0]) or "preferred_ft" in one.name
+    for name, (script, *given) in run.rl_runs(names).items():
+        assert script == "recipes/rloo.py"
+        parser = rloo.StrictParser((rloo.RLOOArguments, rloo.RLOOConfig, rloo.ModelConfig))
+        planned[name] = Path(parser.parse_args_and_config(given)[1].output_dir)
+    assert planned == {name: tmp_path / "runs" / name for name in names}
+
+
+def test_a_sweep_of_other_runs_is_not_finished(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "OUTPUT", tmp_path)
+    done = tmp_path / "done" / "sweep-0.json"
+    done.parent.mkdir()
+    done.write_text("{}")
+    assert list(run.sweeps(["dpo-1", "rloo_true-0.1"], 2)) == ["sweep-0"]
+    assert not done.exists()
+    assert yaml.safe_load((tmp_path / "sweeps" / "0.yaml").read_text()) == {"dpo-1": {"loss_type": "dpo", "beta": 1.0}}
 
 
 def test_what_is_shared_is_the_same():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from transformers import AutoProcessor, ProcessorMixin
 from trl import DPOConfig
 from trl.kernels import chunked_logprob as _head
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
+from trl.trainer import dpo_trainer as _dpo_trainer
 from trl.trainer import utils as _utils
 from trl.trainer.utils import (
     FusedCausalLMOutput,
@@ -28,6 +30,7 @@ __all__ = [
     "head_as_on_a_gpu",
     "load_processing_class",
     "load_reference",
+    "loading_policies_with",
     "plain_dpo_config",
     "prepare_reference",
     "run_fused_head",
@@ -98,6 +101,21 @@ def load_reference(policy: Any, args: Any, quantization_config: Any, path: str |
     options.setdefault("dtype", policy.dtype)
     options.setdefault("attn_implementation", policy.config._attn_implementation)
     return create_model_from_path(path or get_config_model_id(policy.config), **options)
+
+
+@contextmanager
+def loading_policies_with(load: Callable[..., Any]) -> Iterator[None]:
+    """Let `DPOTrainer` get a policy that is given as a path from `load` inside the block.
+
+    Args:
+        load: called as `load(create, path, **options)`, where `create(path, **options)` is what TRL would have called.
+    """
+    create = _dpo_trainer.create_model_from_path
+    setattr(_dpo_trainer, "create_model_from_path", functools.partial(load, create))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(_dpo_trainer, "create_model_from_path", create)  # noqa: B010
 
 
 def prepare_reference(model: Any, trainer: Any) -> Any:

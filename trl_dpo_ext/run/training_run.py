@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,17 @@ from rich.console import Console
 from trl import get_quantization_config
 
 from ..data.prompts import TokenizedPrompt, held_out_prompts
-from ..evaluation import Comparison, Evaluation, FrontierCallback, Reward, compare, evaluate_policy, get_reward
+from ..evaluation import (
+    Comparison,
+    Evaluation,
+    Frontier,
+    FrontierCallback,
+    Reward,
+    compare,
+    evaluate_policy,
+    get_reward,
+)
+from ..evaluation.frontier.stop_behind import StopBehind
 from ..memory import check_fits, explain_out_of_memory, most_responses
 from ..training import ConfigError, DiskSpaceError, PreferenceTrainer, sharding
 from ..training.safety.disk_errors import is_disk_full
@@ -23,21 +34,26 @@ from .recipe_checks import check_steps
 from .recipe_data import load_recipe_splits
 from .recipe_settings import Recipe, adapter_config, parse_recipe
 from .run_outputs import save_outputs
+from .sweeping.shared_base import SharedBase
 
 logger = logging.getLogger(__name__)
 
 
-def train_recipe(args: Sequence[str] | None = None) -> None:
+def train_recipe(
+    args: Sequence[str] | None = None, *, base: SharedBase | None = None, stop_behind: Sequence[Frontier] = ()
+) -> None:
     """Train as a recipe says, and save the model, its record, a picture and a card in `output_dir`.
 
     Args:
         args: `--config FILE` and options; None takes those of the command line.
+        base: the base model that runs with an adapter share; None loads it for this run.
+        stop_behind: frontiers of earlier runs; a run that falls behind them is stopped, see `StopBehind`.
 
     Raises:
         USER_ERRORS: see `trl_dpo_ext.run.user_errors`.
     """
     try:
-        _run(args)
+        _run(args, base, stop_behind)
     except torch.OutOfMemoryError as error:
         raise explain_out_of_memory(error) from error
     except Exception as error:
@@ -50,7 +66,7 @@ def train_recipe(args: Sequence[str] | None = None) -> None:
         ) from error
 
 
-def _run(args: Sequence[str] | None) -> None:
+def _run(args: Sequence[str] | None, base: SharedBase | None, stop_behind: Sequence[Frontier]) -> None:
     started = time.time()
     recipe = parse_recipe(args)
     arguments, config = recipe.arguments, recipe.config
@@ -62,14 +78,15 @@ def _run(args: Sequence[str] | None) -> None:
     splits = load_recipe_splits(recipe)
     check_steps(config, splits["train"])
     check_fits(config, recipe.model, responses=most_responses(splits["train"]))
-    trainer = PreferenceTrainer(
-        model=recipe.model.model_name_or_path,
-        args=config,
-        train_dataset=splits["train"],
-        eval_dataset=splits["test"] if config.eval_strategy != "no" else None,
-        quantization_config=get_quantization_config(recipe.model),
-        peft_config=adapter_config(recipe.model),
-    )
+    with base.in_use() if base is not None and recipe.model.use_peft else contextlib.nullcontext():
+        trainer = PreferenceTrainer(
+            model=recipe.model.model_name_or_path,
+            args=config,
+            train_dataset=splits["train"],
+            eval_dataset=splits["test"] if config.eval_strategy != "no" else None,
+            quantization_config=get_quantization_config(recipe.model),
+            peft_config=adapter_config(recipe.model),
+        )
     if arguments.frontier_steps and not trainer.has_reference:
         raise ConfigError(
             f"frontier_steps={arguments.frontier_steps} measures the KL to the reference, but this run keeps none in "
@@ -82,18 +99,23 @@ def _run(args: Sequence[str] | None) -> None:
             if trainer.is_world_process_zero():
                 logger.warning(f"{config.output_dir} holds this run, and it is finished: nothing to train or to save.")
             return
-        _train_and_save(trainer, recipe, reward, splits, started)
+        _train_and_save(trainer, recipe, reward, splits, started, stop_behind)
 
 
 def _train_and_save(
-    trainer: PreferenceTrainer, recipe: Recipe, reward: Reward | None, splits: dict[str, Any], started: float
+    trainer: PreferenceTrainer,
+    recipe: Recipe,
+    reward: Reward | None,
+    splits: dict[str, Any],
+    started: float,
+    stop_behind: Sequence[Frontier],
 ) -> None:
     arguments, config = recipe.arguments, recipe.config
     if reward is None:
         metrics, comparison = _train(trainer), None
     else:
         prompts = held_out_prompts(splits["test"], trainer.processing_class, arguments.eval_prompts)
-        metrics, comparison = _train_and_compare(trainer, recipe, reward, prompts)
+        metrics, comparison = _train_and_compare(trainer, recipe, reward, prompts, stop_behind)
 
     trainer.save_without_push(config.output_dir)
     if trainer.is_world_process_zero():
@@ -110,7 +132,11 @@ def _train(trainer: PreferenceTrainer) -> dict[str, Any]:
 
 
 def _train_and_compare(
-    trainer: PreferenceTrainer, recipe: Recipe, reward: Reward, prompts: list[TokenizedPrompt]
+    trainer: PreferenceTrainer,
+    recipe: Recipe,
+    reward: Reward,
+    prompts: list[TokenizedPrompt],
+    stop_behind: Sequence[Frontier],
 ) -> tuple[dict[str, Any], Comparison]:
     """Sample, train, sample again; with `frontier_steps`, in between too."""
     arguments = recipe.arguments
@@ -140,6 +166,8 @@ def _train_and_compare(
             start=before,
         )
         trainer.add_callback(frontier)
+        if stop_behind:
+            trainer.add_callback(StopBehind(frontier, stop_behind))
     metrics = _train(trainer)
     after = None
     if frontier is not None and not recipe.config.load_best_model_at_end:  # which would load another step's weights
