@@ -22,8 +22,10 @@ from tests.training import support
 
 pytestmark = pytest.mark.slow
 
-NAMES = {"plain": "one process", "ddp": "DDP", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}  # others: FSDP2
-BACKENDS = {"plain": "NO", "ddp": "MULTI_CPU", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}  # others: FSDP
+# All others: FSDP2.
+NAMES = {"plain": "one process", "ddp": "DDP", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}
+# All others: FSDP.
+BACKENDS = {"plain": "NO", "ddp": "MULTI_CPU", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 
 
 def goes_on(run: Resumed) -> bool:
@@ -82,7 +84,7 @@ def test_refused_on_every_rank(run, folder):
 
 
 def test_the_runs_move_the_weights(folder):
-    """Show that the comparison can fail: the steps after the checkpoint change the weights by much more than allowed."""
+    """Show that the comparison can fail: the steps after the checkpoint change the weights by more than it allows."""
     end = torch.load(folder / "dpo-plain.pt", weights_only=False)["weights"]
     middle = load_file(folder / "runs" / "dpo-plain" / f"checkpoint-{resuming.SAVED}" / "model.safetensors")
     with pytest.raises(AssertionError, match="off by"):
