@@ -1,4 +1,4 @@
-"""Make the small world's files: tokenizer, language model, prompts, and responses of the reference to rank.
+"""Make the small world's files: vocabulary, language model, prompts, and responses of the reference to rank.
 
     python -m trl_dpo_ext.arena.build_world FOLDER
 
@@ -13,47 +13,37 @@ import json
 import random
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..run.recipe_files import recipes_folder
 from .sampling import sample_responses
-from .world import EOS, PROMPT_TOKENS, RESPONSES, World
+from .world import EOS, PROMPT_TOKENS, RESPONSES
 
-VOCABULARY = 1024
-EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 14, 64, 3e-3, 0.1
+VOCABULARY = 1500  # words
+EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 7, 64, 3e-3, 0.1
 TRAIN, PICK, MEASURE = 512, 192, 192  # prompts
 _SENTENCE = re.compile(r"[^.!?\n]*[.!?]?")
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[.,!?]")
 
 
-def texts(split: str) -> list[str]:
-    """Return the first sentence of each prompt with its continuation in the quickstart's data."""
+def sentences_of(split: str) -> list[list[str]]:
+    """Return the words of the first sentence of each prompt with its continuation in the quickstart's data."""
     with gzip.open(recipes_folder() / "quickstart" / "data" / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    found = [row["prompt"] + completion for row in rows for completion in row["completions"]]
-    sentences = (_SENTENCE.match(text) for text in found)
-    return [match[0].strip().lower() for match in sentences if match is not None]
+    texts = [row["prompt"] + completion for row in rows for completion in row["completions"]]
+    return [_WORD.findall(match[0]) for text in texts if (match := _SENTENCE.match(text.lower().strip()))]
 
 
-def train_tokenizer(sentences: list[str]) -> Tokenizer:
-    """Train a byte-level BPE; token 0 ends a text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        sentences,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=["<end>"],
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    return tokenizer
+def most_frequent_words(sentences: list[list[str]]) -> list[str]:
+    """Return the vocabulary: the end of a text, then the most frequent words and punctuation."""
+    counts = Counter(word for sentence in sentences for word in sentence)
+    ordered = sorted(counts, key=lambda word: (-counts[word], word))
+    return ["<end>", *ordered[: VOCABULARY - 1]]
 
 
 def train_model(rows: list[list[int]], seed: int = 0) -> LlamaForCausalLM:
@@ -95,39 +85,55 @@ def train_model(rows: list[list[int]], seed: int = 0) -> LlamaForCausalLM:
     return model.half().float().eval()
 
 
-def prompts_of(tokenizer: Tokenizer, sentences: list[str]) -> list[list[int]]:
-    """Return the different beginnings of `PROMPT_TOKENS` tokens, where a word ends there, shuffled."""
-    found = {}
-    for sentence in sentences:
-        ids = tokenizer.encode(sentence).ids
-        if len(ids) > PROMPT_TOKENS + 2 and tokenizer.decode([ids[PROMPT_TOKENS]]).startswith(" "):
-            found[tuple(ids[:PROMPT_TOKENS])] = None
+def prompts_of(rows: list[list[int]]) -> list[list[int]]:
+    """Return the different beginnings of `PROMPT_TOKENS` tokens, shuffled."""
+    found = dict.fromkeys(tuple(row[:PROMPT_TOKENS]) for row in rows if len(row) > PROMPT_TOKENS + 2)
     return random.Random(0).sample([list(ids) for ids in found], len(found))
 
 
 def build(folder: Path) -> None:
     """Write the world's files."""
     folder.mkdir(parents=True, exist_ok=True)
-    train, test = texts("train"), texts("test")
-    tokenizer = train_tokenizer(train)
-    model = train_model([[*tokenizer.encode(text).ids[:32], EOS] for text in train])
-    known = prompts_of(tokenizer, train)
-    new = [ids for ids in prompts_of(tokenizer, test) if ids not in known]
-    held_out = [*known[TRAIN : TRAIN + PICK + MEASURE - len(new)], *new[: PICK + MEASURE]]
+    sentences = {split: sentences_of(split) for split in ("train", "test")}
+    words = most_frequent_words(sentences["train"])
+    number = {word: i for i, word in enumerate(words)}
+    # Rare words are left out of the sentences.
+    rows = {
+        split: [[*(number[word] for word in sentence if word in number), EOS] for sentence in found]
+        for split, found in sentences.items()
+    }
+    model = train_model(rows["train"])
+    print(f"test: {mean_loss(model, rows['test']):.3f} nats per token")
+    known = prompts_of(rows["train"])
+    new = [ids for ids in prompts_of(rows["test"]) if ids not in known]
+    held_out = [*new, *known[TRAIN:]][: PICK + MEASURE]
     held_out = random.Random(1).sample(held_out, PICK + MEASURE)
     prompts = {"train": known[:TRAIN], "pick": held_out[:PICK], "measure": held_out[PICK:]}
-    model.config.save_pretrained(folder)
-    weights = {name: value.half().contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(str(folder / "tokenizer.json"))
-    world = World(model, tokenizer, prompts, [])
-    generator = torch.Generator().manual_seed(0)
     repeated = torch.tensor(prompts["train"]).repeat_interleave(RESPONSES, dim=0)
-    sampled = sample_responses(model, repeated, generator)
-    rows = [sampled.ids[i, : sampled.lengths[i]].tolist() for i in range(len(repeated))]
-    responses = [rows[start : start + RESPONSES] for start in range(0, len(rows), RESPONSES)]
+    sampled = sample_responses(model, repeated, torch.Generator().manual_seed(0))
+    flat = [sampled.ids[i, : sampled.lengths[i]].tolist() for i in range(len(repeated))]
+    responses = [flat[start : start + RESPONSES] for start in range(0, len(flat), RESPONSES)]
+
+    model.config.save_pretrained(folder)
+    weights = {
+        name: value.half().contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    content = {"words": words, "prompts": prompts, "responses": responses}
     with open(folder / "rows.json.gz", "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
-        file.write(json.dumps({"prompts": world.prompts, "responses": responses}).encode())
+        file.write(json.dumps(content).encode())
+
+
+def mean_loss(model: LlamaForCausalLM, rows: list[list[int]]) -> float:
+    """Return the mean loss of a token, nats."""
+    total = count = 0.0
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor([row])
+            if len(row) > 1:
+                total += model(input_ids=ids, labels=ids, use_cache=False).loss.item() * (len(row) - 1)
+                count += len(row) - 1
+    return total / count
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 EOS = 0
-NEW_TOKENS = 16
+NEW_TOKENS = 12
 
 
 @dataclass(frozen=True)

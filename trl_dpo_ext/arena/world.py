@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -19,7 +19,7 @@ from .sampling import EOS
 
 __all__ = ["EOS", "PROMPT_TOKENS", "RESPONSES", "World", "load_world"]
 
-PROMPT_TOKENS = 4  # every prompt has as many, so that nothing is padded on the left
+PROMPT_TOKENS = 3  # every prompt has as many, so that nothing is padded on the left
 RESPONSES = 8  # of the reference to each training prompt
 FOLDER = Path(__file__).parent / "world_files"
 
@@ -30,13 +30,13 @@ class World:
 
     Attributes:
         reference: the model, in evaluation mode.
-        tokenizer: its tokenizer.
+        words: the word of each token.
         prompts: token ids by use: "train", "pick" (to choose hyperparameters) and "measure". No two are the same.
         responses: [prompts["train"]][8] token ids of responses that the reference gave.
     """
 
     reference: Any
-    tokenizer: Tokenizer
+    words: list[str]
     prompts: dict[str, list[list[int]]]
     responses: list[list[list[int]]]
 
@@ -46,7 +46,8 @@ class World:
 
     def text(self, ids: list[int]) -> str:
         """Return the text of token ids."""
-        return str(self.tokenizer.decode([token for token in ids if token != EOS]))
+        words = " ".join(self.words[token] for token in ids if token != EOS)
+        return re.sub(r" (?=[.,!?])", "", words)
 
     def prompt_ids(self, use: str) -> Tensor:
         """Return [N, PROMPT_TOKENS] the prompts of a use."""
@@ -63,5 +64,4 @@ def load_world(folder: Path = FOLDER) -> World:
     model.tie_weights()
     with gzip.open(folder / "rows.json.gz", "rt", encoding="utf-8") as file:
         rows = json.load(file)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return World(model.float().eval(), tokenizer, rows["prompts"], rows["responses"])
+    return World(model.float().eval(), rows["words"], rows["prompts"], rows["responses"])
