@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import random
 import re
 import sys
@@ -23,6 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ..run.recipe_files import recipes_folder
 from .sampling import sample_responses
 from .world import EOS, PROMPT_TOKENS, RESPONSES
+
+logger = logging.getLogger(__name__)
 
 VOCABULARY = 1500  # words
 EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 7, 64, 3e-3, 0.1
@@ -81,7 +84,7 @@ def train_model(rows: list[list[int]], seed: int = 0) -> LlamaForCausalLM:
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-        print(f"epoch {epoch + 1} of {EPOCHS}: {sum(losses) / len(losses):.3f} nats per token", flush=True)
+        logger.info(f"epoch {epoch + 1} of {EPOCHS}: {sum(losses) / len(losses):.3f} nats per token")
     return model.half().float().eval()
 
 
@@ -103,7 +106,7 @@ def build(folder: Path) -> None:
         for split, found in sentences.items()
     }
     model = train_model(rows["train"])
-    print(f"test: {mean_loss(model, rows['test']):.3f} nats per token")
+    logger.info(f"test: {mean_loss(model, rows['test']):.3f} nats per token")
     known = prompts_of(rows["train"])
     new = [ids for ids in prompts_of(rows["test"]) if ids not in known]
     held_out = [*new, *known[TRAIN:]][: PICK + MEASURE]
@@ -137,4 +140,5 @@ def mean_loss(model: LlamaForCausalLM, rows: list[list[int]]) -> float:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     build(Path(sys.argv[1]))

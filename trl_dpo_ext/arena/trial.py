@@ -17,7 +17,7 @@ from ..evaluation.frontier.kl_budgets import best_mixture
 from ..losses import get_loss
 from ..training.objective import Objective, Term
 from ..types import RankedResponses
-from .feedback import KINDS, Feedback, Judged, token_logps
+from .feedback import KINDS, Feedback, Judged, judge, token_logps
 from .sampling import exact_kl, sample_responses
 from .truths import Truth
 from .world import World
@@ -25,9 +25,11 @@ from .world import World
 BUDGETS = (1.0, 2.0, 4.0, 8.0)  # nats
 LEARNING_RATE = 5e-4
 SEQUENCES = 64  # of a step: 32 pairs or 8 rankings
-STEPS = 64
-POINTS = (4, 8, 16, 32, 64)  # steps after which the policy is measured
-SAMPLES = 4  # to each prompt at each point
+STEPS = 48
+POINTS = (4, 8, 16, 32, 48)  # steps after which the policy is measured
+SAMPLES = 2  # to each prompt at each point
+
+_Measured = tuple[dict[str, Any], list[float], list[float]]  # a point; rewards and KLs, [N * SAMPLES]
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,34 @@ class Setting:
         return ", ".join(parts) or "defaults"
 
 
-def run_trial(
-    world: World, judged: Judged, truth: Truth, *, loss: str, setting: Setting, kind: str, seed: int, use: str
-) -> dict[str, Any]:
-    """Train and measure once.
+class Stage:
+    """What all trials with one reward share.
 
     Args:
         world: the small world.
-        judged: its judged responses, from `judge`.
-        truth: the reward that `judged` was made with.
+        truth: the reward.
+
+    Attributes:
+        judged: the world's responses, scored, with the reference's log-probs.
+    """
+
+    def __init__(self, world: World, truth: Truth) -> None:
+        self.world, self.truth = world, truth
+        self.judged = judge(world, truth)
+        self._starts: dict[tuple[str, int], _Measured] = {}
+
+    def start(self, use: str, seed: int) -> _Measured:
+        """Return the point of the reference."""
+        if (use, seed) not in self._starts:
+            self._starts[use, seed] = _measure(self, self.world.reference, use, seed, 0)
+        return self._starts[use, seed]
+
+
+def run_trial(stage: Stage, *, loss: str, setting: Setting, kind: str, seed: int, use: str) -> dict[str, Any]:
+    """Train and measure once.
+
+    Args:
+        stage: world, reward and data.
         loss: a registered loss.
         setting: its hyperparameters.
         kind: a kind of data.
@@ -75,12 +96,13 @@ def run_trial(
     started = time.perf_counter()
     spec = get_loss(loss)
     objective = Objective([Term(spec, spec.check(setting.hyperparameters), 1.0)])
+    world, judged = stage.world, stage.judged
     feedback = KINDS[kind](judged, torch.Generator().manual_seed(seed))
     policy = world.policy().train()
     rate = LEARNING_RATE * setting.learning_rate
     optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, weight_decay=0.0)
     batches = _batches(feedback, seed)
-    measured = [_measure(world, truth, world.reference, use, seed, 0)]
+    measured = [stage.start(use, seed)]
     diverged = False
     for step in range(1, STEPS + 1):
         rows = next(batches)
@@ -98,7 +120,7 @@ def run_trial(
             group["lr"] = rate * min(1.0, step / 4)
         optimizer.step()
         if step in POINTS:
-            measured.append(_measure(world, truth, policy, use, seed, step))
+            measured.append(_measure(stage, policy, use, seed, step))
     points = [point for point, _, _ in measured]
     rewards, kls = (np.array([one[part] for one in measured]) for part in (1, 2))
     return {
@@ -161,10 +183,9 @@ def _mismatched(
     return {"mismatched_logps": own, "ref_mismatched_logps": theirs}
 
 
-def _measure(
-    world: World, truth: Truth, policy: Any, use: str, seed: int, step: int
-) -> tuple[dict[str, Any], list[float], list[float]]:
+def _measure(stage: Stage, policy: Any, use: str, seed: int, step: int) -> _Measured:
     """Sample and return the point, the rewards and the KLs, [N * SAMPLES]. All points have the same random numbers."""
+    world, truth, was_training = stage.world, stage.truth, policy.training
     policy.eval()
     prompts = world.prompt_ids(use).repeat(SAMPLES, 1)
     sampled = sample_responses(policy, prompts, torch.Generator().manual_seed(seed))
@@ -174,7 +195,7 @@ def _measure(
     texts = [world.text(prompt) for prompt in prompts.tolist()]
     rewards = truth.counts(texts, completions)
     bigrams = [pair for row in rows for pair in itertools.pairwise(row)]
-    policy.train()
+    policy.train(was_training)
     point = {
         "step": step,
         "kl": float(kls.mean()),
