@@ -130,7 +130,7 @@ KINDS: dict[str, Callable[[Judged, torch.Generator], Feedback]] = {
     "thumbs": _thumbs,
     "noise": lambda judged, generator: _pairs(judged, generator, 0.1),
 }
-"""Kinds of data by name: pairs, rankings of 8, pairs with 30 % of the labels flipped, thumbs, pairs with 10 % flipped."""
+"""Kinds of data by name. Pairs are two of the eight responses; `flipped` has 30 % wrong labels, `noise` 10 %."""
 
 DEFAULT_KINDS = ("pairs", "rankings", "flipped", "thumbs")
 

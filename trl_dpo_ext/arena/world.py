@@ -22,6 +22,7 @@ __all__ = ["EOS", "PROMPT_TOKENS", "RESPONSES", "World", "load_world"]
 PROMPT_TOKENS = 3  # every prompt has as many, so that nothing is padded on the left
 RESPONSES = 8  # of the reference to each training prompt
 FOLDER = Path(__file__).parent / "world_files"
+FILES = ("config.json", "model.safetensors", "rows.json.gz")
 
 
 @dataclass(frozen=True)
