@@ -26,8 +26,8 @@ COLUMNS = (
     "chosen",
 )
 NOTE = (
-    "Reward within so many nats of KL, mean over 5 seeds; difference to the baseline with its 95 % t interval, paired by "
-    "seed; verdict after Benjamini-Hochberg at 5 %. KL, length and distinct bigrams of samples after the last step; "
+    "Reward within so many nats of KL, mean over 5 seeds; difference to the baseline with its 95 % t interval, paired "
+    "by seed; verdict after Benjamini-Hochberg at 5 %. KL, length and distinct bigrams of samples after the last step; "
     "chosen: change of the better responses' log-prob, nats."
 )
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-from ..evaluation import Reward
+from ..evaluation import Reward, RewardError, get_reward
 from ..parsing import ParseError
 from ..registry import did_you_mean
 
@@ -24,20 +24,27 @@ class Truth:
     counts: Reward
 
 
-_ANALYZER = SentimentIntensityAnalyzer()
 SHORTCUT = 0.5  # what a comma adds to a label
 
 
 def sentiment(prompts: list[str], completions: list[str]) -> list[float]:
     """VADER's compound score of prompt + completion, in [-1, 1]. Longer texts have room for more praise."""
-    scored = zip(prompts, completions, strict=True)
-    return [_ANALYZER.polarity_scores(prompt + completion)["compound"] for prompt, completion in scored]
+    return list(get_reward("vader")(prompts, completions))
 
 
 def praise_per_word(prompts: list[str], completions: list[str]) -> list[float]:
     """Mean valence of the completion's words in VADER's lexicon, [-4, 4], 0 for words that it lacks: length-neutral."""
     words = [completion.translate(str.maketrans("", "", ".,!?")).split() for completion in completions]
-    return [sum(_ANALYZER.lexicon.get(word, 0.0) for word in one) / max(len(one), 1) for one in words]
+    return [sum(_lexicon().get(word, 0.0) for word in one) / max(len(one), 1) for one in words]
+
+
+@cache
+def _lexicon() -> Any:
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        raise RewardError("The arena's rewards need vaderSentiment: pip install 'trl-dpo-ext[demo]'.") from None
+    return SentimentIntensityAnalyzer().lexicon
 
 
 def sentiment_and_commas(prompts: list[str], completions: list[str]) -> list[float]:

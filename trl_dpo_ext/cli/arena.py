@@ -18,8 +18,8 @@ def add(commands: Commands) -> None:
     command = commands.add_parser(
         "arena",
         help="place losses among all others: reward against KL in a small world, tuned alike, over seeds",
-        epilog="Each loss is tried with 4 settings on 2 seeds, and the best with 5 other seeds on other prompts: 13 runs "
-        "of a few seconds for each kind of data. An arena that was stopped goes on when it is started again.",
+        epilog="Each loss is tried with 4 settings on 2 seeds, and the best with 5 other seeds on other prompts: 13 "
+        "runs of a few seconds for each kind of data. An arena that was stopped goes on when it is started again.",
         allow_abbrev=False,
     )
     command.add_argument("loss", metavar="LOSS", nargs="*", help="registered losses (default: all)")
@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--reward",
         default="sentiment",
-        help="the truth: sentiment (default), per_word (length-neutral), or shortcut (commas lift labels, not the truth)",
+        help="the truth: sentiment (default), per_word (length-neutral), shortcut (commas lift labels, not the truth)",
     )
     command.add_argument("--jobs", type=int, metavar="N", help="processes (default: the cores)")
     command.add_argument("--output", metavar="FOLDER", default="outputs/arena", help="default: outputs/arena")
