@@ -344,9 +344,23 @@ def test_everything_private_stands_in_one_file():
         "loading_policies_with",
         "plain_dpo_config",
         "prepare_reference",
+        "run_fused_head",
         "text_tokenizer",
         "use_adapter",
     }
+
+
+def test_the_head_runs_alone_on_what_the_backbone_gave():
+    """ZeRO-3 needs the head apart from the backbone, so that it can gather its weight."""
+    model = helpers.tiny_model(helpers.tiny_tokenizer())
+    _trl.add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    ids = torch.arange(10, 22).view(2, 6)
+    labels = ids.roll(-1, 1)
+    whole = model(input_ids=ids, shift_labels=labels, use_cache=False, fused_lm_head=True)
+    backbone = model.base_model(input_ids=ids, use_cache=False)
+    alone = _trl.run_fused_head(model.forward, model.lm_head, backbone, shift_labels=labels)
+    assert torch.equal(alone.log_probs, whole.log_probs), f"{VERSIONS}: the fused forward reads more of the model."
+    assert torch.equal(alone.entropy, whole.entropy)
 
 
 def test_the_head_runs_with_gpu_kernels_that_compute_nothing():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 
+from accelerate import DeepSpeedPlugin
 from accelerate.state import DistributedType, PartialState
 
 
@@ -22,7 +23,18 @@ def prepare() -> None:
         # The only kernel that DeepSpeed would compile here: shared memory between the processes of one machine. The
         # name `deepspeed.comm.torch` is torch itself.
         import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+        DeepSpeedPlugin.__post_init__ = _nothing_stays_whole
 
 
 def _gloo(self: PartialState, *args: object, **kwargs: object) -> tuple[str, DistributedType]:
     return "gloo", DistributedType.MULTI_GPU
+
+
+_plugin = DeepSpeedPlugin.__post_init__
+
+
+def _nothing_stays_whole(self: DeepSpeedPlugin) -> None:
+    """ZeRO-3 keeps small weights whole, and those of a tiny model all are small."""
+    _plugin(self)
+    if self.zero_stage == 3:
+        self.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0

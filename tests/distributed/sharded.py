@@ -17,19 +17,39 @@ from transformers import TrainerCallback
 from tests.distributed import cases, on_the_cpu
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().float().clone()
+def whole(weight: Any) -> torch.Tensor:
+    if hasattr(weight, "ds_id"):  # ZeRO-3
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(weight):
+            return weight.detach().float().clone()
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach().float().clone()
 
 
 class Gradients(TrainerCallback):
-    """The whole gradients of each step. DeepSpeed keeps its own, so there are none with it."""
+    """The whole gradients of each step."""
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
         self.steps: list[dict[str, torch.Tensor]] = []
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.is_deepspeed_enabled:  # its backward pass ends with the step, and leaves no gradients
+            from deepspeed.utils import safe_get_full_grad
+
+            engine = self.trainer.model_wrapped
+            step = engine.step
+
+            def recorded(*args: Any, **kwargs: Any) -> Any:
+                found = {n: safe_get_full_grad(p) for n, p in engine.module.named_parameters() if p.requires_grad}
+                self.steps.append({n: whole(g) for n, g in found.items() if g is not None})
+                return step(*args, **kwargs)
+
+            engine.step = recorded
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        named = model.named_parameters()
-        self.steps.append({name: whole(p.grad) for name, p in named if p.grad is not None})
+        if not self.trainer.is_deepspeed_enabled:
+            self.steps.append({n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None})
 
 
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
@@ -38,7 +58,7 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
 
 def run(case: str, model: str, folder: str) -> dict[str, Any]:
     trainer = cases.trainer(case, model, f"{folder}/{case}", int(os.environ["WORLD_SIZE"]), use_cpu=False)
-    recorder = Gradients()
+    recorder = Gradients(trainer)
     trainer.add_callback(recorder)
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
 
 
 def full_size(weight: nn.Parameter) -> int:
@@ -11,3 +14,29 @@ def full_size(weight: nn.Parameter) -> int:
     ZeRO-3 leaves each parameter empty between forwards, so `numel()` is 0, and keeps the true number in `ds_numel`.
     """
     return int(getattr(weight, "ds_numel", weight.numel()))
+
+
+def is_partitioned(weight: Tensor) -> bool:
+    """Return whether ZeRO-3 keeps only this process's part of a weight between forwards."""
+    return hasattr(weight, "ds_id")
+
+
+def call_as_forward(module: Any, function: Callable[..., Any], *inputs: Any) -> Any:
+    """Run a function in place of a module's forward, and return what it returns.
+
+    ZeRO-3 gathers the weights of a module when the module is called, and again in the backward pass until their
+    gradients are there. A function that reads the weights without calling the module gets empty ones.
+
+    Args:
+        module: owns the weights.
+        function: takes `inputs` and returns a tensor, or a tuple of tensors and None.
+        *inputs: tensors.
+    """
+    own = module.__dict__.get("forward")
+    module.forward = function
+    try:
+        return module(*inputs)
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own

@@ -33,6 +33,7 @@ __all__ = [
     "loading_policies_with",
     "plain_dpo_config",
     "prepare_reference",
+    "run_fused_head",
     "text_tokenizer",
     "use_adapter",
 ]
@@ -132,6 +133,20 @@ def prepare_reference(model: Any, trainer: Any) -> Any:
     if trainer.is_fsdp_enabled:
         return prepare_fsdp(model, trainer.accelerator)
     return trainer.accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def run_fused_head(fused_forward: Any, head: Any, backbone_outputs: Any, **inputs: Any) -> FusedCausalLMOutput:
+    """Run only the head of a forward that `add_fused_lm_head` made.
+
+    Args:
+        fused_forward: the bound method that it assigned to the model.
+        head: the model's output embeddings.
+        backbone_outputs: what the model's backbone returned.
+        **inputs: of the forward: `shift_labels`, ...
+    """
+    given = SimpleNamespace(base_model=lambda *args, **kwargs: backbone_outputs, get_output_embeddings=lambda: head)
+    outputs: FusedCausalLMOutput = fused_forward.__func__(given, fused_lm_head=True, **inputs)
+    return outputs
 
 
 class _NoKernel:

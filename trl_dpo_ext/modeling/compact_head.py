@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .._compat.trl import FusedCausalLMOutput
+from .._compat.deepspeed import call_as_forward, is_partitioned
+from .._compat.trl import FusedCausalLMOutput, run_fused_head
 from .layout import IGNORED
 
 _FUSED = "fused_forward_of_trl"  # attribute of a patched model
@@ -82,6 +83,8 @@ def add_compact_head(model: PreTrainedModel, *, own_head: bool = False) -> None:
         try:
             if own_head:
                 outputs = _token_outputs(type(self).forward(self, *args, **kwargs), labels)
+            elif is_partitioned(self.get_output_embeddings().weight):
+                outputs = _partitioned_head(self, fused_forward, self.base_model(*args, **kwargs), labels, kwargs)
             else:
                 outputs = fused_forward(*args, fused_lm_head=True, shift_labels=labels, **kwargs)
         finally:
@@ -98,6 +101,23 @@ def add_compact_head(model: PreTrainedModel, *, own_head: bool = False) -> None:
         return outputs
 
     model.forward = types.MethodType(forward, model)
+
+
+def _partitioned_head(
+    model: PreTrainedModel, fused_forward: Any, backbone_outputs: Any, labels: Tensor, inputs: dict[str, Any]
+) -> FusedCausalLMOutput:
+    """Run TRL's head as the forward of the module that owns its weight, so that ZeRO-3 gathers the weight."""
+    head: Any = model.get_output_embeddings()
+    owner = next(m for m in head.modules() if any(p is head.weight for p in m.parameters(recurse=False)))
+    names = [field.name for field in fields(FusedCausalLMOutput)]
+
+    def run(hidden: Tensor) -> tuple[Tensor | None, ...]:
+        backbone_outputs.last_hidden_state = hidden
+        outputs = run_fused_head(fused_forward, head, backbone_outputs, shift_labels=labels, **inputs)
+        return tuple(getattr(outputs, name) for name in names)
+
+    values = call_as_forward(owner, run, backbone_outputs.last_hidden_state)
+    return FusedCausalLMOutput(**dict(zip(names, values, strict=True)))
 
 
 def _token_outputs(outputs: Any, labels: Tensor) -> FusedCausalLMOutput:

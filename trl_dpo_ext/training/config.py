@@ -45,6 +45,10 @@ class PreferenceConfig(HookedConfig):
         derive_labels: losses that read labels also read rows without any: the best responses of a ranking or pair are
             desirable, the others not. None: true where a loss that reads labels is the only loss.
         desirable_above: derived labels of rows with scores say whether the score is greater than this.
+        match_prompts: with `bco_unpaired`, weight each undesirable response by the density of its prompt among those of
+            desirable responses, relative to that among undesirable ones (arXiv 2404.04656). A logistic regression on
+            the reference's mean last hidden state of the prompt estimates it before training. Values of a column
+            `weight` are kept. The regression is saved as density_ratio.json.
         humanline: `[low, high]` clips each token's log-ratio, in nats, before the sum, for every loss that reads the
             reference (arXiv 2509.24207; `[-1.0, 1.5]` in the authors' code, which also sets the reference to the policy
             after each step: `sync_ref_model`). Logged log-probs and rewards are those before the clip.
@@ -99,6 +103,13 @@ class PreferenceConfig(HookedConfig):
     )
     desirable_above: float | None = field(
         default=None, metadata={"help": "Derived labels say whether a response's score is greater than this."}
+    )
+    match_prompts: bool = field(
+        default=False,
+        metadata={
+            "help": "For bco_unpaired: weight undesirable responses by how much more likely their prompt is among the "
+            "desirable ones, from a classifier of the prompts fitted before training."
+        },
     )
     humanline: list[float] | None = field(
         default=None,
@@ -309,6 +320,8 @@ class PreferenceConfig(HookedConfig):
                     f"use_weighting=True (WPO) weights single pairs, so it doesn't support {', '.join(refused)}, which "
                     "is listwise or couples the pairs of a batch. Set use_weighting=False."
                 )
+        if self.match_prompts and not any("weight" in spec.needs for spec in names.values()):
+            raise ConfigError(f"match_prompts is set, but none of {self.loss_type} reads weights. Remove it.")
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise ConfigError(
                 "sync_ref_model=True updates the reference during training, but precompute_ref_log_probs=True computes "

@@ -39,7 +39,8 @@ from .batch import ranked_responses, step_loss, token_count
 from .choose_layout import ChooseLayoutWhenWrapped, choose_layout
 from .config import PreferenceConfig
 from .dataset_rows import by_name, check_rows, is_tokenized, map_by_name, tokenize_rows
-from .errors import CheckpointError
+from .density_ratio import fit_to_rows, with_weights
+from .errors import CheckpointError, ConfigError
 from .metrics import MetricSums, batch_metrics
 from .objective import Objective
 from .preflight import run_checks
@@ -190,6 +191,8 @@ class PreferenceTrainer(HookedTrainer):
             self.add_callback(ChooseLayoutWhenWrapped(self))
         else:
             self._collator.layout = choose_layout(self, self.model)
+        if args.match_prompts:
+            self._match_prompts()
         self._stored = self._fill_reference_cache() if stores else None
 
     def _restore_public_attributes(self) -> None:
@@ -267,6 +270,26 @@ class PreferenceTrainer(HookedTrainer):
             stored.fill(dataset, name, batch_size or self.args.per_device_eval_batch_size)
         self._collator.reference = cache.lookup
         return stored
+
+    def _match_prompts(self) -> None:
+        """Give the rows of all datasets the weights that `match_prompts` promises."""
+        datasets = {"train": self.train_dataset, **by_name(self.eval_dataset)}
+        if streamed := [name for name, rows in datasets.items() if isinstance(rows, IterableDataset)]:
+            raise ConfigError(
+                f"match_prompts reads all prompts before training, and the {streamed[0]} dataset is streamed. Set it "
+                "to False, and give the weights in a column `weight`."
+            )
+        progress = not self.args.disable_tqdm
+        with self.reference() as model, self.accelerator.autocast():
+            ratio = fit_to_rows(model, self.train_dataset, self.accelerator, progress)
+            weighted = {
+                name: with_weights(rows, ratio, model, self.accelerator, progress) for name, rows in datasets.items()
+            }
+        self.train_dataset = weighted.pop("train")
+        self.eval_dataset = weighted if isinstance(self.eval_dataset, dict) else weighted.get("eval")
+        if self.is_world_process_zero():
+            Path(str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
+            ratio.save(str(self.args.output_dir))
 
     def _compute_reference(self, groups: Sequence[PromptGroup]) -> list[list[np.ndarray]]:
         """Run the reference on groups. Return K float32 arrays of token log-probs for each."""

@@ -190,9 +190,10 @@ def bco_unpaired(responses: RankedResponses, *, beta: Annotated[float, Gt(0)] = 
         arXiv 2404.04656.
 
     Departures:
-        The paper estimates w, the ratio of the densities of prompts with desirable and with undesirable responses, by a
-        logistic regression on embeddings of the prompts. Here w comes from a column `weight` of the data, and is 1
-        without one. The running mean weights every optimizer step equally.
+        w is 1 unless `match_prompts` is set or the data have a column `weight`. The setting estimates it as the paper
+        does, by a logistic regression on embeddings of the prompts; the embedding is the reference's mean last hidden
+        state, and the ratio is cut to 0.5 and 10, as in TRL's BCO trainer. The running mean weights every optimizer
+        step equally.
 
     Relations:
         `bco` times one half, for one desirable and one undesirable response and equal running means.

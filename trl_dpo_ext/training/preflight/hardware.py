@@ -101,6 +101,11 @@ def check_sharding(args: Any, quantization_config: Any) -> None:
             f"precompute_ref_log_probs=True runs the model before {sharded} has wrapped it. Set it to False. With an "
             "adapter, the reference is the base model itself; without one, the reference is sharded too."
         )
+    if args.match_prompts:
+        raise ConfigError(
+            f"match_prompts=True runs the model before {sharded} has wrapped it. Set it to False, and give the weights "
+            "in a column `weight`."
+        )
     optim = str(getattr(args.optim, "value", args.optim))
     if sharded == "FSDP" and any(kind in optim for kind in ("8bit", "paged", "bnb", "ademamix")):
         raise ConfigError(
