@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 
 from trl_dpo_ext import register_loss
+from trl_dpo_ext.arena import plan, trial
 from trl_dpo_ext.arena import run_arena as runner
 from trl_dpo_ext.arena.faults import faults
 from trl_dpo_ext.arena.grids import SETTINGS, grid_of
@@ -148,6 +149,42 @@ def test_a_copy_is_not_told_apart_and_named(tiny_arena, tmp_path, losses):
     ]
 
 
+def cheat_with(judged):
+    """A loss that knows the truth: it looks responses up by their reference log-prob, and puts flipped pairs right."""
+    known = judged.ref_token_logps.sum(dim=2).flatten()
+    order = known.argsort()
+    scores = judged.scores.flatten()[order]
+
+    def score(ref_logps):
+        return scores[torch.searchsorted(known[order], ref_logps).clamp(max=len(scores) - 1)]
+
+    def cheat(pairs: PreferencePairs, *, beta: Annotated[float, Gt(0)] = 0.1) -> torch.Tensor:
+        true = torch.sign(score(pairs.ref_chosen_logps) - score(pairs.ref_rejected_logps))
+        return -F.logsigmoid(beta * true * pairs.margins)
+
+    return cheat
+
+
+@pytest.mark.slow
+def test_a_loss_that_knows_the_truth_is_found_better(tmp_path, losses, monkeypatch):
+    """Where 30 % of the labels are wrong, it learns from the true ones. The world is whole, the runs are short."""
+    monkeypatch.setattr(trial, "STEPS", 24)
+    monkeypatch.setattr(trial, "POINTS", (12, 24))
+    monkeypatch.setattr(plan, "PICK_SEEDS", (100,))
+    monkeypatch.setattr(runner, "PUBLISHED", tmp_path / "none")
+    plan.code_of_arena.cache_clear()
+    losses("cheat")(cheat_with(runner._stage("sentiment").judged))
+    losses("copy_of_dpo")(copy_of_dpo)
+    names, kinds = ["dpo", "cheat", "copy_of_dpo"], ["flipped"]
+    found = standings(names, kinds, "sentiment", run_arena(names, tmp_path, kinds=kinds))
+    plan.code_of_arena.cache_clear()
+    assert {one.loss: one.verdict() for one in found} == {
+        "cheat": "better",
+        "copy_of_dpo": "can't be told apart",
+        "dpo": "",
+    }
+
+
 def test_faults_are_named(tiny_arena, tmp_path, losses):
     @losses("ignores")
     def ignores(
@@ -211,8 +248,8 @@ def test_verdicts_count_kinds_and_correct_for_many_comparisons():
     assert ipo.differences[4.0].mean == pytest.approx(0.052)
     assert ipo.differences[4.0].high - 0.052 == pytest.approx(2.7764 * 0.0015811 / 5**0.5, rel=1e-3)
     assert verdicts(found, names) == [
-        "ipo: at 4 nats better than dpo in 1 of 2 kinds of data (pairs); can't be told apart from dpo in 1 of 2 kinds of "
-        "data (flipped).",
+        "ipo: at 4 nats better than dpo in 1 of 2 kinds of data (pairs); can't be told apart from dpo in 1 of 2 kinds "
+        "of data (flipped).",
         "simpo: at 4 nats worse than dpo in 1 of 1 kinds of data (pairs).",
     ]
 

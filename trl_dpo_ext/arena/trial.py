@@ -91,7 +91,7 @@ def run_trial(stage: Stage, *, loss: str, setting: Setting, kind: str, seed: int
 
     Returns:
         A record: `points` (step, KL in nats, reward, length in tokens, distinct bigrams), `within` (budget -> reward),
-        `chosen_shift` (nats that better responses gained in log-prob at the end), `diverged`, and `seconds` of one core.
+        `chosen_shift` (nats that better responses gained in log-prob at the end), `diverged`, and `seconds` of a core.
     """
     started = time.process_time()
     spec = get_loss(loss)
