@@ -9,7 +9,7 @@ from trl_dpo_ext.arena.world import World, load_world
 
 @pytest.fixture
 def tiny_arena(monkeypatch):
-    """Shrink the arena to 6 short trials a loss and kind of data."""
+    """Shrink the arena to 9 short trials a loss and kind of data."""
     whole = load_world()
     prompts = {use: ids[:64] if use == "train" else ids[:24] for use, ids in whole.prompts.items()}
     world = World(whole.reference, whole.words, prompts, whole.responses[:64])

@@ -46,10 +46,14 @@ def test_every_loss_has_as_many_settings_that_it_accepts(name):
 
 
 def test_a_grid_by_hand():
-    assert [one.as_text() for one in grid_of(get_loss("dpo"))] == ["defaults", "beta=0.3", "beta=0.033", "beta=1"]
-    # TRL's beta first, then the share inside its interval [0, 0.5).
-    assert [one.as_text() for one in grid_of(get_loss("cdpo"))][1:3] == ["beta=0.3", "label_smoothing=0.15"]
-    assert grid_of(get_loss("sft"))[1] == Setting({}, 3.0)
+    def grid(loss):
+        return [setting.as_text() for setting in grid_of(get_loss(loss))]
+
+    rates = ["defaults", "learning rate x2", "learning rate x0.5"]
+    assert grid("dpo") == [*rates, "beta=0.3", "beta=0.033", "beta=1"]
+    # A value of each in turn; label_smoothing is in [0, 0.5).
+    assert grid("cdpo") == [*rates, "beta=0.3", "label_smoothing=0.15", "beta=0.033"]
+    assert grid("sft") == [*rates, "learning rate x4", "learning rate x0.25", "learning rate x3"]
 
 
 def test_thumbs_are_for_losses_on_labels():
@@ -83,7 +87,7 @@ def numbers(records):
 
 def test_a_stopped_arena_goes_on_and_two_give_the_same_numbers(tiny_arena, tmp_path, monkeypatch):
     whole = run_arena(["dpo"], tmp_path / "whole", kinds=["pairs"])
-    assert len(whole) == 4 + 3  # a grid of 4 on one seed, the best on three
+    assert len(whole) == 6 + 3  # a grid of 6 on one seed, the best on three
     assert {row["use"] for row in whole.values()} == {"pick", "measure"}
 
     ran, record = [], runner._record
@@ -100,11 +104,11 @@ def test_a_stopped_arena_goes_on_and_two_give_the_same_numbers(tiny_arena, tmp_p
     with open(tmp_path / "stopped" / FILE, "a") as file:
         file.write('{"key": "half a li')
     again = run_arena(["dpo"], tmp_path / "stopped", kinds=["pairs"])
-    assert len(ran) == 3 + 1 + 4  # the fourth began twice
+    assert len(ran) == 3 + 1 + 6  # the fourth began twice
     assert numbers(again) == numbers(whole)
     assert numbers(read_trials(tmp_path / "stopped" / FILE)) == numbers(whole)
     run_arena(["dpo"], tmp_path / "stopped", kinds=["pairs"])
-    assert len(ran) == 8
+    assert len(ran) == 10
 
 
 def test_a_changed_loss_is_tried_anew(tmp_path):

@@ -9,26 +9,27 @@ from ..losses import HyperparameterError, LossSpec
 from ..losses.hyperparameters import Hyperparameter
 from .trial import Setting
 
-SETTINGS = 4
+SETTINGS = 6
 _FACTORS = (3.0, 1 / 3, 10.0)  # of a default, the likeliest first
 _SHARES = (0.3, 0.6, 0.9)  # of an interval
 _FROM_ZERO = (0.1, 1.0)
-_RATES = (3.0, 1 / 3, 2.0)  # of the learning rate, for a loss with too little to vary
+_RATES = (2.0, 0.5)  # of the learning rate: how fast a loss moves differs more than anything else
+_MORE_RATES = (4.0, 0.25, 3.0)  # for a loss with too few values to try
 
 
 def grid_of(spec: LossSpec) -> list[Setting]:
-    """Return `SETTINGS` settings: the defaults, then one hyperparameter changed at a time, each in its turn.
+    """Return `SETTINGS` settings: the defaults at three learning rates, then one hyperparameter changed at a time.
 
     A positive default is tripled, cut to a third, and multiplied by ten. One inside an interval moves to 30, 60 and
-    90 % of it. What `beta` sets comes first, then the order of the signature. A loss with fewer values to try varies
-    the learning rate instead, so that every loss has the same number of runs.
+    90 % of it. What `beta` sets comes first, then the others in the order of the signature, a value of each in turn. A
+    loss with fewer values to try gets more learning rates, so that every loss has the same number of runs.
     """
     parameters = sorted(spec.hyperparameters.values(), key=lambda one: one.name != spec.beta)
     columns = [[(one.name, value) for value in _others(one, spec)] for one in parameters]
     turns = itertools.zip_longest(*columns)
     changed = [Setting({name: value}) for turn in turns for name, value in filter(None, turn)]
-    rates = [Setting({}, rate) for rate in _RATES]
-    return [Setting({}), *changed, *rates][:SETTINGS]
+    rates, more = ([Setting({}, rate) for rate in some] for some in (_RATES, _MORE_RATES))
+    return [Setting({}), *rates, *changed, *more][:SETTINGS]
 
 
 def _others(parameter: Hyperparameter, spec: LossSpec) -> list[Any]:

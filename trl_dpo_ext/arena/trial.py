@@ -23,7 +23,7 @@ from .truths import Truth
 from .world import World
 
 BUDGETS = (1.0, 2.0, 4.0, 8.0)  # nats
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 1e-3
 SEQUENCES = 64  # of a step: 32 pairs or 8 rankings
 STEPS = 48
 POINTS = (4, 8, 16, 32, 48)  # steps after which the policy is measured

@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     command = commands.add_parser(
         "arena",
         help="place losses among all others: reward against KL in a small world, tuned alike, over seeds",
-        epilog="Each loss is tried with 4 settings on 2 seeds, and the best with 5 other seeds on other prompts: 13 "
+        epilog="Each loss is tried with 6 settings on 2 seeds, and the best with 5 other seeds on other prompts: 17 "
         "runs of a few seconds for each kind of data. An arena that was stopped goes on when it is started again.",
         allow_abbrev=False,
     )
