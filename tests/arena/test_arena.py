@@ -1,6 +1,7 @@
 """The arena: grids, that it goes on and repeats itself, who is told apart from whom, and which faults are named."""
 
 import json
+import sys
 from typing import Annotated
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt
 
+from tests.helpers import ROOT
 from trl_dpo_ext import register_loss
 from trl_dpo_ext.arena import plan, trial
 from trl_dpo_ext.arena import run_arena as runner
@@ -268,6 +270,22 @@ def test_the_command_prints_and_writes_the_standings(tiny_arena, tmp_path, capsy
     assert {one["loss"] for one in record["standings"]} == {"dpo", "ipo"}  # the baseline is run too
     assert "| ipo |" in (out / "arena.md").read_text()
     assert (out / "arena-pairs.png").stat().st_size > 0
+
+
+def test_the_page_of_a_researcher(tiny_arena, tmp_path, losses, monkeypatch, capsys):
+    """docs/arena.md: its module and its command, on the tiny arena."""
+    page = (ROOT / "docs" / "arena.md").read_text()
+    section = page.partition("## Your loss in the arena")[2].partition("\n## ")[0]
+    (tmp_path / "my_losses.py").write_text(section.partition("```python\n")[2].partition("```")[0])
+    command = section.partition("```bash\ntrl-dpo-ext ")[2].partition("\n")[0].split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        assert main([*command, "--data", "pairs", "--jobs", "1"]) == 0
+    finally:
+        sys.modules.pop("my_losses", None)
+    assert "squared_hinge_of_mine: at 4 nats" in capsys.readouterr().out
+    assert (tmp_path / "outputs" / "mine" / "arena-pairs.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
