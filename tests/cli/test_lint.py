@@ -317,6 +317,24 @@ def test_the_converted_rows_are_written_and_can_be_read_again(kind, capsys, tmp_
     assert run(capsys, str(target))[0] == 0
 
 
+def test_rows_of_several_forms_in_one_file_are_read_as_training_reads_them(capsys, tmp_path):
+    rows = [
+        {"prompt": "What is up?", "chosen": "this is it", "rejected": "that"},
+        {"prompt": "What is down?", "completion": "this one", "label": False},
+        {"prompt": "What is left?", "completions": ["this", "those", "that"], "ranks": [2, 0, 1]},
+    ]
+    target = tmp_path / "converted.jsonl"
+    code, out, _ = run(capsys, write(tmp_path / "data", train=rows), "--output", str(target))
+    assert code == 0
+    assert "read as responses with labels" in out
+    written = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["ranks"] for row in written] == [[0, 1], [0], [2, 0, 1]]
+    assert [row["labels"] for row in written] == [[None, None], [False], [None] * 3]
+    code, out, _ = run(capsys, write(tmp_path / "bad", train=[*rows, {"prompt": "q", "label": True}]))
+    assert code == 1
+    assert "rows with prompt, label" in " ".join(out.split())
+
+
 def test_rows_that_cannot_be_read_are_counted_in_the_output(capsys, tmp_path):
     rows = [{"prompt": "q", "answer_a": "x", "answer_b": "y", "winner": w} for w in ("A", "?", "B")]
     target = tmp_path / "converted.jsonl"

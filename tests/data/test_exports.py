@@ -108,6 +108,11 @@ EXPORTS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "Label Studio export, ranker",
         rows(QUESTIONS, [[b, g, UNSURE] for g, b in PAIRS], [[2, 0, 1]] * 3),
     ),
+    "label_studio_rating.json": (
+        "Label Studio export, rating",
+        rows(QUESTIONS, [pair[::-1] for pair in PAIRS], BEST_LAST, scores=[[1.5, 5.0]] * 3),
+    ),
+    "label_studio_choices.json": ("Label Studio export, choices", rows(QUESTIONS, MIXED, [[0, 1], [1, 0], [0, 1]])),
     "label_studio_min.json": ("Label Studio export, pairwise", rows(QUESTIONS, MIXED, [[0, 1], [1, 0], [0, 1]])),
     "label_studio.csv": ("Label Studio export, pairwise", rows(QUESTIONS, MIXED, [[0, 1], [1, 0], [0, 1]])),
     "sharegpt.json": ("ShareGPT conversations as prompts", rows(CHATS, SAID, BEST_FIRST)),

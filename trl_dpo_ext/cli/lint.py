@@ -141,11 +141,12 @@ def _one_split(splits: dict[str, Any], option: str) -> tuple[str, Any]:
 
 def _converted(splits: dict[str, Any], arguments: argparse.Namespace, option: str) -> tuple[str, Any]:
     from ..data import convert_dataset
+    from ..data.mixture import separate_forms
 
     name, split = _one_split(splits, option)
     if arguments.converter is not None:
-        split = convert_dataset(split, arguments.converter, name=name, invalid_rows="drop")
-    return name, split
+        return name, convert_dataset(split, arguments.converter, name=name, invalid_rows="drop")
+    return name, separate_forms(split, name=name)
 
 
 def _show_row(splits: dict[str, Any], tokenizer: Any, arguments: argparse.Namespace) -> None:

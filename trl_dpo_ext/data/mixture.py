@@ -65,19 +65,21 @@ def mix_datasets(
     return concatenate_datasets([part.remove_columns("row") for part in parts])
 
 
-def separate_forms(dataset: Dataset, *, name: str, invalid_rows: InvalidRows, num_proc: int | None) -> Dataset:
+def separate_forms(dataset: Dataset, *, name: str, num_proc: int | None = None) -> Dataset:
     """Return a dataset whose rows have different forms as one in a single form; any other comes back unchanged.
 
     The rows of one form are those with values in the same columns. Their order is kept.
 
     Args:
-        dataset: rows as Python objects.
+        dataset: the rows.
         name: the dataset's name, for messages ("train").
-        invalid_rows, num_proc: see `format_dataset`.
+        num_proc: see `format_dataset`.
 
     Raises:
-        DataError: the rows with some columns are in no accepted form.
+        DataError: the rows with some columns are in no accepted form, or a row is unusable, whatever `invalid_rows`
+            says: what is left would be in another order.
     """
+    dataset = dataset.with_format(None)
     try:
         reading_of(dataset, name)
     except DataError as error:

@@ -26,9 +26,7 @@ def check_rows(dataset: Any, objective: Objective, args: PreferenceConfig, name:
     run_checks.check_dataset_type(dataset, name)
     if not is_tokenized(dataset):
         if isinstance(dataset, Dataset):
-            dataset = separate_forms(
-                dataset.with_format(None), name=name, invalid_rows=args.invalid_rows, num_proc=args.dataset_num_proc
-            )
+            dataset = separate_forms(dataset, name=name, num_proc=args.dataset_num_proc)
         run_checks.check_labels(dataset, objective, name)
         dataset = format_dataset(
             dataset,

@@ -10,6 +10,7 @@ from datasets import Dataset
 from ..convert import convert_row
 from ..converter_registry import get_converter
 from ..format import reading_of
+from ..mixture import separate_forms
 from ..padded_columns import padded_columns
 from ..reads import EVERY_ROW
 from ..row_reading.ranked_row import to_ranked
@@ -43,6 +44,7 @@ def row_as_trained(
     """
     dataset = dataset.with_format(None)
     if converter is None:
+        dataset = separate_forms(dataset, name=name)
         reading, row = reading_of(dataset, name), dataset[number]
         read_as, padded = reading.title, padded_columns(dataset)
     else:

@@ -14,6 +14,7 @@ from ..convert import check_converter, convert_row
 from ..converter_registry import Converter, get_converter
 from ..data_error import DataError, FaultReason
 from ..format import reading_of
+from ..mixture import separate_forms
 from ..padded_columns import padded_columns
 from ..reads import EVERY_ROW
 from ..rendering.left_out_text import left_out
@@ -169,6 +170,7 @@ def lint_splits(
             if not len(dataset):
                 raise DataError(f"{name} dataset: it has no rows.", FaultReason.NO_ROWS)
             if found is None:
+                dataset = separate_forms(dataset, name=name)
                 scan.reading = reading_of(dataset.with_format(None), name)
             else:
                 check_converter(found, dataset.column_names, name)

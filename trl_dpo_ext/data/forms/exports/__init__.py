@@ -1,6 +1,6 @@
 """What other tools export, one file each: a function `recognise(columns, sample)` that knows it and reads its rows.
 
-The names and shapes were looked up in each tool's documentation or source, which the files name.
+Each file names the documentation or source of its tool, where the names and shapes come from.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Argilla's exports: `to_datasets` and `to_list(flatten=True)` (columns `QUESTION.responses`), `to_json` (nested), and
 those of Argilla 1 (a list of answers under the question's name).
 
-Looked up in Argilla's source (`records/_io`) and in dataset cards of Argilla 1. Suggestions are a model's, and aren't
+See Argilla's source (`records/_io`) and dataset cards of Argilla 1. Suggestions are a model's, and aren't
 read.
 """
 

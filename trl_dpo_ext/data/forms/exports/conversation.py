@@ -1,6 +1,6 @@
 """Conversations, `messages` or ShareGPT's `conversations`, beside what judges their last answer.
 
-Looked up in the dataset documentation of LLaMA-Factory (`conversations` with `chosen` and `rejected`, or `kto_tag`) and
+See the dataset documentation of LLaMA-Factory (`conversations` with `chosen` and `rejected`, or `kto_tag`) and
 of ms-swift (`messages` with `rejected_response`, or `label`).
 """
 

@@ -1,6 +1,6 @@
 """Label Studio's JSON export: `data`, and `annotations` with the results of the tags Pairwise, Ranker, Rating, Choices.
 
-Looked up in Label Studio's documentation of the task format and of these tags, and in data-juicer's mapper for human
+See Label Studio's documentation of the task format and of these tags, and data-juicer's mapper for human
 preferences, which reads the same results.
 """
 

@@ -1,6 +1,6 @@
 """Label Studio's JSON-MIN and CSV exports: the data's own columns, and the result of the tag Pairwise beside them.
 
-Looked up in the documentation of the export formats and in the SDK's converter: a result stands under its tag's name,
+See the documentation of the export formats and the SDK's converter: a result stands under its tag's name,
 as a list of values; in CSV, as JSON text.
 """
 

@@ -1,6 +1,6 @@
 """OpenAI's preference fine-tuning files: input.messages, preferred_output, non_preferred_output.
 
-Looked up in OpenAI's guide to direct preference optimization.
+See OpenAI's guide to direct preference optimization.
 """
 
 from __future__ import annotations
