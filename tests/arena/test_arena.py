@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import pytest
@@ -230,7 +231,7 @@ def test_verdicts_count_kinds_and_correct_for_many_comparisons():
     def row(one, within):
         point = {"kl": 3.0, "reward": 0.2, "label_reward": 0.2, "length": 9.0, "distinct_bigrams": 0.7}
         return {
-            **one._asdict(),
+            **asdict(one),
             "key": one.key,
             "tried": one.tried.as_text(),
             "within": within,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..losses import get_loss
@@ -56,7 +57,7 @@ def _ignored(loss: str, trials: Mapping[Trial, Mapping[str, Any]]) -> list[str]:
     grid = grid_of(get_loss(loss))
     same: dict[str, list[bool]] = {}
     for one, row in trials.items():
-        default = trials.get(one._replace(setting=0))
+        default = trials.get(replace(one, setting=0))
         if one.setting and default is not None and not (row["diverged"] or default["diverged"]):
             for name in grid[one.setting].hyperparameters:
                 same.setdefault(name, []).append(_alike(row, default))

@@ -6,9 +6,10 @@ import ast
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..losses import LossSpec, get_loss
 from . import trial, world
@@ -20,7 +21,8 @@ PICK_SEEDS = (100, 101)
 SEEDS = (0, 1, 2, 3, 4)
 
 
-class Trial(NamedTuple):
+@dataclass(frozen=True)
+class Trial:
     """A trial by its numbers.
 
     Attributes:
@@ -47,7 +49,9 @@ class Trial(NamedTuple):
     @property
     def key(self) -> str:
         """What identifies it: its numbers, its setting, and the code of the loss, the world and the arena."""
-        text = "/".join(map(str, (*self, self.tried.as_text(), code_of(get_loss(self.loss).fn), code_of_arena())))
+        text = "/".join(
+            map(str, (*astuple(self), self.tried.as_text(), code_of(get_loss(self.loss).fn), code_of_arena()))
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

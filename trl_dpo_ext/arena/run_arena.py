@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -106,4 +107,4 @@ def _record(one: Trial) -> dict[str, Any]:
         )
     finally:
         torch.set_num_threads(threads)
-    return {"key": one.key, **one._asdict(), "tried": one.tried.as_text(), **found}
+    return {"key": one.key, **asdict(one), "tried": one.tried.as_text(), **found}
