@@ -49,6 +49,10 @@ INTERNAL = {
         *("_compat", "registry", "types", "record", "parsing", "strict_yaml", "secret_scan", "losses", "modeling"),
         *("data", "reference", "hub", "training", "memory", "evaluation", "renamed_settings"),
     },
+    "arena": {
+        *("parsing", "registry", "types", "record", "losses", "modeling", "data", "reference", "training"),
+        *("evaluation", "run"),
+    },
 }
 # Part -> what it may import from outside, beside the standard library. The others are free.
 EXTERNAL = {
