@@ -1,1 +1,1 @@
-"""Private and fragile names of TRL, transformers, PEFT, torch, bitsandbytes and vLLM, one file per library."""
+"""Private and fragile names of TRL, transformers, PEFT, accelerate, torch, bitsandbytes and vLLM, one file per library."""

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
-ERROR_FOLDER = "TRL_DPO_EXT_ERROR_FOLDER"
-"""Environment variable: a folder where each process that fails leaves its sentence, for the command that started it."""
+from ._processes import is_after_another, tell_launcher
 
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
@@ -40,9 +36,13 @@ def exit_code(run: Callable[[], int], expected: tuple[type[Exception], ...] = EX
     except Exception as error:
         code = 2 if isinstance(error, expected) else _code(error)
         if code is None:
+            if is_after_another(error):
+                return 1
+            what = f"{type(error).__name__}: {error}"
+            tell_launcher(f"error: process {os.environ.get('RANK', '0')}: {what}\nIts traceback is above.")
             raise
         print(f"error: {error}", file=sys.stderr)
-        _tell_launcher(f"error: {error}")
+        tell_launcher(f"error: {error}")
         return code
 
 
@@ -52,11 +52,3 @@ def _code(error: Exception) -> int | None:
     if isinstance(error, FAILURES):
         return 1
     return 2 if isinstance(error, USER_ERRORS) else None
-
-
-def _tell_launcher(message: str) -> None:
-    # torchrun ends with a traceback of its own. It shows the message below it if it finds it in this file.
-    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
-    if folder := os.environ.get(ERROR_FOLDER):
-        (Path(folder) / os.environ.get("RANK", "0")).write_text(message, encoding="utf-8")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from ._console import Commands
-from ._errors import ERROR_FOLDER, exit_code
+from ._errors import exit_code
+from ._processes import ERROR_FOLDER, end_with_others, sentences
 
 # Training runs the user's own losses and other libraries for hours: an error that isn't the package's own keeps its
 # traceback.
@@ -42,6 +41,7 @@ def add(commands: Commands) -> None:
 
 def train(args: Sequence[str]) -> int:
     """Train as a recipe and its options say, and return the exit code; for scripts under a launcher."""
+    end_with_others()
     return exit_code(partial(run_recipe, args), EXPECTED)
 
 
@@ -80,23 +80,22 @@ def run_recipe(args: Sequence[str]) -> int:
 def _launch(config: str, processes: int | None, options: list[str]) -> int:
     """Run the script of the recipes under accelerate's launcher; the launched processes are those of `train`.
 
-    The launcher ends a failed run with a long traceback of its own, so the sentences of the processes come again below.
+    torchrun reports failed processes at length, so their sentences come again below.
     """
+    from .._compat.accelerate import launch
+    from ..run.launch_line import check_launch
     from ..run.recipe_files import find_accelerate_config, recipes_folder, resolve_config
 
     options = resolve_config(options)  # so that a wrong name is said once, before anything starts
+    file = find_accelerate_config(config)
+    check_launch(file, processes)
     number = [] if processes is None else ["--num_processes", str(processes)]
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(find_accelerate_config(config)),
-    ]
-    command = [*launcher, *number, str(recipes_folder() / "train.py"), *options]
     with tempfile.TemporaryDirectory() as folder:
-        code = subprocess.run(command, env={**os.environ, ERROR_FOLDER: folder}, check=False).returncode
-        sentences = {path.read_text(encoding="utf-8") for path in Path(folder).iterdir()}
-    for sentence in sorted(sentences):
-        print(sentence, file=sys.stderr)
+        os.environ[ERROR_FOLDER] = folder
+        try:
+            code = launch(["--config_file", str(file), *number, str(recipes_folder() / "train.py"), *options])
+        finally:
+            del os.environ[ERROR_FOLDER]
+        for sentence in sentences(folder):
+            print(sentence, file=sys.stderr)
     return code

@@ -131,25 +131,23 @@ def atomic_checkpoint(
     try:
         yield
     except Exception as error:
-        failure = _cannot_write(folder, error)
-        if failure is None:
+        if (failure := _unwritten(error)) is None:
             raise
         if not engine.writes_alone:  # the other processes may be waiting for this one's part
-            raise failure from error
+            raise _cleaned_up(folder, failure) from error
     finally:
         for name, value in asked.items():
             setattr(args, name, value)
-    raise_on_all(failure)
+    _stop_together(folder, failure, args, accelerator)
     if args.should_save:
         try:
             torch.save(args, folder / "training_args.bin")  # again, with the user's save_total_limit and push_to_hub
             write_marker(folder, resumable=not args.save_only_model, engine=engine)
             _delete(_replaced(folder))
         except Exception as error:
-            failure = _cannot_write(folder, error)
-            if failure is None:
+            if (failure := _unwritten(error)) is None:
                 raise
-    raise_on_all(failure)
+    _stop_together(folder, failure, args, accelerator)
     if args.push_to_hub:
         push(folder)
     if args.should_save:
@@ -186,16 +184,32 @@ def _put_back(run_folder: Path) -> None:
             path.rename(folder)
 
 
-def _cannot_write(folder: Path, error: Exception) -> DiskSpaceError | None:
-    """Delete what was written of a checkpoint, and return the error that says so; None for an error of another kind."""
-    if (reason := why_not_written(error)) is None:
-        return None
-    shutil.rmtree(folder, ignore_errors=True)
+def _unwritten(error: Exception) -> DiskSpaceError | None:
+    """Return an error with the reason why a file couldn't be written; None for an error of another kind."""
+    reason = why_not_written(error)
+    return None if reason is None else DiskSpaceError(reason)
+
+
+def _stop_together(folder: Path, failure: DiskSpaceError | None, args: Any, accelerator: Any) -> None:
+    """Let all processes stop if one couldn't write. Nothing is deleted before all have ended writing."""
+    try:
+        raise_on_all(failure)
+    except DiskSpaceError as error:
+        failure = error
+    if failure is not None:
+        said = _cleaned_up(folder, failure) if args.should_save else None
+        accelerator.wait_for_everyone()
+        raise said or _cleaned_up(folder, failure)
+
+
+def _cleaned_up(folder: Path, failure: DiskSpaceError) -> DiskSpaceError:
+    """Delete what was written of a checkpoint, and return the error that says so."""
+    _delete(folder)
     _put_back(folder.parent)
     saved = newest_complete(folder.parent)
     left = f"The last complete checkpoint is {saved}" if saved else "There is no complete checkpoint yet"
     return DiskSpaceError(
-        f"{folder} can't be written: {reason}. {free_space(folder.parent)} {left}. Make room or set save_total_limit, "
+        f"{folder} can't be written: {failure}. {free_space(folder.parent)} {left}. Make room or set save_total_limit, "
         "then start again with resume_from_checkpoint: true."
     )
 
