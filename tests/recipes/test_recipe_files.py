@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.helpers import ROOT, save_tiny_model
 from trl_dpo_ext import cli

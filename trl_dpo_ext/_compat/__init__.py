@@ -1,1 +1,1 @@
-"""Private and fragile names of TRL, transformers, PEFT, accelerate, torch, bitsandbytes and vLLM, one file per library."""
+"""Private and fragile names of TRL, transformers, PEFT, accelerate, torch and others, one file per library."""
