@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -62,7 +63,7 @@ def _watch() -> None:
         time.sleep(0.5)
     time.sleep(_PATIENCE)
     print("Stopped, because another process of this run has failed.", file=sys.stderr, flush=True)
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)  # sys.exit would end this thread only
 
 
 def _another_failed() -> bool:
