@@ -29,6 +29,7 @@ from ..memory import check_fits, explain_out_of_memory, most_responses
 from ..training import ConfigError, DiskSpaceError, PreferenceTrainer, sharding
 from ..training.safety.disk_errors import is_disk_full
 from ..training.safety.output_folder import held, refuse_if_in_use
+from .dry_run import dry_run
 from .model_kind import check_model_kind
 from .recipe_checks import check_steps
 from .recipe_data import load_recipe_splits
@@ -78,6 +79,9 @@ def _run(args: Sequence[str] | None, base: SharedBase | None, stop_behind: Seque
     splits = load_recipe_splits(recipe)
     check_steps(config, splits["train"])
     check_fits(config, recipe.model, responses=most_responses(splits["train"]))
+    if arguments.dry_run:
+        dry_run(recipe, splits)
+        return
     with base.in_use() if base is not None and recipe.model.use_peft else contextlib.nullcontext():
         trainer = PreferenceTrainer(
             model=recipe.model.model_name_or_path,
