@@ -2,7 +2,9 @@
 
 import errno
 import json
+import shlex
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,15 +12,17 @@ import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
 from safetensors import SafetensorError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.helpers import ROOT, free_port, ranked_rows, run_python
 from tests.training.forks import in_child
-from trl_dpo_ext.cli import main
+from trl_dpo_ext.cli import main, make_parser
 from trl_dpo_ext.cli.train import train
 from trl_dpo_ext.memory import DoesNotFitError
 from trl_dpo_ext.parsing import ParseError
 from trl_dpo_ext.record import launch_command
 from trl_dpo_ext.run import USER_ERRORS, adapter_config, parse_recipe, train_recipe
+from trl_dpo_ext.run.next_commands import next_commands
 from trl_dpo_ext.training import ConfigError, DiskSpaceError, PreferenceTrainer, TrainingError
 
 SCRIPT = ROOT / "recipes" / "train.py"
@@ -442,3 +446,75 @@ def test_another_error_at_the_end_is_itself(recipe, monkeypatch):
     monkeypatch.setattr(PreferenceTrainer, "save_without_push", save)
     with pytest.raises(RuntimeError, match="a bug"):
         train_recipe(recipe())
+
+
+def test_tensorboard_gets_the_frontier_and_the_samples(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    sampling = {"reward": "vader", "eval_prompts": 4, "eval_max_new_tokens": 4, "frontier_steps": 1}
+    train_recipe(recipe(**sampling, report_to="tensorboard"))
+    board = EventAccumulator(str(tmp_path / "board"), size_guidance={"tensors": 0, "scalars": 0})
+    board.Reload()
+    frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())
+    points = [(point["step"], point["reward"]["mean"]) for point in frontier["points"]]
+    logged = [(event.step, event.value) for event in board.Scalars("train/frontier/reward")]
+    assert [step for step, _ in logged] == [0, 1, 2]
+    np.testing.assert_allclose([value for _, value in logged], [value for _, value in points], rtol=1e-6)
+    assert len(board.Scalars("train/frontier/kl")) == 3
+    assert board.Scalars("train/rewards/margins")
+    (tag,) = (tag for tag in board.Tags()["tensors"] if tag.startswith("samples"))
+    text = board.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    for sample in result["evaluation"]["after"]["samples"][:1]:
+        assert " ".join(sample["prompt"].split()) in text
+    assert text.startswith("| prompt | before | reward before | after | reward after |")
+
+
+class Tracker(types.ModuleType):
+    """Stands for wandb or mlflow, with their names; keeps what it is sent."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.sent = []
+
+    def log(self, values):
+        self.sent.append(values)
+
+    def Table(self, columns, data):
+        return columns, data
+
+    def log_table(self, data, artifact_file, run_id):
+        self.sent.append({artifact_file: (list(data), [list(row) for row in zip(*data.values(), strict=True)])})
+
+
+def test_other_trackers_get_the_samples_as_their_tables(recipe, monkeypatch):
+    trackers = {name: Tracker(name) for name in ("wandb", "mlflow")}
+    train, kept = PreferenceTrainer.train, {}
+
+    def train_with_trackers(self, *args, **kwargs):
+        self.args.report_to = list(trackers)  # after the callbacks of the real ones would have been made
+        kept["output"] = train(self, *args, **kwargs)
+        for name, module in trackers.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        return kept["output"]
+
+    monkeypatch.setattr(PreferenceTrainer, "train", train_with_trackers)
+    train_recipe(recipe(reward="vader", eval_prompts=4, eval_max_new_tokens=4))
+    for name, key in (("wandb", "samples"), ("mlflow", "samples.json")):
+        ((columns, rows),) = [sent[key] for sent in trackers[name].sent]
+        assert columns == ["prompt", "before", "reward before", "after", "reward after"]
+        assert len(rows) == 4
+
+
+def test_the_last_screen_has_commands_that_parse(recipe, tmp_path, capsys):
+    train_recipe(recipe(reward="vader", eval_prompts=4, eval_max_new_tokens=4))
+    shown = capsys.readouterr().out.splitlines()
+    lines = [line.strip().partition("   #")[0] for line in shown if "trl-dpo-ext " in line]
+    kinds = [line.split()[1] for line in lines]
+    assert kinds == ["eval", "merge", "push"]
+    for line in lines:
+        arguments = make_parser().parse_args(shlex.split(line)[1:])
+        assert arguments.run
+    assert lines[-1] == f"trl-dpo-ext push {tmp_path / 'out'} OWNER/NAME --base-model OWNER/BASE"
+    assert main(shlex.split(lines[1])[1:]) == 0  # merge
+    without = [command for _, command in next_commands(tmp_path / "out", {"use_peft": True, "dataset_name": "d"})]
+    assert without[1].endswith("-merged --prompts FILE")  # no samples, whose prompts it would take

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import trainer_callback
 
 from tests import helpers
 from tests.training import support
 from trl_dpo_ext.losses import get_loss
+from trl_dpo_ext.training import token_rate
 from trl_dpo_ext.training.metrics import RANKING_ONLY, best_mask, kendall_tau, response_metrics, token_metrics
 from trl_dpo_ext.training.objective import Objective, Term
 from trl_dpo_ext.types import RankedResponses
@@ -247,3 +250,16 @@ def test_the_evaluation_loss_weighs_prompts_not_batches(trainer):
 def test_a_loss_of_its_own_has_its_metrics_in_the_log(trainer):
     logs: list[dict[str, Any]] = trainer.state.log_history
     assert all("minor_dpo/clipped" in log for log in logs if "loss" in log)
+
+
+def test_the_progress_bar_shows_tokens_per_second(tiny_model_dir, tmp_path, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(token_rate, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    shown: list[str] = []
+    trainer = support.trainer(tiny_model_dir, tmp_path, helpers.ranked_dataset(6), disable_tqdm=False, max_steps=3)
+    bar = trainer_callback.tqdm
+    monkeypatch.setattr(bar, "set_postfix_str", lambda self, text, refresh: shown.append(text))
+    trainer.train()
+    totals = [log["num_tokens"] for log in trainer.state.log_history if "num_tokens" in log][:3]
+    assert shown == [f"{total / step:,.0f} tokens/s" for step, total in enumerate(totals, start=1)]
+    assert trainer.train_tokens == totals[-1] > 0

@@ -203,6 +203,11 @@ class HookedTrainer(DPOTrainer):
             self._total_train_tokens += tokens // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
+    @property
+    def train_tokens(self) -> int:
+        """Tokens that the run has computed so far, over all processes."""
+        return int(self._total_train_tokens)
+
     def log_state(self) -> dict[str, Any]:
         """Return the metrics, loss and counters queued for the next log. Every process must call this.
 

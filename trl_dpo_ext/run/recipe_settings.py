@@ -48,6 +48,7 @@ class RecipeArguments(ScriptArguments):
         frontier_steps: number of optimizer steps between the samples during training whose reward and KL go into
             frontier.json; 0 takes none.
         overwrite_output_dir: train into a folder that holds a finished run.
+        dry_run: say what the run would do, take two steps in memory, and stop; nothing is written or pushed.
 
     Raises:
         ParseError, RegistryError: a value that can't be used.
@@ -74,6 +75,9 @@ class RecipeArguments(ScriptArguments):
         default=0, metadata={"help": "Record reward and KL in frontier.json every so many optimizer steps; 0: never."}
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a finished run."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Say what the run would do, take two steps in memory, and stop."}
+    )
 
     def __post_init__(self) -> None:
         # The parser builds this before PreferenceConfig, so that losses registered here are known to it.

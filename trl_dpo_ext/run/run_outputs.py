@@ -13,6 +13,7 @@ from ..evaluation.plots import plot_curves
 from ..hub import write_card
 from ..strict_yaml import dump_yaml
 from ..training import PreferenceTrainer
+from .next_commands import next_commands
 from .recipe_settings import RESULT
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,9 @@ def save_outputs(
     if comparison is not None:
         comparison.print()
     files = ["recipe.yaml", *([PICTURE] if drawn else []), RESULT]
-    Console().print(
-        f"\nSaved to {output}: the model or adapter, tokenizer, {', '.join(files)}.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    lines = [f"\nSaved to {output}: the model or adapter, tokenizer, {', '.join(files)}.", "\nNext:"]
+    lines += [f"  {command}   # {purpose}" for purpose, command in next_commands(output, settings)]
+    Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def _draw(trainer: PreferenceTrainer, comparison: Comparison | None, path: Path) -> bool:

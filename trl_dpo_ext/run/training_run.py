@@ -29,12 +29,14 @@ from ..memory import check_fits, explain_out_of_memory, most_responses
 from ..training import ConfigError, DiskSpaceError, PreferenceTrainer, sharding
 from ..training.safety.disk_errors import is_disk_full
 from ..training.safety.output_folder import held, refuse_if_in_use
+from .dry_run import dry_run
 from .model_kind import check_model_kind
 from .recipe_checks import check_steps
 from .recipe_data import load_recipe_splits
 from .recipe_settings import Recipe, adapter_config, parse_recipe
 from .run_outputs import save_outputs
 from .sweeping.shared_base import SharedBase
+from .trackers import TrackSamples
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,9 @@ def _run(args: Sequence[str] | None, base: SharedBase | None, stop_behind: Seque
     splits = load_recipe_splits(recipe)
     check_steps(config, splits["train"])
     check_fits(config, recipe.model, responses=most_responses(splits["train"]))
+    if arguments.dry_run:
+        dry_run(recipe, splits)
+        return
     with base.in_use() if base is not None and recipe.model.use_peft else contextlib.nullcontext():
         trainer = PreferenceTrainer(
             model=recipe.model.model_name_or_path,
@@ -168,9 +173,13 @@ def _train_and_compare(
         trainer.add_callback(frontier)
         if stop_behind:
             trainer.add_callback(StopBehind(frontier, stop_behind))
+    tracked = TrackSamples(trainer, frontier)
+    trainer.add_callback(tracked)
     metrics = _train(trainer)
     after = None
     if frontier is not None and not recipe.config.load_best_model_at_end:  # which would load another step's weights
         after = frontier.after(trainer.state.global_step)
     after = after or evaluate(reference=trainer.reference if trainer.has_reference else None)
-    return metrics, compare(before, after)
+    comparison = compare(before, after)
+    tracked.log_samples(comparison)
+    return metrics, comparison

@@ -57,6 +57,7 @@ from .safety.run_settings import adapter_settings, run_settings, shared_settings
 from .safety.run_state import RunState, SavedState, StopOnSigterm, read_state, write_state
 from .safety.together import check_same_settings, from_main_process
 from .stored_reference import StoredReference, computes_online, open_cache
+from .token_rate import TokenRate
 from .whole_step import NUMBER, REAL_PASSES, PromptLosses, WholeStep
 
 # DPOTrainer calls these methods. PreferenceTrainer computes losses differently and never does.
@@ -173,7 +174,7 @@ class PreferenceTrainer(HookedTrainer):
         self._step: WholeStep | None = None
         self._step_totals = MetricSums()
         self.guard, self.run_state, self.sigterm = TrainingGuard(self), RunState(self), StopOnSigterm(self)
-        for callback in (self.guard, self.run_state, self.sigterm):
+        for callback in (self.guard, self.run_state, self.sigterm, TokenRate(self)):
             self.add_callback(callback)
         if self.is_world_process_zero():
             self.data_findings = run_checks.log_data_findings(self, train_dataset, eval_dataset)

@@ -1,0 +1,139 @@
+"""`--dry_run`: says what a run would do, against counts by hand, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+from tests.helpers import ranked_rows
+from trl_dpo_ext.cli import main
+from trl_dpo_ext.run import training_run
+
+ROWS = ranked_rows(12, scores=True)
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_model_dir):
+    """Write a recipe; changes override, None removes. Return the command that dry-runs it."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, rows in (("train", ROWS), ("test", ranked_rows(6, seed=1, scores=True))):
+        (data / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def write(**changes: Any) -> list[str]:
+        settings = {
+            "model_name_or_path": tiny_model_dir,
+            "dataset_name": str(data),
+            "output_dir": str(tmp_path / "out"),
+            "loss_type": ["dpo", "sft"],
+            "loss_weights": [1.0, 0.25],
+            "beta": 0.2,
+            "use_peft": True,
+            "lora_target_modules": "all-linear",
+            "num_train_epochs": 5,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 3,
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "disable_tqdm": True,
+            **changes,
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
+        return ["train", "--config", str(path), "--dry_run"]
+
+    return write
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def fail(*args: Any) -> None:
+        raise AssertionError("the run went on to train")
+
+    monkeypatch.setattr(training_run, "_train_and_save", fail)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_what_a_run_would_do_is_said_and_nothing_is_written(recipe, tiny_model_dir, tmp_path, capsys):
+    options = {
+        "precompute_ref_log_probs": True,
+        "ref_cache_dir": str(tmp_path / "cache"),
+        "push_to_hub": True,
+        "hub_model_id": "me/mine",
+        "hub_private_repo": True,
+        "hub_base_model": "a/base",
+        "reward": "vader",
+        "save_strategy": "epoch",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": False,
+    }
+    assert main(recipe(**options)) == 0
+    said = capsys.readouterr().out
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    total = sum(tokens(row["prompt"]) + sum(tokens(text) + 1 for text in row["completions"]) for row in ROWS)
+    for words in (
+        f"train: 12 prompts with {sum(len(row['completions']) for row in ROWS)} responses.",
+        "test: 6 prompts with",
+        ROWS[0]["prompt"],
+        f"\u25b6{ROWS[0]['completions'][0]}<|im_end|>\u25c0",
+        "dpo, weight 1: beta 0.2.",
+        "sft, weight 0.25: no hyperparameters.",
+        "the model without the trained adapter.",
+        "Its log-probs would be computed before the first step and stored",
+        "Each prompt is computed once",
+        "GiB on a GPU, estimated",
+        "10 steps of 6 prompts.",  # 12 prompts are 2 steps an epoch
+        f"{total:,} tokens in an epoch",
+        "vader reward of samples of 64 prompts",
+        "eval_strategy: steps",
+        f"{tmp_path / 'out'}: the adapter, its record.",
+        "Pushed to me/mine (private), hub_strategy: every_save.",
+        "No access token was found",
+        "nothing was written or pushed",
+    ):
+        assert words in said, words
+    assert re.search(r"\d s for the second step on cpu: about [\d.]+ (s|min|h) in all", said)
+    assert "train_runtime" not in said
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "recipe.yaml"}
+
+
+@pytest.mark.usefixtures("no_training")
+def test_full_fine_tuning_without_a_reference(recipe, capsys):
+    assert main(recipe(use_peft=None, lora_target_modules=None, loss_type="simpo", loss_weights=None, beta=2.0)) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "none: no loss reads it.",
+        "simpo, weight 1: beta 2.0",
+        ": the model, its record.",
+        "none (eval_strategy: no, and no reward).",
+        "Nothing is pushed to the Hub",
+    ):
+        assert words in said, words
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"beta": -1}, "beta"),
+        ({"dataset_name": "/nowhere"}, "/nowhere"),
+        ({"lora_target_modules": ["nope"]}, "nope"),
+        ({"max_length": 2}, "max_length"),
+    ],
+)
+def test_what_would_stop_the_run_stops_the_dry_run(changes, said, recipe, tmp_path, capsys):
+    assert main(recipe(**changes)) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "Dry run" not in shown.out
+    assert not (tmp_path / "out").exists()
