@@ -27,7 +27,10 @@ def add(commands: Commands) -> None:
         "--import_module", metavar="MODULE", nargs="+", default=[], help="modules that register losses"
     )
     command.add_argument(
-        "--data", metavar="KIND", nargs="+", help="kinds of data (default: pairs rankings flipped thumbs; also: noise)"
+        "--data",
+        metavar="KIND",
+        nargs="+",
+        help="kinds of data (default: pairs rankings flipped thumbs; also: noise on_policy)",
     )
     command.add_argument(
         "--reward",
