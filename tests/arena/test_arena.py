@@ -191,6 +191,9 @@ def test_a_copy_is_not_told_apart_and_named(tiny_arena, tmp_path, losses):
     assert faults(names, kinds, "sentiment", records) == [
         "dpo and copy_of_dpo give the same runs with their defaults (pairs)."
     ]
+    assert faults(["copy_of_dpo"], kinds, "sentiment", records, names) == [
+        "copy_of_dpo and dpo give the same runs with their defaults (pairs)."
+    ]
 
 
 def cheat_with(judged):

@@ -78,7 +78,7 @@ def _arena(arguments: argparse.Namespace) -> int:
         modules=arguments.import_module,
     )
     found = standings(every, kinds, arguments.reward, records)
-    wrong = faults(asked, kinds, arguments.reward, records)
+    wrong = faults(asked, kinds, arguments.reward, records, every)
     for table in arena_tables(found, asked if arguments.loss else ()):
         console().print(table)
     for sentence in [*verdicts(found, asked), *wrong]:
