@@ -79,6 +79,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.faults: list[Fault] = []
+        self.card_data: dict[str, dict[str, str]] = {}  # of models, as their cards have it
         self.requests: list[str] = []  # "METHOD path", all of them
         self.uploads: list[tuple[str, int]] = []  # LFS object, bytes that arrived, whether all or not
         self.lock = threading.RLock()
@@ -211,6 +212,7 @@ class Hub:
             "sha": repo.branches.get(revision, revision),
             "private": repo.private,
             "siblings": [{"rfilename": path} for path in files],
+            "cardData": self.card_data.get(name, {}),
         }
 
     def tree(self, token: str | None, body: bytes, name: str, revision: str, folder: str | None) -> Any:

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from tests.hub import standin, support
 from trl_dpo_ext.cli import main
@@ -219,3 +219,51 @@ def test_folders_that_can_not_be_pushed(hub, run, change, said):
         push_run(run, "me/mine", base_model=BASE)
     assert all(part in str(caught.value) for part in said), str(caught.value)
     assert hub.requests == []
+
+
+def licensed(hub, **card):
+    """Put the base model on the Hub, with this in its card."""
+    hub.repos[BASE] = standin.Repo(private=False)
+    hub.repos[BASE].commit("main", {"config.json": b"{}"})
+    hub.card_data[BASE] = card
+
+
+def metadata(hub):
+    return ModelCard(pushed(hub)["README.md"].decode()).data
+
+
+def test_the_licence_is_that_of_the_base_model(hub, run):
+    licensed(hub, license="other", license_name="llama3", license_link="https://example.com", language="en")
+    push_run(run, "me/mine", base_model=BASE)
+    data = metadata(hub)
+    assert (data.license, data.license_name, data.license_link) == ("other", "llama3", "https://example.com")
+    assert data.language is None
+
+
+def test_a_licence_that_cannot_be_read_stops_nothing(hub, run):
+    push_run(run, "me/mine", base_model=BASE)  # the stand-in doesn't have the base model
+    assert metadata(hub).license is None
+    assert {"trl", "dpo"} <= set(metadata(hub).tags)
+
+
+def test_results_on_a_dataset_of_the_hub_stand_in_the_hubs_two_formats(hub, run):
+    push_run(run, "me/mine", base_model=BASE)
+    assert ".eval_results/trl-dpo-ext.yaml" not in pushed(hub)  # the recipe's data are a folder
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "dataset_name": "me/prompts", "dataset_config": "easy"}))
+    push_run(run, "me/mine", base_model=BASE)
+    entries = parse_eval_result_entries(yaml.safe_load(pushed(hub)[".eval_results/trl-dpo-ext.yaml"]))
+    assert {(entry.dataset_id, entry.task_id) for entry in entries} == {("me/prompts", "easy")}
+    values = [result.metric_value for result in metadata(hub).eval_results]
+    assert [entry.value for entry in entries] == values
+    assert len(values) == 3
+    assert "before training, on the prompts of the split test" in str(entries[1].notes)
+    assert metadata(hub).datasets == ["me/prompts"]
+
+
+def test_local_data_are_named_after_the_converters_dataset(hub, run):
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    changed = {**recipe, "dataset_name": "/home/somebody/copy", "dataset_converter": "nectar"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(changed))
+    push_run(run, "me/mine", base_model=BASE)
+    assert metadata(hub).datasets == ["berkeley-nest/Nectar"]

@@ -116,6 +116,15 @@ def test_streams_are_compared_by_their_first_rows(tiny_model_dir, tmp_path):
         run(tiny_model_dir, tmp_path, data=stream([*ROWS, ROWS[0]])).train(resume_from_checkpoint=True)
 
 
+def test_streams_are_compared_by_their_number_of_files(tiny_model_dir, tmp_path):
+    def stream(files: int) -> Any:
+        return Dataset.from_list(ROWS).to_iterable_dataset(num_shards=files)
+
+    run(tiny_model_dir, tmp_path, data=stream(2), max_steps=2).train()
+    with pytest.raises(CheckpointError, match="streamed_files: then 2, now 3"):
+        run(tiny_model_dir, tmp_path, data=stream(3)).train(resume_from_checkpoint=True)
+
+
 def test_a_fresh_start_moves_the_checkpoints_of_an_earlier_run_aside(tiny_model_dir, tmp_path, caplog):
     """Another run in the same folder is killed before its first checkpoint, and started again with the same command."""
     run(tiny_model_dir, tmp_path).train()

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from ..record import atomic_file
 from ..strict_yaml import dump_yaml
+from .hub_metadata import datasets_of, model_index
 from .pushed_files import CARD, hub_id
 from .run_folder import Run, read_run
 from .usage import describe_merge, loading, notes
@@ -20,7 +21,12 @@ _SAMPLES = 3
 
 
 def make_card(
-    run: Run | str | Path, *, base_model: str | None = None, base_revision: str | None = None, repo: str | None = None
+    run: Run | str | Path,
+    *,
+    base_model: str | None = None,
+    base_revision: str | None = None,
+    repo: str | None = None,
+    license: Mapping[str, str] | None = None,
 ) -> str:
     """Return a run's card, Markdown with metadata.
 
@@ -29,6 +35,7 @@ def make_card(
         base_model: Hub id of the base model; by default the recorded one, unless that is a path.
         base_revision: revision of the base model.
         repo: "owner/name" on the Hub, for the title and the code that loads the model.
+        license: the base model's licence as metadata, from `license_of`.
 
     Raises:
         RunError: the folder holds no run, or a newer version wrote it.
@@ -54,7 +61,7 @@ def make_card(
         recipe,
     ]
     card = ModelCard.from_template(
-        _metadata(run, name, base_model),
+        _metadata(run, name, base_model, license or {}),
         template_path=str(TEMPLATE),
         title=name,
         summary=_summary(run, base_name, base_revision),
@@ -95,42 +102,19 @@ def _losses(run: Run) -> list[dict[str, Any]]:
     return [{"name": name, "weight": None} for name in ([names] if isinstance(names, str) else names)]
 
 
-def _metadata(run: Run, name: str, base_model: str | None) -> ModelCardData:
-    dataset = run.recipe.get("dataset_name")
+def _metadata(run: Run, name: str, base_model: str | None, license: Mapping[str, Any]) -> ModelCardData:
     losses = [loss["name"] for loss in _losses(run)]
     kind = ["peft", "lora"] if run.adapter else []
     return ModelCardData(
         base_model=base_model,
-        datasets=[dataset] if dataset and hub_id(dataset) else None,
+        datasets=datasets_of(run) or None,
         library_name="peft" if run.adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["trl", *kind, "trl-dpo-ext", "preference-optimization", *losses],
+        tags=list(dict.fromkeys(["trl", "dpo", *kind, "trl-dpo-ext", "preference-optimization", *losses])),
         model_name=name,
-        eval_results=_eval_results(run),
+        eval_results=model_index(run),
+        **license,
     )
-
-
-def _eval_results(run: Run) -> list[EvalResult] | None:
-    evaluation = run.result.get("evaluation")
-    if not evaluation:
-        return None
-    dataset = str(run.recipe.get("dataset_name", "unknown"))
-    where: dict[str, Any] = {
-        "task_type": "text-generation",
-        "task_name": "Text generation",
-        "dataset_type": dataset if hub_id(dataset) else "local",
-        "dataset_name": dataset.rstrip("/").split("/")[-1],
-        "dataset_config": run.recipe.get("dataset_config"),
-        "dataset_split": run.recipe.get("dataset_test_split", "test"),
-    }
-    reward, after = run.recipe.get("reward", "reward"), evaluation["after"]
-    found = [
-        ("reward", f"mean {reward} reward of samples", after["reward"]["mean"]),
-        ("reward_before", f"mean {reward} reward of samples before training", evaluation["before"]["reward"]["mean"]),
-    ]
-    if after.get("kl"):
-        found.append(("kl", "sequence KL to the reference, nats", after["kl"]["mean"]))
-    return [EvalResult(**where, metric_type=t, metric_name=n, metric_value=round(v, 4)) for t, n, v in found]
 
 
 def _summary(run: Run, base: str, revision: str | None) -> str:

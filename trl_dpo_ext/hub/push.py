@@ -14,8 +14,9 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..record import scrub
+from .hub_metadata import EVAL_RESULTS, eval_results, license_of
 from .model_card import make_card
-from .pushed_files import base_model_id, files_to_push
+from .pushed_files import CARD, base_model_id, files_to_push
 from .run_folder import read_run
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,10 @@ def push_run(
     name, name_revision = base_model_id(run, base_model, base_revision)
     token = token or get_token()
     card = make_card(run, base_model=name, base_revision=name_revision, repo=repo)
-    files = files_to_push(run.on(name, name_revision), card, token)
+    seen = run.on(name, name_revision)
+    files = files_to_push(seen, card, token)
+    if (results := eval_results(seen)) is not None:
+        files[EVAL_RESULTS] = results.encode()
     api = HfApi(token=token, library_name="trl-dpo-ext")
 
     def push() -> str:
@@ -81,6 +85,9 @@ def push_run(
             )
         if revision is not None:
             api.create_branch(full, branch=revision, exist_ok=True)
+        license = license_of(api, name, name_revision)
+        card = make_card(run, base_model=name, base_revision=name_revision, repo=repo, license=license)
+        files[CARD] = card.encode()
         operations = [CommitOperationAdd(path, content) for path, content in files.items()]
         return str(api.create_commit(full, operations, commit_message=message, revision=revision).commit_url)
 

@@ -132,7 +132,7 @@ class PreferenceTrainer(HookedTrainer):
             raise ValueError("`train_dataset` is required. Pass a datasets.Dataset or IterableDataset.")
         self.objective = args.objective()
         run_checks.check_arguments(model, ref_model, args, kwargs, self.objective)
-        settings = run_settings(args, self.objective)
+        settings = run_settings(args, self.objective, train_dataset)
         check_same_settings({**settings, **shared_settings(args), "eval_dataset": sorted(by_name(eval_dataset))})
         # Rows are checked before the tokenizer is loaded, and tokenized before the model is.
         train_dataset = check_rows(train_dataset, self.objective, args, "train")

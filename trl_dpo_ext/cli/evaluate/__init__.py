@@ -1,11 +1,11 @@
-"""`trl-dpo-ext eval`: samples, win rates, best-of-n, agreement of judges, frontiers of runs. One module each."""
+"""`trl-dpo-ext eval`, a module for each: samples, win rates, best-of-n, agreement, frontiers, other programs."""
 
 from __future__ import annotations
 
 from .._console import Commands
-from . import agreement, best_of_n, frontier, sample, win_rate
+from . import agreement, best_of_n, frontier, lm_eval, rewardbench, sample, win_rate
 
-EVALUATIONS = (sample, win_rate, best_of_n, agreement, frontier)
+EVALUATIONS = (sample, win_rate, best_of_n, agreement, frontier, lm_eval, rewardbench)
 
 
 def add(commands: Commands) -> None:

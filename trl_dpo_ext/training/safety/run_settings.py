@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from datasets import IterableDataset
+
 # Every field of the configuration is compared, but for these. None of them changes what a step trains.
 MAY_CHANGE = frozenset(
     (
@@ -66,18 +68,21 @@ _ADAPTER_FILES = ("base_model_name_or_path", "revision", "inference_mode", "auto
 RunSettings = dict[str, Any]
 
 
-def run_settings(args: Any, objective: Any) -> RunSettings:
+def run_settings(args: Any, objective: Any, dataset: Any) -> RunSettings:
     """Return the settings that change what a run trains, by name, ready for JSON.
 
     Args:
         args: the `PreferenceConfig`.
         objective: its losses.
+        dataset: the training dataset; the number of files counts if it is streamed.
     """
     found = {name: value for name, value in args.to_dict().items() if name not in MAY_CHANGE}
     loading = {k: v for k, v in (found.pop("model_init_kwargs", None) or {}).items() if k not in _LOADING}
     found["model_init_kwargs"] = {key: value for key, value in loading.items() if value is not None}
     found["losses"] = {term.spec.name: {"weight": term.weight, **term.hyperparameters} for term in objective.terms}
     found["step_prompts"] = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if isinstance(dataset, IterableDataset):
+        found["streamed_files"] = dataset.num_shards
     return _plain(found)
 
 
