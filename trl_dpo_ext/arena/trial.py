@@ -28,9 +28,9 @@ SEQUENCES = 64  # of a step: 32 pairs or 8 rankings
 STEPS = 48
 POINTS = (4, 8, 16, 32, 48)  # steps after which the policy is measured
 FRESH_EVERY = 16  # steps between the samples of on-policy data
-SAMPLES = 2  # to each prompt at each point
+SAMPLES = {"pick": 2, "measure": 6}  # to each prompt at each point: what counts is measured more closely
 
-_Measured = tuple[dict[str, Any], list[float], list[float]]  # a point; rewards and KLs, [N * SAMPLES]
+_Measured = tuple[dict[str, Any], list[float], list[float]]  # a point; rewards and KLs, [N samples]
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,10 @@ def _mismatched(
 
 
 def _measure(stage: Stage, policy: Any, use: str, seed: int, step: int) -> _Measured:
-    """Sample and return the point, the rewards and the KLs, [N * SAMPLES]. All points have the same random numbers."""
+    """Sample and return the point, the rewards and the KLs, [N samples]. All points have the same random numbers."""
     world, truth, was_training = stage.world, stage.truth, policy.training
     policy.eval()
-    prompts = world.prompt_ids(use).repeat(SAMPLES, 1)
+    prompts = world.prompt_ids(use).repeat(SAMPLES[use], 1)
     sampled = sample_responses(policy, prompts, torch.Generator().manual_seed(seed))
     kls = exact_kl(sampled, world.reference, prompts)
     rows = [ids[:length] for ids, length in zip(sampled.ids.tolist(), sampled.lengths.tolist(), strict=True)]
