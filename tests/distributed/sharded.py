@@ -53,7 +53,8 @@ class Gradients(TrainerCallback):
 
 
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
-    return {name: whole(p) for name, p in trainer.model.named_parameters()}
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {name: whole(p) for name, p in model.named_parameters() if cases.compared(p)}
 
 
 def run(case: str, model: str, folder: str) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def run(case: str, model: str, folder: str) -> dict[str, Any]:
     logs = [log for log in trainer.state.log_history if "loss" in log]
     engine = str(trainer.accelerator.distributed_type.value)
     result = {"engine": engine, "logs": logs, "gradients": recorder.steps, "weights": weights(trainer)}
+    result["reference"] = trainer.reference_identity.fingerprint
     trainer.save_model(f"{folder}/{case}/saved")
     return result
 
