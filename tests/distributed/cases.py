@@ -39,6 +39,8 @@ CASES: dict[str, dict[str, Any]] = {
     "moving": MOVING,
     "moving_lora": {**MOVING, "adapter": True},
 }
+# A learning rate that is lost in rounding.
+FAILING: dict[str, dict[str, Any]] = {"stuck": {"loss_type": ["dpo"], "learning_rate": 1e-30}}
 
 
 def save_models(folder: Path) -> str:
@@ -53,9 +55,9 @@ def save_models(folder: Path) -> str:
     return str(folder)
 
 
-def compared(weight: Any) -> bool:
-    """Whether a weight isn't stored in 4 bits: those are bits, and stay as they are."""
-    return not hasattr(weight, "quant_state")
+def compared(case: str, weight: Any) -> bool:
+    """Whether a weight is to be compared: not those in 4 bits, which are no numbers, and stay as they are."""
+    return weight.requires_grad or "quantization_config" not in CASES[case]
 
 
 def _model(name: str, models: Path) -> Any:
@@ -67,7 +69,7 @@ def _model(name: str, models: Path) -> Any:
 
 def trainer(case: str, models: str, folder: str, processes: int, **changes: Any) -> Any:
     """Return a case's trainer; each process takes its part of the step."""
-    settings = {**CASES[case], **changes}
+    settings = {**(CASES | FAILING)[case], **changes}
     accumulation = settings.pop("gradient_accumulation_steps", 1) if processes > 1 else 1
     settings.pop("gradient_accumulation_steps", None)
     if settings.pop("adapter", False):

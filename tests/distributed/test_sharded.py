@@ -1,8 +1,9 @@
-"""FSDP2, ZeRO-2 and ZeRO-3 on two processes of the CPU, launched with the project's accelerate configs, equal one process."""
+"""FSDP2, ZeRO-2 and ZeRO-3 on two processes of the CPU, launched with this project's configs, equal one process."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,21 @@ def test_a_case_is_that_of_one_process(case, engine, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["dpo", "lora"])
+def test_a_run_in_which_no_weight_changes_stops(engine):
+    name, _, results = engine
+    known = "whether they had gradients is unknown" if name.startswith("zero") else r"they had gradients \(norm"
+    assert re.search(rf"TrainingError: Step 1: none of the \d+ trainable tensors changed .*{known}", results["stuck"]["error"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["dpo", "lora", "qlora", "tied"])
 def test_what_is_saved_is_what_is_in_memory(case, engine):
     _, folder, results = engine
     saved = folder / case / "saved"
     (file,) = [path for path in saved.iterdir() if path.name in ("model.safetensors", "adapter_model.safetensors")]
     weights = {name.replace(".default", ""): value for name, value in results[case]["weights"].items()}
+    if case == "tied":  # one weight under two names
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     found = load_file(file)
     assert len(found) >= 8
     for name, value in found.items():

@@ -34,7 +34,9 @@ def gathered(weights: Iterable[Tensor], *, to_write: bool = False) -> contextlib
         return contextlib.nullcontext()
     from deepspeed import zero
 
-    whole: contextlib.AbstractContextManager[Any] = zero.GatheredParameters(split, modifier_rank=0 if to_write else None)
+    whole: contextlib.AbstractContextManager[Any] = zero.GatheredParameters(
+        split, modifier_rank=0 if to_write else None
+    )
     return whole
 
 

@@ -26,8 +26,8 @@ _NO_GRADIENT_ADVICE = (
     "model.enable_input_require_grads()), LoRA target_modules that the forward pass doesn't use, and detached layers."
 )
 _TOO_COARSE_ADVICE = (
-    "Check for 16-bit weights, which are too coarse for a small learning rate (train in float32 with bf16 autocast), and "
-    "for an optimizer with other weights than the model's."
+    "Check for 16-bit weights, which are too coarse for a small learning rate (train in float32 with bf16 autocast), "
+    "and for an optimizer with other weights than the model's."
 )
 
 
