@@ -75,6 +75,26 @@ def check_bf16(bf16: bool | None, fp16: bool, use_cpu: bool) -> None:
         )
 
 
+def check_attention(model: Any, args: Any) -> None:
+    """Reject FlexAttention on a CPU: torch has no backward pass for it there, and would say so in the first step.
+
+    Args:
+        model: module, Hub id or folder.
+        args: the configuration.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    asked = (args.model_init_kwargs or {}).get("attn_implementation")
+    if not isinstance(model, str):
+        asked = getattr(model.config, "_attn_implementation", None)
+    if asked == "flex_attention" and args.device.type == "cpu":
+        raise ConfigError(
+            "attn_implementation='flex_attention' can't train on a CPU: torch has no backward pass for it there. Use "
+            "'sdpa', which gives the same numbers."
+        )
+
+
 def sharding(args: Any) -> str | None:
     """Return what shards a model's weights over processes: "FSDP", "DeepSpeed ZeRO-3", or None."""
     if args.fsdp or strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
