@@ -13,6 +13,7 @@ import torch
 from transformers.utils import is_torch_bf16_gpu_available, strtobool
 
 from ..._compat.torch import cpu_has_bfloat16
+from ..._compat.transformers import attention_of
 from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def check_attention(model: Any, args: Any) -> None:
     """
     asked = (args.model_init_kwargs or {}).get("attn_implementation")
     if not isinstance(model, str):
-        asked = getattr(model.config, "_attn_implementation", None)
+        asked = attention_of(model.config)
     if asked == "flex_attention" and args.device.type == "cpu":
         raise ConfigError(
             "attn_implementation='flex_attention' can't train on a CPU: torch has no backward pass for it there. Use "
