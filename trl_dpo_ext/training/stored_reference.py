@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from datasets import IterableDataset
 
@@ -57,19 +58,31 @@ class StoredReference:
         compute: runs the reference on groups. Valid only until training changes the reference weights.
         accelerator: the run's accelerator; all processes share the work.
         progress: show a progress bar.
+        sharded: each forward pass needs all processes.
     """
 
     def __init__(
-        self, cache: ReferenceCache, dtype: str, compute: Compute, accelerator: Accelerator, progress: bool
+        self,
+        cache: ReferenceCache,
+        dtype: str,
+        compute: Compute,
+        accelerator: Accelerator,
+        progress: bool,
+        sharded: bool = False,
     ) -> None:
         self.cache = cache
         self.dtype = dtype
         self._compute = compute
-        self._main = accelerator.is_main_process
+        self._main, self._sharded = accelerator.is_main_process, sharded
         # With a parallelism config several processes share one forward pass, so each has to run them all.
         alone = accelerator.parallelism_config is not None
         index, count = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
-        self._processes = Processes(index, count, accelerator.wait_for_everyone, progress)
+
+        def most(number: int) -> int:
+            numbers = torch.tensor([number], device=accelerator.device)
+            return int(accelerator.gather(numbers).max()) if sharded else number
+
+        self._processes = Processes(index, count, accelerator.wait_for_everyone, progress, most)
 
     def fill(self, dataset: Any, name: str, batch_size: int) -> None:
         """Compute and store the missing log-probs of a tokenized dataset; see `fill_cache`. Skips a streamed one."""
@@ -78,14 +91,17 @@ class StoredReference:
         missing = fill_cache(
             self.cache, dataset, self._compute, name=name, batch_size=batch_size, processes=self._processes
         )
-        if missing and self.dtype not in ("float32", "float64") and self._main:
+        if not self._processes.most(missing) or self.dtype in ("float32", "float64"):
+            return
+        difference = batch_difference(self.cache, dataset, self._compute) if self._main or self._sharded else 0.0
+        if self._main:
             logger.warning(
                 "%s dataset: the stored reference log-probs are computed in %s, so they depend on the shape of the "
                 "batch, and training batches have other shapes. Computed alone, the responses of the first prompt "
                 "differ by up to %.2g nats. This adds noise to the margins. Use float32 to avoid it.",
                 name,
                 self.dtype,
-                batch_difference(self.cache, dataset, self._compute),
+                difference,
             )
 
     def holds(self, *datasets: Any) -> bool:

@@ -96,11 +96,6 @@ def check_sharding(args: Any, quantization_config: Any) -> None:
     sharded = sharding(args)
     if sharded is None:
         return
-    if args.precompute_ref_log_probs:
-        raise ConfigError(
-            f"precompute_ref_log_probs=True runs the model before {sharded} has wrapped it. Set it to False. With an "
-            "adapter, the reference is the base model itself; without one, the reference is sharded too."
-        )
     if args.match_prompts:
         raise ConfigError(
             f"match_prompts=True runs the model before {sharded} has wrapped it. Set it to False, and give the weights "
