@@ -274,7 +274,12 @@ def _run_idle(rows: Any, compute: Compute, shortest: _Part, processes: Processes
 
 
 def _compare(
-    cache: ReferenceCache, rows: Any, compute: Compute, batches: list[list[_Part]], name: str, idle: Callable[[int], None]
+    cache: ReferenceCache,
+    rows: Any,
+    compute: Compute,
+    batches: list[list[_Part]],
+    name: str,
+    idle: Callable[[int], None],
 ) -> None:
     """Compute these responses again, and compare them with what is stored.
 

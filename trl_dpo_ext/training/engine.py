@@ -190,7 +190,7 @@ class PreferenceTrainer(HookedTrainer):
             self.add_callback(self._reference.callback())
         self._stored: StoredReference | None = None
         fill = self._fill_reference_cache if stores else lambda: None
-        if self._sharded:
+        if self.weights_are_sharded:
             self.add_callback(RunWhenWrapped(self, fill))
             return
         self._collator.layout = choose_layout(self, self.model)
@@ -261,7 +261,7 @@ class PreferenceTrainer(HookedTrainer):
         return cast(PreferenceCollator, self.data_collator)
 
     @property
-    def _sharded(self) -> bool:
+    def weights_are_sharded(self) -> bool:
         """Whether a forward pass needs all processes, each of which has a part of the weights."""
         return bool(self.is_fsdp_enabled or is_deepspeed_zero3_enabled())
 
@@ -276,7 +276,7 @@ class PreferenceTrainer(HookedTrainer):
             self._compute_reference,
             self.accelerator,
             progress=not self.args.disable_tqdm,
-            sharded=self._sharded,
+            sharded=self.weights_are_sharded,
         )
         batch_size = self.args.precompute_ref_batch_size
         stored.fill(self.train_dataset, "train", batch_size or self.args.per_device_train_batch_size)
@@ -309,7 +309,7 @@ class PreferenceTrainer(HookedTrainer):
         """Run the reference on groups. Return K float32 arrays of token log-probs for each."""
         rows = [{**vars(group), "ranks": [0] * len(group.completion_ids)} for group in groups]
         # Processes that share a forward pass must run equally many.
-        at_once = None if self._sharded else self.args.responses_per_pass
+        at_once = None if self.weights_are_sharded else self.args.responses_per_pass
         collate = PreferenceCollator(self._collator.layout, responses_per_pass=at_once)
         batch = send_to_device(collate(rows), self.accelerator.device)
         with self.reference() as reference, self.accelerator.autocast():
