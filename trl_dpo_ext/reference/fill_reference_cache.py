@@ -149,7 +149,7 @@ def fill_cache(
     if missing:
         cache.check_room(sum(sum(p.response_tokens) for b in batches for p in b), missing)
     processes.wait()  # no process may write before all have seen what is missing, and what is to be compared
-    idle = functools.partial(_run_idle, rows, compute, parts[-1], processes)
+    idle = functools.partial(_idle, rows, parts[-1], processes)
     _compare(cache, rows, compute, _batches(_longest_first(compared), budget), name, idle)
     _run(cache, rows, compute, batches[processes.index :: processes.count], name, processes.progress, idle)
     processes.wait()
@@ -267,10 +267,9 @@ def _to_compare(cache: ReferenceCache, parts: list[_Part]) -> list[_Part]:
     ]
 
 
-def _run_idle(rows: Any, compute: Compute, shortest: _Part, processes: Processes, done: int) -> None:
-    """Run the reference until this process has run it as often as any other."""
-    for _ in range(processes.most(done) - done):
-        compute([_group(rows[shortest.row], shortest)])
+def _idle(rows: Any, shortest: _Part, processes: Processes, batches: int) -> list[list[PromptGroup]]:
+    """Return what this process must run besides its own batches, to run the reference as often as any other."""
+    return [[_group(rows[shortest.row], shortest)]] * (processes.most(batches) - batches)
 
 
 def _compare(
@@ -279,7 +278,7 @@ def _compare(
     compute: Compute,
     batches: list[list[_Part]],
     name: str,
-    idle: Callable[[int], None],
+    idle: Callable[[int], list[list[PromptGroup]]],
 ) -> None:
     """Compute these responses again, and compare them with what is stored.
 
@@ -289,6 +288,7 @@ def _compare(
     passed: dict[Any, int] = {}
     failed: dict[Any, str] = {}
     allowed = _ALLOWED.get(cache.dtype, _ALLOWED_16_BIT)
+    left = idle(len(batches))
     for batch in batches:
         groups = [_group(rows[part.row], part) for part in batch]
         for part, group, (computed,) in zip(batch, groups, compute(groups), strict=True):
@@ -299,7 +299,8 @@ def _compare(
                 passed[path] = passed.get(path, 0) + 1
             else:
                 failed[path] = f"{name} dataset, row {part.row}, response {part.responses[0]}: {difference:.3g}"
-    idle(len(batches))
+    for others in left:
+        compute(others)
     for path, count in passed.items():
         if path not in failed and count >= min(_COMPARED, cache.entries(path)):
             with contextlib.suppress(OSError):  # a folder that can't be written is compared in every run
@@ -319,11 +320,12 @@ def _run(
     batches: list[list[_Part]],
     name: str,
     progress: bool,
-    idle: Callable[[int], None],
+    idle: Callable[[int], list[list[PromptGroup]]],
 ) -> None:
     keys: list[bytes] = []
     values: list[np.ndarray] = []
     flushed = time.monotonic()
+    left = idle(len(batches))
 
     def flush() -> None:
         nonlocal flushed
@@ -351,7 +353,8 @@ def _run(
                 bar.update(sum(part.tokens for part in batch))
                 if time.monotonic() - flushed > _FLUSH_SECONDS or sum(map(len, values)) > _FLUSH_TOKENS:
                     flush()
-            idle(len(batches))
+            for others in left:
+                compute(others)
         except BaseException:
             with contextlib.suppress(CacheError):  # report the first error
                 flush()

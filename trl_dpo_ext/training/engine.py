@@ -247,8 +247,7 @@ class PreferenceTrainer(HookedTrainer):
         """
         if not self.has_reference and self.state.global_step > 0:
             raise MissingReferenceError(
-                "No reference is in memory: no loss reads it, or its log-probs are stored (precompute_ref_log_probs). "
-                "Set precompute_ref_log_probs: false to keep it."
+                "No reference is in memory: no loss reads it, or its log-probs are stored (precompute_ref_log_probs)."
             )
         with (
             torch.no_grad(),
@@ -278,6 +277,8 @@ class PreferenceTrainer(HookedTrainer):
             progress=not self.args.disable_tqdm,
             sharded=self.weights_are_sharded,
         )
+        if self.state.global_step > 0 and not self.has_reference:  # resumed, and wrapped with the checkpoint's weights
+            stored.check_complete(self.train_dataset, *by_name(self.eval_dataset).values())
         batch_size = self.args.precompute_ref_batch_size
         stored.fill(self.train_dataset, "train", batch_size or self.args.per_device_train_batch_size)
         for name, dataset in by_name(self.eval_dataset).items():

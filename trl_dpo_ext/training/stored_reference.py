@@ -12,7 +12,8 @@ from datasets import IterableDataset
 from ..reference import ReferenceIdentity
 from ..reference.fill_reference_cache import Compute, Processes, all_cached, batch_difference, fill_cache
 from ..reference.reference_cache import ReferenceCache, default_folder
-from .errors import ConfigError
+from .errors import CheckpointError, ConfigError
+from .safety.together import raise_on_all
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,21 @@ class StoredReference:
                 self.dtype,
                 difference,
             )
+
+    def check_complete(self, *datasets: Any) -> None:
+        """Refuse to go on without the reference where something would have to be computed. All processes call this.
+
+        Raises:
+            CheckpointError: on all processes.
+        """
+        failure = None
+        if not self.holds(*datasets):
+            failure = CheckpointError(
+                f"{self.cache.folder} doesn't hold all reference log-probs of this run any more, and they can't be "
+                "computed again: the weights, which were the reference, are sharded and already the checkpoint's. Set "
+                "ref_cache_dir to the folder that holds them, or precompute_ref_log_probs: false."
+            )
+        raise_on_all(failure)
 
     def holds(self, *datasets: Any) -> bool:
         """Return whether the cache holds every response of these tokenized datasets."""
