@@ -32,13 +32,13 @@ def vowels(prompts: list[str], completions: list[str]) -> list[float]:
 
 
 def stored(engine: str, method: str, model: str, folder: Path, cache: Path, resume: str | None = None) -> Any:
-    """Train on stored reference log-probs. The rows aren't shared equally by two processes."""
+    """Train on stored reference log-probs. Two processes can't share the rows of `odd` equally."""
     processes = 1 if engine == "plain" else 2
     trainer = support.trainer(
         model,
         folder,
         helpers.ranked_dataset(2 * cases.PROMPTS, ties=True),
-        eval_dataset=helpers.ranked_dataset(3, seed=1),
+        eval_dataset={"even": helpers.ranked_dataset(4, seed=1), "odd": helpers.ranked_dataset(3, seed=2)},
         per_device_train_batch_size=cases.PROMPTS // processes,
         per_device_eval_batch_size=1,
         precompute_ref_log_probs=True,

@@ -56,7 +56,7 @@ def test_stored_log_probs_are_those_of_one_process(engine, method, folder):
     for log, other in zip(run["logs"], alone["logs"], strict=True):
         for metric in ("loss", "rewards/margins"):
             assert log[metric] == pytest.approx(other[metric], rel=1e-4, abs=1e-5), metric
-    for metric in ("eval_loss", "eval_rewards/margins"):
+    for metric in ("eval_even_loss", "eval_even_rewards/margins"):
         assert run["eval"][metric] == pytest.approx(alone["eval"][metric], rel=1e-4, abs=1e-5), metric
     assert entries(folder / f"{method}-{engine}-cache") > 1000
 
