@@ -38,7 +38,7 @@ def stored(engine: str, method: str, model: str, folder: Path, cache: Path, resu
         model,
         folder,
         helpers.ranked_dataset(2 * cases.PROMPTS, ties=True),
-        eval_dataset={"even": helpers.ranked_dataset(4, seed=1), "odd": helpers.ranked_dataset(3, seed=2)},
+        eval_dataset={"even": helpers.ranked_dataset(4, seed=1), "odd": helpers.ranked_dataset(3, responses=(3, 3))},
         per_device_train_batch_size=cases.PROMPTS // processes,
         per_device_eval_batch_size=1,
         precompute_ref_log_probs=True,
