@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 import pytest
-import yaml
 from transformers import AutoTokenizer
 
 from tests.helpers import ranked_rows
@@ -18,35 +16,22 @@ ROWS = ranked_rows(12, scores=True)
 
 
 @pytest.fixture
-def recipe(tmp_path, tiny_model_dir):
+def recipe(write_recipe, ranked_data):
     """Write a recipe; changes override, None removes. Return the command that dry-runs it."""
-    data = tmp_path / "data"
-    data.mkdir()
-    for name, rows in (("train", ROWS), ("test", ranked_rows(6, seed=1, scores=True))):
-        (data / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
     def write(**changes: Any) -> list[str]:
-        settings = {
-            "model_name_or_path": tiny_model_dir,
-            "dataset_name": str(data),
-            "output_dir": str(tmp_path / "out"),
+        own = {
+            "dataset_name": str(ranked_data(6)),
             "loss_type": ["dpo", "sft"],
             "loss_weights": [1.0, 0.25],
             "beta": 0.2,
-            "use_peft": True,
-            "lora_target_modules": "all-linear",
+            "max_steps": None,
             "num_train_epochs": 5,
-            "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 3,
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "disable_tqdm": True,
-            **changes,
+            "logging_steps": None,
+            "save_strategy": None,
         }
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
-        return ["train", "--config", str(path), "--dry_run"]
+        return ["train", *write_recipe(**{**own, **changes}), "--dry_run"]
 
     return write
 
@@ -105,7 +90,7 @@ def test_what_a_run_would_do_is_said_and_nothing_is_written(recipe, tiny_model_d
         assert words in said, words
     assert re.search(r"\d s for the second step on cpu: about [\d.]+ (s|min|h) in all", said)
     assert "train_runtime" not in said
-    assert {path.name for path in tmp_path.iterdir()} == {"data", "recipe.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml"}
 
 
 @pytest.mark.usefixtures("no_training")

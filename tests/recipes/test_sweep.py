@@ -5,15 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from trl.trainer import dpo_trainer
 
-from tests.helpers import ROOT, ranked_rows
+from tests.helpers import ROOT
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.parsing import ParseError
 from trl_dpo_ext.run import train_recipe
@@ -24,46 +24,25 @@ from trl_dpo_ext.training import PreferenceTrainer, TrainingError
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for name, count, seed in (("train", 12, 0), ("test", 8, 1)):
-        rows = ranked_rows(count, seed=seed, scores=True)
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
+def data_dir(ranked_data):
+    return ranked_data(8)
 
 
 @pytest.fixture
-def recipe(tmp_path, tiny_model_dir, data_dir):
+def recipe(write_recipe, data_dir, tmp_path):
     """Write a recipe; changes override, None removes."""
-
-    def write(**changes):
-        settings = {
-            "model_name_or_path": tiny_model_dir,
-            "dataset_name": str(data_dir),
-            "output_dir": str(tmp_path / "sweep"),
-            "ref_cache_dir": str(tmp_path / "cache"),
-            "loss_type": "dpo",
-            "use_peft": True,
-            "lora_target_modules": "all-linear",
-            "lora_dropout": 0.1,
-            "learning_rate": 0.02,
-            "lr_scheduler_type": "constant",
-            "warmup_steps": 0,
-            "max_steps": 3,
-            "per_device_train_batch_size": 2,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "disable_tqdm": True,
-            **changes,
-        }
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
-        return ["--config", str(path)]
-
-    return write
+    return partial(
+        write_recipe,
+        dataset_name=str(data_dir),
+        output_dir=str(tmp_path / "sweep"),
+        ref_cache_dir=str(tmp_path / "cache"),
+        loss_type="dpo",
+        lora_dropout=0.1,
+        learning_rate=0.02,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        max_steps=3,
+    )
 
 
 SAMPLED = {"reward": f"{__name__}:vowels", "eval_prompts": 8, "eval_max_new_tokens": 4, "frontier_steps": 1}

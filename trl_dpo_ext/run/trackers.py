@@ -49,7 +49,9 @@ class TrackSamples(TrainerCallback):
         self._logged = point.step
         # Not trainer.log: that would also empty the metrics which wait for the next log.
         values = {"frontier/reward": point.reward.mean, "frontier/kl": point.kl.mean}
+        asked = control.should_log
         self._trainer.callback_handler.on_log(args, state, control, values)
+        control.should_log = asked  # on_log takes it for the step's own log
 
     def log_samples(self, comparison: Comparison) -> None:
         """Send a table of the samples to the trackers of the run. Call it on the main process, after training."""
