@@ -28,8 +28,8 @@ def models(tmp_path_factory):
 def engine(request, models, tmp_path_factory) -> tuple[str, Path, dict[str, Any]]:
     """An engine's name, its folder, and the results of all cases, from one launch."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
-    if name == "fsdp2" and not hasattr(torch.cpu.Stream, "record_event"):
-        pytest.skip(f"FSDP2 of torch {torch.__version__} needs a GPU")
+    if name == "fsdp2":
+        request.getfixturevalue("fsdp2_on_the_cpu")
     config = helpers.ROOT / "recipes" / "accelerate" / f"{name}.yaml"
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
     script = ["--main_process_port", str(helpers.free_port()), "tests/distributed/sharded.py", models, str(folder)]
