@@ -16,15 +16,12 @@ import torch
 import yaml
 
 from tests import helpers
-from tests.distributed import cases
-from tests.distributed.forked import ENGINES, in_processes
-from tests.distributed.sharded import weights
+from tests.distributed.forked import ENGINES, METHODS, PROMPTS, in_processes, weights
 from tests.training import support
 from trl_dpo_ext.run import train_recipe
 
 CHOSEN = [name for name in ENGINES if name != "fsdp2_parts"]
 STORED = ("plain", "ddp", "fsdp2", "zero2")
-METHODS = ("dpo", "lora")
 
 
 def vowels(prompts: list[str], completions: list[str]) -> list[float]:
@@ -37,9 +34,9 @@ def stored(engine: str, method: str, model: str, folder: Path, cache: Path, resu
     trainer = support.trainer(
         model,
         folder,
-        helpers.ranked_dataset(2 * cases.PROMPTS, ties=True),
+        helpers.ranked_dataset(2 * PROMPTS, ties=True),
         eval_dataset={"even": helpers.ranked_dataset(4, seed=1), "odd": helpers.ranked_dataset(3, responses=(3, 3))},
-        per_device_train_batch_size=cases.PROMPTS // processes,
+        per_device_train_batch_size=PROMPTS // processes,
         per_device_eval_batch_size=1,
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=1,
@@ -50,7 +47,7 @@ def stored(engine: str, method: str, model: str, folder: Path, cache: Path, resu
         optim="adamw_torch",
         learning_rate=1e-3,
         use_cpu=engine in ("plain", "ddp"),
-        **cases.CASES[method],
+        **METHODS[method],
     )
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()

@@ -11,14 +11,23 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from tests import helpers
 from tests.distributed import on_the_cpu
+from tests.distributed.sharded import whole
+from tests.training import support
 
+PROMPTS = 4  # of a step
+METHODS: dict[str, dict[str, Any]] = {
+    "dpo": {"loss_type": ["dpo"]},
+    "lora": {"loss_type": ["dpo"], "peft_config": support.lora()},
+}
 TIME_LIMIT = 120  # seconds; a run takes a few
 
 # The accelerate configs by engine; None: no launcher. FSDP2 writes its checkpoints whole or in parts (torch's DCP).
@@ -30,6 +39,11 @@ ENGINES: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "zero2": ("zero2", ()),
     "zero3": ("zero3", ()),
 }
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    """Return a trainer's whole weights by name; all processes call this."""
+    return {name: whole(weight) for name, weight in trainer.model.named_parameters()}
 
 
 def environment(engine: str, processes: int) -> dict[str, str]:

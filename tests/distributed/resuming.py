@@ -17,9 +17,7 @@ from typing import Any
 import torch
 
 from tests import helpers
-from tests.distributed import cases
-from tests.distributed.forked import ENGINES, in_processes
-from tests.distributed.sharded import weights
+from tests.distributed.forked import ENGINES, METHODS, PROMPTS, in_processes, weights
 from tests.training import support
 
 STEPS, SAVED = 4, 2
@@ -52,15 +50,15 @@ def train(case: str, engine: str, processes: int, model: str, folder: str, resum
     trainer = support.trainer(
         model,
         folder,
-        helpers.ranked_dataset(2 * cases.PROMPTS, ties=True),
-        per_device_train_batch_size=cases.PROMPTS // processes,
+        helpers.ranked_dataset(2 * PROMPTS, ties=True),
+        per_device_train_batch_size=PROMPTS // processes,
         max_steps=STEPS,
         save_strategy="steps",
         save_steps=SAVED,
         optim="adamw_torch",
         learning_rate=1e-3,
         use_cpu=engine in ("plain", "ddp"),
-        **cases.CASES[case],
+        **METHODS[case],
     )
     trainer.train(resume_from_checkpoint=resume)
     return {"engine": trainer.accelerator.distributed_type.value, "weights": weights(trainer)}

@@ -13,7 +13,8 @@ import torch
 
 from tests import helpers
 from tests.distributed import evaluating
-from tests.distributed.evaluating import METHODS, STORED
+from tests.distributed.evaluating import STORED
+from tests.distributed.forked import METHODS
 from tests.training import support
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fsdp2_on_the_cpu")]
