@@ -21,7 +21,6 @@ from tests.training import support
 from trl_dpo_ext.run import train_recipe
 
 CHOSEN = [name for name in ENGINES if name != "fsdp2_parts"]
-STORED = ("plain", "ddp", "fsdp2", "zero2")
 
 
 def vowels(prompts: list[str], completions: list[str]) -> list[float]:
@@ -110,10 +109,9 @@ def main(model: str, folder: str, data: str) -> None:
         for method in METHODS:
             run, recipes = f"{method}-{engine}", root / f"recipe-{method}-{engine}"
             work = partial(stored, engine, method, model, root / "runs" / run)
-            if engine in STORED:
-                one(f"stored-{run}", engine, root, partial(work, root / f"{run}-cache"))
+            one(f"stored-{run}", engine, root, partial(work, root / f"{run}-cache"))
             one(f"recipe-{run}", engine, root, partial(recipe, engine, method, model, recipes, data))
-            if engine == "fsdp2":
+            if engine in ("fsdp2", "zero3"):
                 # Another, empty cache: with an adapter it is filled anew; full fine-tuning keeps no reference for that.
                 checkpoint = str(root / "runs" / run / "checkpoint-1")
                 one(f"resumed-{run}", engine, root, partial(work, root / f"{run}-new", checkpoint))

@@ -13,7 +13,6 @@ import torch
 
 from tests import helpers
 from tests.distributed import evaluating
-from tests.distributed.evaluating import STORED
 from tests.distributed.forked import METHODS
 from tests.training import support
 
@@ -44,12 +43,8 @@ def result(folder: Path, name: str) -> Any:
     return torch.load(folder / f"{name}.pt", weights_only=False)
 
 
-def entries(cache: Path) -> int:
-    return sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
-
-
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("engine", [engine for engine in STORED if engine != "plain"])
+@pytest.mark.parametrize("engine", OTHERS)
 def test_stored_log_probs_are_those_of_one_process(engine, method, folder):
     run, alone = result(folder, f"stored-{method}-{engine}"), result(folder, f"stored-{method}-plain")
     assert not run["second"]  # no reference model is in memory
@@ -59,13 +54,16 @@ def test_stored_log_probs_are_those_of_one_process(engine, method, folder):
             assert log[metric] == pytest.approx(other[metric], rel=1e-4, abs=1e-5), metric
     for metric in ("eval_even_loss", "eval_even_rewards/margins"):
         assert run["eval"][metric] == pytest.approx(alone["eval"][metric], rel=1e-4, abs=1e-5), metric
-    assert entries(folder / f"{method}-{engine}-cache") > 1000
+    # One fingerprint and precision: engines can share a cache.
+    names = [{path.name for path in (folder / f"{method}-{name}-cache").iterdir()} for name in (engine, "plain")]
+    assert names[0] == names[1] != set()
 
 
-def test_resuming_fills_another_cache_only_if_the_reference_is_there(folder):
-    whole = result(folder, "stored-lora-fsdp2")["weights"]
-    support.assert_same_tensors(result(folder, "resumed-lora-fsdp2")["weights"], whole, rtol=2e-6)
-    errors = sorted(folder.glob("resumed-dpo-fsdp2.[0-9].json"))
+@pytest.mark.parametrize("engine", SHARDED)
+def test_resuming_fills_another_cache_only_if_the_reference_is_there(engine, folder):
+    whole = result(folder, f"stored-lora-{engine}")["weights"]
+    support.assert_same_tensors(result(folder, f"resumed-lora-{engine}")["weights"], whole, rtol=2e-6)
+    errors = sorted(folder.glob(f"resumed-dpo-{engine}.[0-9].json"))
     assert len(errors) == 2
     for error in errors:
         said = json.loads(error.read_text())[0]
