@@ -124,13 +124,6 @@ def started(model: str, folder: Any, **settings: Any) -> str:
     return str(caught.value)
 
 
-def test_sharded_weights_have_no_stored_reference(sharded, tiny_model_dir, tmp_path):
-    message = started(tiny_model_dir, tmp_path, precompute_ref_log_probs=True)
-    for part in ("precompute_ref_log_probs", sharded, "Set it to False"):
-        assert part in message
-    assert started(tiny_model_dir, tmp_path) == "the model was loaded"
-
-
 def test_sharded_4bit_weights_need_the_models_dtype(sharded, tiny_model_dir, tmp_path):
     for storage, stated in ((torch.uint8, "'uint8'"), (torch.float32, "'float32'")):
         quantization = BitsAndBytesConfig(**NF4, bnb_4bit_quant_storage=storage)

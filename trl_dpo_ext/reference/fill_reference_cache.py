@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import random
 import time
@@ -39,12 +40,15 @@ class Processes:
         index, count: this process's number, and how many there are.
         wait: returns when all processes have called it.
         progress: whether this process shows a progress bar.
+        most: returns the largest of all processes' numbers. Processes that share sharded weights run the reference
+            equally often, whatever each has to compute. By default each runs it as often as it needs.
     """
 
     index: int = 0
     count: int = 1
     wait: Callable[[], Any] = lambda: None
     progress: bool = False
+    most: Callable[[int], int] = lambda number: number
 
 
 @dataclass(frozen=True)
@@ -145,13 +149,14 @@ def fill_cache(
     if missing:
         cache.check_room(sum(sum(p.response_tokens) for b in batches for p in b), missing)
     processes.wait()  # no process may write before all have seen what is missing, and what is to be compared
-    _compare(cache, rows, compute, _batches(_longest_first(compared), budget), name)
-    _run(cache, rows, compute, batches[processes.index :: processes.count], name, processes.progress)
+    idle = functools.partial(_idle, rows, parts[-1], processes)
+    _compare(cache, rows, compute, _batches(_longest_first(compared), budget), name, idle)
+    _run(cache, rows, compute, batches[processes.index :: processes.count], name, processes.progress, idle)
     processes.wait()
     cache.refresh()
     # Log-probs of other processes that this one can't see, because the folder isn't on a shared disk.
     rest = _missing(cache, parts, budget)
-    _run(cache, rows, compute, rest, name, processes.progress)
+    _run(cache, rows, compute, rest, name, processes.progress, idle)
     cache.refresh()
     if any(_missing(cache, parts, budget)):
         raise CacheError(f"Files were deleted from {cache.folder} while it was filled. Start again.")
@@ -262,7 +267,19 @@ def _to_compare(cache: ReferenceCache, parts: list[_Part]) -> list[_Part]:
     ]
 
 
-def _compare(cache: ReferenceCache, rows: Any, compute: Compute, batches: list[list[_Part]], name: str) -> None:
+def _idle(rows: Any, shortest: _Part, processes: Processes, batches: int) -> list[list[PromptGroup]]:
+    """Return what this process must run besides its own batches, to run the reference as often as any other."""
+    return [[_group(rows[shortest.row], shortest)]] * (processes.most(batches) - batches)
+
+
+def _compare(
+    cache: ReferenceCache,
+    rows: Any,
+    compute: Compute,
+    batches: list[list[_Part]],
+    name: str,
+    idle: Callable[[int], list[list[PromptGroup]]],
+) -> None:
     """Compute these responses again, and compare them with what is stored.
 
     Raises:
@@ -271,6 +288,7 @@ def _compare(cache: ReferenceCache, rows: Any, compute: Compute, batches: list[l
     passed: dict[Any, int] = {}
     failed: dict[Any, str] = {}
     allowed = _ALLOWED.get(cache.dtype, _ALLOWED_16_BIT)
+    left = idle(len(batches))
     for batch in batches:
         groups = [_group(rows[part.row], part) for part in batch]
         for part, group, (computed,) in zip(batch, groups, compute(groups), strict=True):
@@ -281,6 +299,8 @@ def _compare(cache: ReferenceCache, rows: Any, compute: Compute, batches: list[l
                 passed[path] = passed.get(path, 0) + 1
             else:
                 failed[path] = f"{name} dataset, row {part.row}, response {part.responses[0]}: {difference:.3g}"
+    for others in left:
+        compute(others)
     for path, count in passed.items():
         if path not in failed and count >= min(_COMPARED, cache.entries(path)):
             with contextlib.suppress(OSError):  # a folder that can't be written is compared in every run
@@ -294,11 +314,18 @@ def _compare(cache: ReferenceCache, rows: Any, compute: Compute, batches: list[l
 
 
 def _run(
-    cache: ReferenceCache, rows: Any, compute: Compute, batches: list[list[_Part]], name: str, progress: bool
+    cache: ReferenceCache,
+    rows: Any,
+    compute: Compute,
+    batches: list[list[_Part]],
+    name: str,
+    progress: bool,
+    idle: Callable[[int], list[list[PromptGroup]]],
 ) -> None:
     keys: list[bytes] = []
     values: list[np.ndarray] = []
     flushed = time.monotonic()
+    left = idle(len(batches))
 
     def flush() -> None:
         nonlocal flushed
@@ -326,6 +353,8 @@ def _run(
                 bar.update(sum(part.tokens for part in batch))
                 if time.monotonic() - flushed > _FLUSH_SECONDS or sum(map(len, values)) > _FLUSH_TOKENS:
                     flush()
+            for others in left:
+                compute(others)
         except BaseException:
             with contextlib.suppress(CacheError):  # report the first error
                 flush()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,18 +24,19 @@ from ..evaluation import (
     get_reward,
 )
 from ..evaluation.frontier.stop_behind import StopBehind
+from ..evaluation.sampling.sequence_kl import Reference
 from ..memory import check_fits, explain_out_of_memory, most_responses
-from ..training import ConfigError, DiskSpaceError, PreferenceTrainer, sharding
+from ..training import ConfigError, DiskSpaceError, PreferenceTrainer
 from ..training.safety.disk_errors import is_disk_full
 from ..training.safety.output_folder import held, refuse_if_in_use
 from .dry_run import dry_run
+from .evaluate_first import EvaluateFirst
 from .model_kind import check_model_kind
 from .recipe_checks import check_loaded, check_steps
 from .recipe_data import load_recipe_splits
 from .recipe_settings import Recipe, adapter_config, parse_recipe
 from .run_outputs import save_outputs
 from .sweeping.shared_base import SharedBase
-from .trackers import TrackSamples
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +74,6 @@ def _run(args: Sequence[str] | None, base: SharedBase | None, stop_behind: Seque
     arguments, config = recipe.arguments, recipe.config
     refuse_if_in_use(str(config.output_dir))
     reward = get_reward(arguments.reward) if arguments.reward else None
-    if reward is not None and (sharded := sharding(config)):
-        raise ConfigError(f"reward samples from the model, which {sharded} has in parts. Remove reward, or use DDP.")
     check_model_kind(recipe.model, bool(config.trust_remote_code))
     splits = load_recipe_splits(recipe)
     check_steps(config, splits["train"])
@@ -139,17 +137,20 @@ def _train_and_compare(
 ) -> tuple[dict[str, Any], Comparison]:
     """Sample, train, sample again; with `frontier_steps`, in between too."""
     arguments = recipe.arguments
-    evaluate: Callable[..., Evaluation] = partial(
-        evaluate_policy,
-        trainer.model,
-        trainer.processing_class,
-        prompts,
-        reward,
-        max_new_tokens=arguments.eval_max_new_tokens,
-        seed=arguments.eval_seed,
-        progress=trainer.is_world_process_zero(),
-    )
-    before = evaluate(reference=trainer.reference if arguments.frontier_steps else None)
+
+    def evaluate(model: Any, reference: Reference | None) -> Evaluation:
+        return evaluate_policy(
+            model,
+            trainer.processing_class,
+            prompts,
+            reward,
+            reference=reference,
+            max_new_tokens=arguments.eval_max_new_tokens,
+            seed=arguments.eval_seed,
+            progress=trainer.is_world_process_zero(),
+        )
+
+    first = EvaluateFirst(trainer, evaluate, trainer.reference if arguments.frontier_steps else None)
     frontier = None
     if arguments.frontier_steps:
         frontier = FrontierCallback(
@@ -162,18 +163,14 @@ def _train_and_compare(
             every=arguments.frontier_steps,
             max_new_tokens=arguments.eval_max_new_tokens,
             seed=arguments.eval_seed,
-            start=before,
+            start=first,
         )
         trainer.add_callback(frontier)
         if stop_behind:
             trainer.add_callback(StopBehind(frontier, stop_behind))
-    tracked = TrackSamples(trainer, frontier)
-    trainer.add_callback(tracked)
     metrics = _train(trainer)
     after = None
     if frontier is not None and not recipe.config.load_best_model_at_end:  # which would load another step's weights
         after = frontier.after(trainer.state.global_step)
-    after = after or evaluate(reference=trainer.reference if trainer.has_reference else None)
-    comparison = compare(before, after)
-    tracked.log_samples(comparison)
-    return metrics, comparison
+    after = after or evaluate(trainer.model, trainer.reference if trainer.has_reference else None)
+    return metrics, compare(first(), after)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from accelerate.utils import is_peft_model
@@ -61,15 +62,21 @@ def _add_head(trainer: Any, model: nn.Module, group: PromptGroup) -> None:
             logger.info("%s, so log-probs are computed from the model's own logits, which takes more memory.", problem)
 
 
-class ChooseLayoutWhenWrapped(TrainerCallback):
-    """Chooses the layout of a sharded model, which can't run before `train` has wrapped it."""
+class RunWhenWrapped(TrainerCallback):
+    """Does what runs a sharded model, which can't run before `train` has wrapped it.
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-        self._chosen = False
+    Args:
+        trainer: a `PreferenceTrainer`; it gets its layout.
+        then: called once, afterwards.
+    """
+
+    def __init__(self, trainer: Any, then: Callable[[], None]) -> None:
+        self.trainer, self._then = trainer, then
+        self._done = False
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Change the layout of the existing collator: the dataloader already holds it."""
-        if not self._chosen:
-            self._chosen = True
+        """Change the existing collator: the dataloader already holds it."""
+        if not self._done:
+            self._done = True
             self.trainer.data_collator.layout = choose_layout(self.trainer, self.trainer.model_wrapped, False)
+            self._then()

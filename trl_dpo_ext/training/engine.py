@@ -36,7 +36,7 @@ from ..reference.fill_reference_cache import compute_dtype
 from ..reference.run_reference import NO_SECOND_MODEL, Reference
 from ..types import MissingReferenceError, RankedResponses
 from .batch import ranked_responses, step_loss, token_count
-from .choose_layout import ChooseLayoutWhenWrapped, choose_layout
+from .choose_layout import RunWhenWrapped, choose_layout
 from .config import PreferenceConfig
 from .dataset_rows import by_name, check_rows, is_tokenized, map_by_name, tokenize_rows
 from .density_ratio import fit_to_rows, with_weights
@@ -188,13 +188,15 @@ class PreferenceTrainer(HookedTrainer):
         )
         if args.sync_ref_model:
             self.add_callback(self._reference.callback())
-        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            self.add_callback(ChooseLayoutWhenWrapped(self))
-        else:
-            self._collator.layout = choose_layout(self, self.model)
+        self._stored: StoredReference | None = None
+        fill = self._fill_reference_cache if stores else lambda: None
+        if self.weights_are_sharded:
+            self.add_callback(RunWhenWrapped(self, fill))
+            return
+        self._collator.layout = choose_layout(self, self.model)
         if args.match_prompts:
             self._match_prompts()
-        self._stored = self._fill_reference_cache() if stores else None
+        fill()
 
     def _restore_public_attributes(self) -> None:
         """Set the public attributes that DPOTrainer's constructor read from the plain DPO config."""
@@ -257,20 +259,32 @@ class PreferenceTrainer(HookedTrainer):
     def _collator(self) -> PreferenceCollator:
         return cast(PreferenceCollator, self.data_collator)
 
-    def _fill_reference_cache(self) -> StoredReference:
+    @property
+    def weights_are_sharded(self) -> bool:
+        """Whether a forward pass needs all processes, each of which has a part of the weights."""
+        return bool(self.is_fsdp_enabled or is_deepspeed_zero3_enabled())
+
+    def _fill_reference_cache(self) -> None:
         """Fill the cache with the reference log-probs of all datasets, and connect the collator to it."""
-        with self.reference() as reference, self.accelerator.autocast():
-            dtype = compute_dtype(reference)
+        with self.accelerator.autocast():
+            dtype = compute_dtype(self.model if self.ref_model is None else self.ref_model)
         cache = open_cache(self.reference_identity, self.args.ref_cache_dir, dtype)
         stored = StoredReference(
-            cache, dtype, self._compute_reference, self.accelerator, progress=not self.args.disable_tqdm
+            cache,
+            dtype,
+            self._compute_reference,
+            self.accelerator,
+            progress=not self.args.disable_tqdm,
+            sharded=self.weights_are_sharded,
         )
+        if self.state.global_step > 0 and not self.has_reference:  # resumed, and wrapped with the checkpoint's weights
+            stored.check_complete(self.train_dataset, *by_name(self.eval_dataset).values())
         batch_size = self.args.precompute_ref_batch_size
         stored.fill(self.train_dataset, "train", batch_size or self.args.per_device_train_batch_size)
         for name, dataset in by_name(self.eval_dataset).items():
             stored.fill(dataset, name, batch_size or self.args.per_device_eval_batch_size)
         self._collator.reference = cache.lookup
-        return stored
+        self._stored = stored
 
     def _match_prompts(self) -> None:
         """Give the rows of all datasets the weights that `match_prompts` promises."""
@@ -295,7 +309,9 @@ class PreferenceTrainer(HookedTrainer):
     def _compute_reference(self, groups: Sequence[PromptGroup]) -> list[list[np.ndarray]]:
         """Run the reference on groups. Return K float32 arrays of token log-probs for each."""
         rows = [{**vars(group), "ranks": [0] * len(group.completion_ids)} for group in groups]
-        collate = PreferenceCollator(self._collator.layout, responses_per_pass=self.args.responses_per_pass)
+        # Processes that share a forward pass must run equally many.
+        at_once = None if self.weights_are_sharded else self.args.responses_per_pass
+        collate = PreferenceCollator(self._collator.layout, responses_per_pass=at_once)
         batch = send_to_device(collate(rows), self.accelerator.device)
         with self.reference() as reference, self.accelerator.autocast():
             passes = [token_logps(reference, self.model.config, one) for one in passes_of(batch)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class FrontierCallback(TrainerCallback):
     prompts and random numbers. Training is bit for bit the same without it. The file is written atomically. A run
     that resumes from a checkpoint keeps the points up to that step and continues.
 
-    Every process samples; the main one writes. Each process must hold the whole weights.
+    Every process samples the same; the main one writes. Weights may be sharded over the processes (FSDP2, ZeRO-3).
 
     Args:
         tokenizer: the model's tokenizer.
@@ -48,8 +48,8 @@ class FrontierCallback(TrainerCallback):
         max_new_tokens: maximum length of a sample, in tokens.
         seed: seed of the samples.
         batch_size: prompts per batch.
-        start: result of `evaluate_policy` with these arguments before the first step, if it is known already. None
-            evaluates then.
+        start: result of `evaluate_policy` with these arguments before the first step, if it is known already, or what
+            returns it once training has begun. None evaluates then.
 
     Attributes:
         points: the points so far.
@@ -77,7 +77,7 @@ class FrontierCallback(TrainerCallback):
         max_new_tokens: int = 24,
         seed: int = 0,
         batch_size: int = 32,
-        start: Evaluation | None = None,
+        start: Evaluation | Callable[[], Evaluation] | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every={every!r} is out of range, expected >= 1.")
@@ -119,7 +119,8 @@ class FrontierCallback(TrainerCallback):
             # The run may have taken points after the checkpoint that it resumes from.
             self.points = [point for point in before.points if point.step <= state.global_step]
         if not self.points:
-            self._record(args, state, model, self._start if state.global_step == 0 else None)
+            known = self._start() if callable(self._start) else self._start
+            self._record(args, state, model, known if state.global_step == 0 else None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Take a point if this step is due for one."""

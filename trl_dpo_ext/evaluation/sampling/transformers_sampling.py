@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -37,7 +38,8 @@ def sample(
     train/eval modes and the tokenizer's settings are restored afterwards.
 
     Args:
-        model: a causal language model of transformers, or a PEFT model around one.
+        model: a causal language model of transformers, or a PEFT model around one. If its weights are sharded (FSDP2,
+            ZeRO-3), all processes must call this alike; layers are gathered one at a time, for each token.
         tokenizer: its tokenizer.
         prompts: [N] prompts of rows (`held_out_prompts`, `tokenized_prompt`), or plain text, in which a BOS is not
             doubled. A conversation that you render yourself may get other tokens than in training.
@@ -76,6 +78,8 @@ def sample(
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,
+                # Each forward pass of sharded weights needs all processes. transformers knows of ZeRO-3 and FSDP1.
+                synced_gpus=True if isinstance(model, FSDPModule) else None,
                 logits_processor=LogitsProcessorList([_EachToken(bar, max_new_tokens)]),
             )
             completion_ids += [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].tolist()]

@@ -96,10 +96,10 @@ def check_sharding(args: Any, quantization_config: Any) -> None:
     sharded = sharding(args)
     if sharded is None:
         return
-    if args.precompute_ref_log_probs:
+    if args.precompute_ref_log_probs and sharded != "FSDP":
         raise ConfigError(
-            f"precompute_ref_log_probs=True runs the model before {sharded} has wrapped it. Set it to False. With an "
-            "adapter, the reference is the base model itself; without one, the reference is sharded too."
+            f"precompute_ref_log_probs=True needs a fingerprint of the reference, which {sharded} loads in parts. "
+            "Set it to False. With an adapter, the reference is the base model itself; without one, it is sharded too."
         )
     if args.match_prompts:
         raise ConfigError(
