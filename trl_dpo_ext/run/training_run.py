@@ -26,7 +26,7 @@ from ..evaluation import (
 from ..evaluation.frontier.stop_behind import StopBehind
 from ..evaluation.sampling.sequence_kl import Reference
 from ..memory import check_fits, explain_out_of_memory, most_responses
-from ..training import ConfigError, DiskSpaceError, PreferenceTrainer
+from ..training import DiskSpaceError, PreferenceTrainer
 from ..training.safety.disk_errors import is_disk_full
 from ..training.safety.output_folder import held, refuse_if_in_use
 from .dry_run import dry_run
