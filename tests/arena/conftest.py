@@ -19,7 +19,7 @@ def tiny_arena(monkeypatch):
     monkeypatch.setattr(plan, "PICK_SEEDS", (100,))
     for module in (plan, standings):
         monkeypatch.setattr(module, "SEEDS", (0, 1, 2))
-    for name, value in {"STEPS": 6, "POINTS": (3, 6), "SAMPLES": 1}.items():
+    for name, value in {"STEPS": 6, "POINTS": (3, 6), "SAMPLES": {"pick": 1, "measure": 1}}.items():
         monkeypatch.setattr(trial, name, value)
     plan.code_of_arena.cache_clear()
     yield stage

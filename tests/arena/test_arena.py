@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_python
 from trl_dpo_ext import register_loss
 from trl_dpo_ext.arena import plan, trial
 from trl_dpo_ext.arena import run_arena as runner
 from trl_dpo_ext.arena.faults import faults
+from trl_dpo_ext.arena.feedback import token_logps
 from trl_dpo_ext.arena.grids import SETTINGS, grid_of
-from trl_dpo_ext.arena.plan import code_of, measure_trials, pick_trials, readable_kinds
+from trl_dpo_ext.arena.plan import Trial, code_of, measure_trials, pick_trials, readable_kinds
 from trl_dpo_ext.arena.record_file import FILE, append_trial, read_trials
 from trl_dpo_ext.arena.run_arena import run_arena
 from trl_dpo_ext.arena.standings import standings, verdicts
@@ -84,6 +85,28 @@ def test_plackett_luce_over_two_is_dpo_and_over_eight_is_not(tiny_arena):
     assert points("dpo", "rankings") != pytest.approx(points("plackett_luce", "rankings"), rel=1e-2)
 
 
+def test_on_policy_data_come_from_the_policy(tiny_arena, monkeypatch):
+    """They are sampled at steps 1 and 4: from the reference at first, then from other weights."""
+    monkeypatch.setattr(trial, "FRESH_EVERY", 3)
+    judged, make = [], trial.judge_policy
+
+    def record(world, truth, policy, generator):
+        judged.append(make(world, truth, policy, generator))
+        own = token_logps(policy, judged[-1].prompts, judged[-1].ids, judged[-1].lengths).detach()
+        gaps.append((own - judged[-1].ref_token_logps).sum(dim=2).mean().item())
+        return judged[-1]
+
+    gaps = []
+    monkeypatch.setattr(trial, "judge_policy", record)
+    options = {"loss": "dpo", "setting": Setting({}), "kind": "on_policy", "seed": 0, "use": "pick"}
+    first = run_trial(tiny_arena, **options)
+    assert len(judged) == 2
+    assert judged[0].ids.shape == (64, 2, 12)
+    assert gaps[0] == pytest.approx(0, abs=1e-4)
+    assert gaps[1] > 1e-3  # samples of a policy are likelier under it than under the reference: the KL
+    assert run_trial(tiny_arena, **options)["points"] == first["points"]
+
+
 def numbers(records):
     return {key: {name: value for name, value in row.items() if name != "seconds"} for key, row in records.items()}
 
@@ -139,6 +162,20 @@ def test_the_best_setting_is_chosen_on_other_seeds_and_prompts(tiny_arena, tmp_p
     assert not {one.seed for one in measured} & {row["seed"] for row in picks.values()}
 
 
+@pytest.mark.slow
+def test_processes_give_the_numbers_of_one(tiny_arena):
+    """Processes of their own know nothing of the tiny arena, so these two trials are whole."""
+    trials = [Trial("dpo", "pairs", "sentiment", 0, seed, "pick") for seed in (0, 1)]
+    found = {row["seed"]: row for row in runner._run(trials, 2, [])}
+    script = (
+        "import json; from trl_dpo_ext.arena.run_arena import _record; from trl_dpo_ext.arena.plan import Trial; "
+        "print(json.dumps(_record(Trial('dpo', 'pairs', 'sentiment', 0, 1, 'pick'))))"
+    )
+    alone = json.loads(run_python("-c", script).splitlines()[-1])
+    assert numbers({"": found[1]}) == numbers({"": {**alone, "key": found[1]["key"]}})
+    assert found[0]["within"] != found[1]["within"]
+
+
 def test_a_copy_is_not_told_apart_and_named(tiny_arena, tmp_path, losses):
     losses("copy_of_dpo")(copy_of_dpo)
     names, kinds = ["dpo", "copy_of_dpo"], ["pairs"]
@@ -153,6 +190,9 @@ def test_a_copy_is_not_told_apart_and_named(tiny_arena, tmp_path, losses):
     ]
     assert faults(names, kinds, "sentiment", records) == [
         "dpo and copy_of_dpo give the same runs with their defaults (pairs)."
+    ]
+    assert faults(["copy_of_dpo"], kinds, "sentiment", records, names) == [
+        "copy_of_dpo and dpo give the same runs with their defaults (pairs)."
     ]
 
 

@@ -13,7 +13,7 @@ import torch
 from trl_dpo_ext.data import DataError
 from trl_dpo_ext.run import training_run
 
-WHAT = os.environ["FAILS"]
+WHAT = os.environ.get("FAILS", "")  # not set where the examples in docstrings are looked for
 SECOND = os.environ.get("RANK") == "1"
 
 

@@ -52,8 +52,9 @@ class Gradients(TrainerCallback):
             self.steps.append({n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None})
 
 
-def weights(trainer: Any) -> dict[str, torch.Tensor]:
-    return {name: whole(p) for name, p in trainer.model.named_parameters()}
+def weights(case: str, trainer: Any) -> dict[str, torch.Tensor]:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {name: whole(p) for name, p in model.named_parameters() if cases.compared(case, p)}
 
 
 def run(case: str, model: str, folder: str) -> dict[str, Any]:
@@ -63,7 +64,8 @@ def run(case: str, model: str, folder: str) -> dict[str, Any]:
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     engine = str(trainer.accelerator.distributed_type.value)
-    result = {"engine": engine, "logs": logs, "gradients": recorder.steps, "weights": weights(trainer)}
+    result = {"engine": engine, "logs": logs, "gradients": recorder.steps, "weights": weights(case, trainer)}
+    result["reference"] = trainer.reference_identity.fingerprint
     trainer.save_model(f"{folder}/{case}/saved")
     return result
 
@@ -72,7 +74,7 @@ def main(model: str, folder: str, *names: str) -> None:
     on_the_cpu.prepare()
     faulthandler.dump_traceback_later(200, exit=True)  # a hang says where
     results = {}
-    for case in names or cases.CASES:
+    for case in names or (*cases.CASES, *cases.FAILING):
         try:
             results[case] = run(case, model, folder)
         except Exception:

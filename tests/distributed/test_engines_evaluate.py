@@ -16,14 +16,14 @@ from tests.distributed import evaluating
 from tests.distributed.evaluating import METHODS, STORED
 from tests.training import support
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fsdp2_on_the_cpu")]
 
 SHARDED = ("fsdp2", "zero3")
 OTHERS = [engine for engine in evaluating.CHOSEN if engine != "plain"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(fsdp2_on_the_cpu, tmp_path_factory) -> Path:
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("evaluating")
     model = helpers.save_tiny_model(folder / "model")

@@ -20,7 +20,7 @@ from tests.distributed import resuming
 from tests.distributed.resuming import RESUMED, Resumed
 from tests.training import support
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fsdp2_on_the_cpu")]
 
 # All others: FSDP2.
 NAMES = {"plain": "one process", "ddp": "DDP", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}
@@ -41,7 +41,7 @@ REFUSED = [run for run in RESUMED if not goes_on(run)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(fsdp2_on_the_cpu, tmp_path_factory) -> Path:
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("resuming")
     model = helpers.save_tiny_model(folder / "model")

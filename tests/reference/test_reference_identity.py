@@ -199,10 +199,9 @@ def test_weights_that_cannot_be_read():
     with pytest.raises(FingerprintError, match=r"bias: this weight isn't loaded|weight: this weight isn't loaded"):
         fingerprint(empty)
 
-    sharded = nn.Linear(2, 2)
-    sharded.weight.ds_id = 0  # as DeepSpeed marks the parameters it shards
+    fsdp1 = type("FullyShardedDataParallel", (nn.Linear,), {})
     with pytest.raises(FingerprintError, match="sharded over processes"):
-        fingerprint(nn.Sequential(sharded))
+        fingerprint(nn.Sequential(fsdp1(2, 2)))
 
     merged = adapted(tiny())
     merged.merge_adapter()

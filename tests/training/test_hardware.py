@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl.trainer import dpo_trainer
 
 from tests import helpers
@@ -55,6 +55,18 @@ def test_two_processes_on_one_gpu(gpus, monkeypatch):
     hardware.check_processes(use_cpu=False)
     gpus(0)
     hardware.check_processes(use_cpu=False)
+
+
+@pytest.mark.parametrize("given", ["path", "object"])
+def test_flex_attention_on_a_cpu(given, tiny_model_dir, tmp_path):
+    options = {"attn_implementation": "flex_attention"}
+    model = tiny_model_dir if given == "path" else AutoModelForCausalLM.from_pretrained(tiny_model_dir, **options)
+    settings = {"model_init_kwargs": options} if given == "path" else {}
+    with pytest.raises(ConfigError, match=r"can't train on a CPU.*'sdpa', which gives the same numbers"):
+        support.trainer(model, tmp_path, helpers.ranked_dataset(2), **settings)
+    for attention, device in (("sdpa", "cpu"), ("flex_attention", "cuda")):
+        args = SimpleNamespace(model_init_kwargs={"attn_implementation": attention}, device=torch.device(device))
+        hardware.check_attention(tiny_model_dir, args)
 
 
 def test_bfloat16_on_a_card_that_only_emulates_it(gpus):

@@ -12,8 +12,9 @@ from torch import nn
 
 from tests.training import support
 from trl_dpo_ext.hub import training_record
-from trl_dpo_ext.training.errors import DiskSpaceError
+from trl_dpo_ext.training.errors import ConfigError, DiskSpaceError
 from trl_dpo_ext.training.preflight import run_checks
+from trl_dpo_ext.training.preflight.adapter_checks import check_second_model
 
 
 def partitioned() -> nn.Linear:
@@ -24,6 +25,17 @@ def partitioned() -> nn.Linear:
         weight.ds_numel = weight.numel()  # type: ignore[attr-defined]
         weight.data = torch.empty(0)
     return model
+
+
+def test_a_reference_that_shares_partitioned_weights_is_refused():
+    policy, reference, other = partitioned(), partitioned(), partitioned()
+    for model in (policy, reference, other):
+        for weight in model.parameters():
+            weight.ds_id, weight.ds_tensor = 0, torch.zeros(3)
+    check_second_model(policy, other)
+    reference.weight.ds_tensor = policy.weight.ds_tensor
+    with pytest.raises(ConfigError, match=r"shares trainable weights with the model \(weight"):
+        check_second_model(policy, reference)
 
 
 @pytest.mark.parametrize("free", [179, 180])

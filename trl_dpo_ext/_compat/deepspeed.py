@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,30 @@ def full_size(weight: nn.Parameter) -> int:
 def is_partitioned(weight: Tensor) -> bool:
     """Return whether ZeRO-3 keeps only this process's part of a weight between forwards."""
     return hasattr(weight, "ds_id")
+
+
+def gathered(weights: Iterable[Tensor], *, to_write: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which every process holds these weights whole. All processes must open it.
+
+    Args:
+        weights: those that ZeRO-3 doesn't split are left alone.
+        to_write: keep what the first process writes into them.
+    """
+    split = [weight for weight in weights if is_partitioned(weight)]
+    if not split:
+        return contextlib.nullcontext()
+    from deepspeed import zero
+
+    whole: contextlib.AbstractContextManager[Any] = zero.GatheredParameters(
+        split, modifier_rank=0 if to_write else None
+    )
+    return whole
+
+
+def own_part(weight: Tensor) -> Tensor:
+    """Return the part of a weight that this process keeps; it shares memory with the weight."""
+    part: Tensor = getattr(weight, "ds_tensor", weight)
+    return part
 
 
 def call_as_forward(module: Any, function: Callable[..., Any], *inputs: Any) -> Any:

@@ -14,7 +14,11 @@ _NOTHING = 1e-3  # nats of KL after all steps
 
 
 def faults(
-    losses: Sequence[str], kinds: Sequence[str], reward: str, records: Mapping[str, dict[str, Any]]
+    losses: Sequence[str],
+    kinds: Sequence[str],
+    reward: str,
+    records: Mapping[str, dict[str, Any]],
+    others: Sequence[str] = (),
 ) -> list[str]:
     """Return a sentence for each fault.
 
@@ -23,17 +27,19 @@ def faults(
         kinds: of data.
         reward: name of the truth.
         records: all known trials by key.
+        others: further losses, which `losses` may equal.
     """
     known = {
         loss: {one: records[one.key] for one in pick_trials([loss], kinds, reward) if one.key in records}
-        for loss in losses
+        for loss in dict.fromkeys([*losses, *others])
     }
     found = []
-    for loss, trials in known.items():
+    for loss in losses:
+        trials = known[loss]
         found += _diverged(loss, trials)
         found += _still(loss, trials)
         found += _ignored(loss, trials)
-    found += _equal(known)
+    found += _equal(known, losses)
     return found
 
 
@@ -64,13 +70,15 @@ def _ignored(loss: str, trials: Mapping[Trial, Mapping[str, Any]]) -> list[str]:
     return [f"{loss} ignores {name}: other values give the same runs." for name, found in same.items() if all(found)]
 
 
-def _equal(known: Mapping[str, Mapping[Trial, Mapping[str, Any]]]) -> list[str]:
+def _equal(known: Mapping[str, Mapping[Trial, Mapping[str, Any]]], losses: Sequence[str]) -> list[str]:
     sentences = []
     names = list(known)
     defaults = {
         loss: {(one.kind, one.seed): row for one, row in known[loss].items() if one.setting == 0} for loss in names
     }
     for place, first in enumerate(names):
+        if first not in losses:
+            continue
         for second in names[place + 1 :]:
             shared = defaults[first].keys() & defaults[second].keys()
             if shared and all(_alike(defaults[first][key], defaults[second][key]) for key in shared):

@@ -11,21 +11,22 @@ from torch import Tensor
 
 from ..parsing import ParseError
 from ..registry import did_you_mean
-from .sampling import EOS, NEW_TOKENS
+from .sampling import EOS, NEW_TOKENS, sample_responses
 from .truths import Truth
 from .world import World
 
 
 @dataclass(frozen=True)
 class Judged:
-    """All responses to the training prompts, scored, with the reference's log-probs: made once for all runs.
+    """Responses to the training prompts, scored, with the reference's log-probs.
 
     Attributes:
         prompts: [P, PROMPT_TOKENS] int64.
-        ids: [P, 8, T] int64, `EOS` after the end.
-        lengths: [P, 8] int64.
-        scores: [P, 8] float32, what the labels are made from.
-        ref_token_logps: [P, 8, T] float32, 0 after the end, nats.
+        ids: [P, R, T] int64, `EOS` after the end. R is 8 for the world's responses, made once for all runs, and 2 for
+            those of a policy.
+        lengths: [P, R] int64.
+        scores: [P, R] float32, what the labels are made from.
+        ref_token_logps: [P, R, T] float32, 0 after the end, nats.
     """
 
     prompts: Tensor
@@ -52,14 +53,25 @@ def token_logps(model: Any, prompts: Tensor, ids: Tensor, lengths: Tensor) -> Te
     return (chosen * alive).view(count, responses, length)
 
 
-@torch.no_grad()
 def judge(world: World, truth: Truth) -> Judged:
     """Score the world's responses, and run the reference over them once."""
-    prompts = world.prompt_ids("train")
     ids = torch.tensor([[row + [EOS] * (NEW_TOKENS - len(row)) for row in rows] for rows in world.responses])
     lengths = torch.tensor([[len(row) for row in rows] for rows in world.responses])
+    return _judged(world, truth, ids, lengths)
+
+
+def judge_policy(world: World, truth: Truth, policy: Any, generator: torch.Generator) -> Judged:
+    """Sample two responses of a policy to each training prompt, score them, and run the reference over them."""
+    prompts = world.prompt_ids("train").repeat_interleave(2, dim=0)
+    sampled = sample_responses(policy, prompts, generator)
+    return _judged(world, truth, sampled.ids.view(-1, 2, NEW_TOKENS), sampled.lengths.view(-1, 2))
+
+
+@torch.no_grad()
+def _judged(world: World, truth: Truth, ids: Tensor, lengths: Tensor) -> Judged:
+    prompts = world.prompt_ids("train")
     texts = [world.text(prompt) for prompt in world.prompts["train"] for _ in range(ids.shape[1])]
-    completions = [f" {world.text(row)}" for rows in world.responses for row in rows]
+    completions = [f" {world.text(row)}" for row in ids.flatten(0, 1).tolist()]
     scores = torch.tensor(truth.labels(texts, completions)).view(lengths.shape)
     logps = [
         token_logps(world.reference, *part)
@@ -129,8 +141,12 @@ KINDS: dict[str, Callable[[Judged, torch.Generator], Feedback]] = {
     "flipped": lambda judged, generator: _pairs(judged, generator, 0.3),
     "thumbs": _thumbs,
     "noise": lambda judged, generator: _pairs(judged, generator, 0.1),
+    "on_policy": _pairs,
 }
-"""Kinds of data by name. Pairs are two of the eight responses; `flipped` has 30 % wrong labels, `noise` 10 %."""
+"""Kinds of data by name. Pairs are two of the eight responses; `flipped` has 30 % wrong labels, `noise` 10 %. Those of
+`on_policy` are two responses of the policy itself, sampled anew now and then."""
+
+ON_POLICY = ("on_policy",)
 
 DEFAULT_KINDS = ("pairs", "rankings", "flipped", "thumbs")
 

@@ -17,7 +17,7 @@ from ..evaluation.frontier.kl_budgets import best_mixture
 from ..losses import get_loss
 from ..training.objective import Objective, Term
 from ..types import RankedResponses
-from .feedback import KINDS, Feedback, Judged, judge, token_logps
+from .feedback import KINDS, ON_POLICY, Feedback, Judged, judge, judge_policy, token_logps
 from .sampling import exact_kl, sample_responses
 from .truths import Truth
 from .world import World
@@ -27,9 +27,10 @@ LEARNING_RATE = 1e-3
 SEQUENCES = 64  # of a step: 32 pairs or 8 rankings
 STEPS = 48
 POINTS = (4, 8, 16, 32, 48)  # steps after which the policy is measured
-SAMPLES = 2  # to each prompt at each point
+FRESH_EVERY = 16  # steps between the samples of on-policy data
+SAMPLES = {"pick": 2, "measure": 6}  # to each prompt at each point: what counts is measured more closely
 
-_Measured = tuple[dict[str, Any], list[float], list[float]]  # a point; rewards and KLs, [N * SAMPLES]
+_Measured = tuple[dict[str, Any], list[float], list[float]]  # a point; rewards and KLs, [N samples]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,12 @@ def run_trial(stage: Stage, *, loss: str, setting: Setting, kind: str, seed: int
     measured = [stage.start(use, seed)]
     diverged = False
     for step in range(1, STEPS + 1):
+        if kind in ON_POLICY and step % FRESH_EVERY == 1:
+            generator = torch.Generator().manual_seed(1_000_000 + 1000 * seed + step)
+            judged = judge_policy(world, stage.truth, policy.eval(), generator)
+            feedback = KINDS[kind](judged, generator)
+            batches = _batches(feedback, seed + step)
+            policy.train()
         rows = next(batches)
         responses = _responses(policy, world, judged, feedback, rows, objective)
         values, _ = objective(responses, training=True)
@@ -184,10 +191,10 @@ def _mismatched(
 
 
 def _measure(stage: Stage, policy: Any, use: str, seed: int, step: int) -> _Measured:
-    """Sample and return the point, the rewards and the KLs, [N * SAMPLES]. All points have the same random numbers."""
+    """Sample and return the point, the rewards and the KLs, [N samples]. All points have the same random numbers."""
     world, truth, was_training = stage.world, stage.truth, policy.training
     policy.eval()
-    prompts = world.prompt_ids(use).repeat(SAMPLES, 1)
+    prompts = world.prompt_ids(use).repeat(SAMPLES[use], 1)
     sampled = sample_responses(policy, prompts, torch.Generator().manual_seed(seed))
     kls = exact_kl(sampled, world.reference, prompts)
     rows = [ids[:length] for ids, length in zip(sampled.ids.tolist(), sampled.lengths.tolist(), strict=True)]

@@ -27,7 +27,10 @@ def add(commands: Commands) -> None:
         "--import_module", metavar="MODULE", nargs="+", default=[], help="modules that register losses"
     )
     command.add_argument(
-        "--data", metavar="KIND", nargs="+", help="kinds of data (default: pairs rankings flipped thumbs; also: noise)"
+        "--data",
+        metavar="KIND",
+        nargs="+",
+        help="kinds of data (default: pairs rankings flipped thumbs; also: noise on_policy)",
     )
     command.add_argument(
         "--reward",
@@ -75,7 +78,7 @@ def _arena(arguments: argparse.Namespace) -> int:
         modules=arguments.import_module,
     )
     found = standings(every, kinds, arguments.reward, records)
-    wrong = faults(asked, kinds, arguments.reward, records)
+    wrong = faults(asked, kinds, arguments.reward, records, every)
     for table in arena_tables(found, asked if arguments.loss else ()):
         console().print(table)
     for sentence in [*verdicts(found, asked), *wrong]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from .._compat.deepspeed import gathered
+
 TRAINED = "default"
 FROZEN = "ref"
 
@@ -48,8 +50,9 @@ def mix(model: Any, alpha: float) -> None:
     TR-DPO (arXiv 2404.09656) mixes the trainable parameters. With LoRA these are the factors A and B, so for alpha < 1
     the reference isn't the mix of the products B A, which would have twice the rank. alpha = 1 is exact.
     """
-    for _, trained, frozen in _pairs(model):
-        if trained.is_floating_point():
+    pairs = [(trained, frozen) for _, trained, frozen in _pairs(model) if trained.is_floating_point()]
+    with gathered([weight for pair in pairs for weight in pair], to_write=True):
+        for trained, frozen in pairs:
             frozen.lerp_(trained, alpha)
 
 

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SyncRefModelCallback
 
+from .._compat.deepspeed import gathered, is_partitioned
 from .._compat.transformers import loaded_from
 from .._compat.trl import use_adapter
 from ..modeling.forward import evaluation_mode
@@ -39,7 +40,12 @@ NO_SECOND_MODEL: Any = object()
 
 def frozen_copy(model: nn.Module) -> Any:
     """Copy a model as it stands in memory. Its path may hold other weights by now."""
-    reference = copy.deepcopy(model)
+    memo: dict[int, Any] = {}
+    for weight in model.parameters():
+        if is_partitioned(weight):  # by ZeRO-3, which shards the copy too once the engine gets it
+            with gathered([weight]):
+                memo[id(weight)] = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    reference = copy.deepcopy(model, memo)
     reference.__dict__.pop("forward", None)  # an earlier trainer's patch, bound to the policy
     return reference.requires_grad_(False).eval()
 
@@ -185,16 +191,16 @@ class Reference:
         """Return what moves the reference while training (TR-DPO).
 
         Raises:
-            NotImplementedError: adapters, with weights sharded over processes.
+            NotImplementedError: adapters, with weights sharded by FSDP1.
         """
+        if self._sharded and self._accelerator.is_main_process:
+            logger.warning("sync_ref_model with sharded weights: this run can't be resumed from a checkpoint.")
         if self.adapter is None:
-            if self._sharded and self._accelerator.is_main_process:
-                logger.warning("sync_ref_model with sharded weights: this run can't be resumed from a checkpoint.")
             return SyncRefModelCallback(ref_model=self.model, accelerator=self._accelerator)
-        if self._sharded:
+        if self._accelerator.distributed_type.value == "FSDP" and not self._accelerator.is_fsdp2:
             raise NotImplementedError(
-                "sync_ref_model=True moves an adapter, which needs whole weights on each process: use DDP or DeepSpeed "
-                "ZeRO-2 instead of FSDP or ZeRO-3, or set sync_ref_model=False."
+                "sync_ref_model=True moves an adapter, whose weights FSDP1 merges with others: use FSDP2 "
+                "(fsdp_version: 2), DDP or DeepSpeed, or set sync_ref_model=False."
             )
         return adapter.MoveAdapter()
 

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 import xxhash
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from .._compat.deepspeed import gathered, is_partitioned
 from .._compat.peft import adapters_are_disabled, adapters_of_layer
 from .._compat.torch import own_state
 
@@ -36,27 +38,34 @@ def fingerprint(model: nn.Module, adapters: Sequence[str] | None = None) -> str:
     them anew, and the last bits may differ, so they are rounded to bfloat16: other rotary settings still show.
 
     Args:
-        model: on any device; DDP or torch.compile may wrap it. One tensor at a time is copied to the CPU.
+        model: on any device; DDP or torch.compile may wrap it. One tensor at a time is copied to the CPU. Weights that
+            ZeRO-3 or tensor parallelism split are gathered module by module, so all processes must call this.
         adapters: PEFT adapters to treat as active, none for the base model; by default those active now.
 
     Returns:
         32 hexadecimal digits (xxh3, 128 bits: against accidents, not against forgery).
 
     Raises:
-        FingerprintError: weights are sharded, offloaded, merged with an adapter, or of a type without plain bytes.
+        FingerprintError: weights are sharded by FSDP1, offloaded, merged with an adapter, or of a type without plain
+            bytes.
     """
     digests: dict[tuple[Any, ...], tuple[Tensor, str]] = {}
     entries = []
     for name, value in _read(model, "", adapters):
         if isinstance(value, Tensor):
             # Tied weights are hashed once. Keeping the tensor keeps its address from being reused.
-            place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+            held = value.to_local() if isinstance(value, DTensor) else value
+            place = (value.device, held.data_ptr(), value.dtype, value.shape, value.stride())
             if place not in digests:
                 digests[place] = (value, _digest(name, value))
-            entries.append(f"{name} {value.dtype} {tuple(value.shape)} {digests[place][1]}")
+            entries.append(f"{name} {digests[place][1]}")
         else:
-            entries.append(f"{name} {value!r}")
+            entries.append(f"{name} {value}" if isinstance(value, _Digest) else f"{name} {value!r}")
     return xxhash.xxh3_128("\n".join(sorted(entries)).encode()).hexdigest()
+
+
+class _Digest(str):
+    """What stands for a tensor: its dtype, shape and hash."""
 
 
 def _read(module: Any, prefix: str, adapters: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
@@ -108,23 +117,27 @@ def _read_adapters(module: Any, prefix: str, adapters: Sequence[str]) -> Iterato
 
 
 def _read_own(module: nn.Module, prefix: str) -> Iterator[tuple[str, Any]]:
-    if type(module).__name__ == "FullyShardedDataParallel" or any(
-        hasattr(p, "ds_id") for p in module.parameters(False)
-    ):
+    if type(module).__name__ == "FullyShardedDataParallel":
         raise FingerprintError(
             f"{prefix or 'the model'}: the weights are sharded over processes. Take the fingerprint before sharding."
         )
-    own = own_state(module, prefix)
-    yield from own.items()
+    weights = list(module.parameters(recurse=False))
+    with gathered(weights):
+        own = own_state(module, prefix)
+        if any(map(is_partitioned, weights)):  # whole only here, so no tensor may leave
+            own = {name: _digest(name, value) if isinstance(value, Tensor) else value for name, value in own.items()}
+        yield from own.items()
     for name, buffer in module.named_buffers(recurse=False):
         if f"{prefix}{name}" not in own:
             yield f"{prefix}{name}", buffer.bfloat16() if buffer.is_floating_point() else buffer
 
 
-def _digest(name: str, tensor: Tensor) -> str:
+def _digest(name: str, tensor: Tensor) -> _Digest:
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
     if tensor.is_meta or hasattr(tensor, "__tensor_flatten__"):
         what = "isn't loaded" if tensor.is_meta else f"is a {type(tensor).__name__}, a type without plain bytes"
         raise FingerprintError(f"{name}: this weight {what}.")
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     content: Any = flat.numpy()
-    return xxhash.xxh3_128(content).hexdigest()
+    return _Digest(f"{tensor.dtype} {tuple(tensor.shape)} {xxhash.xxh3_128(content).hexdigest()}")

@@ -37,6 +37,7 @@ from .recipe_data import load_recipe_splits
 from .recipe_settings import Recipe, adapter_config, parse_recipe
 from .run_outputs import save_outputs
 from .sweeping.shared_base import SharedBase
+from .trackers import TrackSamples
 
 logger = logging.getLogger(__name__)
 
@@ -168,9 +169,13 @@ def _train_and_compare(
         trainer.add_callback(frontier)
         if stop_behind:
             trainer.add_callback(StopBehind(frontier, stop_behind))
+    tracked = TrackSamples(trainer, frontier)
+    trainer.add_callback(tracked)
     metrics = _train(trainer)
     after = None
     if frontier is not None and not recipe.config.load_best_model_at_end:  # which would load another step's weights
         after = frontier.after(trainer.state.global_step)
     after = after or evaluate(trainer.model, trainer.reference if trainer.has_reference else None)
-    return metrics, compare(first(), after)
+    comparison = compare(first(), after)
+    tracked.log_samples(comparison)
+    return metrics, comparison

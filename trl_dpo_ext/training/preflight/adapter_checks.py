@@ -14,6 +14,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ..._compat.deepspeed import full_size, own_part
 from ..._compat.peft import converted_targets
 from ...modeling.adapter_file import ADAPTER_WEIGHTS, check_adapter_loaded
 from ...reference.frozen_adapter import FROZEN, TRAINED
@@ -198,10 +199,15 @@ def check_second_model(model: Any, ref_model: Any) -> None:
         raise ConfigError(
             f"ref_model is the base of the PEFT model to train, and has its adapters' layers inside. {advice}"
         )
-    trained = {p.data_ptr() for p in model.parameters() if p.requires_grad and p.numel()}
-    shared = [name for name, p in ref_model.named_parameters() if p.numel() and p.data_ptr() in trained]
+    trained = {_place(p) for p in model.parameters() if p.requires_grad and full_size(p)}
+    shared = [name for name, p in ref_model.named_parameters() if full_size(p) and _place(p) in trained]
     if shared:
         raise ConfigError(f"ref_model shares trainable weights with the model ({', '.join(shared[:3])}, ...). {advice}")
+
+
+def _place(weight: nn.Parameter) -> int:
+    part: Any = own_part(weight)
+    return int((part.to_local() if hasattr(part, "to_local") else part).data_ptr())
 
 
 def check_checkpoint_adapter(model: Any, checkpoint: str | Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers.utils import is_torch_bf16_gpu_available, strtobool
 
 from ..._compat.torch import cpu_has_bfloat16
+from ..._compat.transformers import attention_of
 from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,26 @@ def check_bf16(bf16: bool | None, fp16: bool, use_cpu: bool) -> None:
     elif not is_torch_bf16_gpu_available():
         raise ConfigError(
             "bf16=True (TRL's default), but there is no GPU on this machine. Set bf16: false and dtype: float32."
+        )
+
+
+def check_attention(model: Any, args: Any) -> None:
+    """Reject FlexAttention on a CPU: torch has no backward pass for it there, and would say so in the first step.
+
+    Args:
+        model: module, Hub id or folder.
+        args: the configuration.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    asked = (args.model_init_kwargs or {}).get("attn_implementation")
+    if not isinstance(model, str):
+        asked = attention_of(model.config)
+    if asked == "flex_attention" and args.device.type == "cpu":
+        raise ConfigError(
+            "attn_implementation='flex_attention' can't train on a CPU: torch has no backward pass for it there. Use "
+            "'sdpa', which gives the same numbers."
         )
 
 

@@ -26,7 +26,7 @@ from ..objective import Objective
 from ..publish import check_push
 from ..readable import Facts, readable
 from .adapter_checks import check_quantization, check_reference_adapter, check_second_model, check_target_modules
-from .hardware import check_sharding
+from .hardware import check_attention, check_sharding
 from .model_folder import check_model
 
 
@@ -59,6 +59,7 @@ def check_arguments(
         if kwargs.get(name) is not None:
             raise ConfigError(f"{name} is not supported here: {instead}.")
     quantization_config, peft_config = kwargs.get("quantization_config"), kwargs.get("peft_config")
+    check_attention(model, args)
     check_sharding(args, quantization_config)
     check_quantization(model, quantization_config, peft_config, args)
     check_target_modules(model, peft_config, args)

@@ -25,6 +25,10 @@ _NO_GRADIENT_ADVICE = (
     "Check gradient checkpointing over a frozen base model (set use_reentrant: false, or call "
     "model.enable_input_require_grads()), LoRA target_modules that the forward pass doesn't use, and detached layers."
 )
+_TOO_COARSE_ADVICE = (
+    "Check for 16-bit weights, which are too coarse for a small learning rate (train in float32 with bf16 autocast), "
+    "and for an optimizer with other weights than the model's."
+)
 
 
 class TrainingGuard(TrainerCallback):
@@ -47,7 +51,7 @@ class TrainingGuard(TrainerCallback):
         self._initial_checksums: dict[str, int] | None = None  # None once a weight has changed
         self._batches: list[dict[str, Tensor]] = []
         self._loss = self._norm = self._rate = 0.0
-        self._has_gradients = False
+        self._has_gradients: bool | None = False  # None: unknown, since DeepSpeed keeps none after a step
         self._first_step = 0
         self._waited_for = ""  # why no step so far could show whether the run learns
         self._warned = False
@@ -123,6 +127,7 @@ class TrainingGuard(TrainerCallback):
             TrainingError: no weight is trainable.
         """
         self._first_step, self._waited_for = state.global_step, ""
+        self._has_gradients = None if self.trainer.is_deepspeed_enabled else False
         self._initial_checksums = {name: _checksum(p) for name, p in _trainable_weights(model)}
         if not self._initial_checksums:
             raise TrainingError(
@@ -162,7 +167,7 @@ class TrainingGuard(TrainerCallback):
                 f"Check the learning rate ({self._rate:g}), the optimizer, and fp16 weights.",
                 step_completed=True,
             )
-        no_gradient = self._has_gradients and self._norm == 0  # weight decay changes weights without a gradient
+        no_gradient = bool(self._has_gradients) and self._norm == 0  # weight decay changes weights without a gradient
         if any_moved and not no_gradient:
             self._initial_checksums = None
             return
@@ -176,7 +181,10 @@ class TrainingGuard(TrainerCallback):
         if coarse and _learning_rate(optimizer) > self._rate:  # updates during warmup may be too small for 16 bits
             self._waited_for = f"the weights are too coarse for the learning rate, which only reached {self._rate:g}"
             return
-        if not self._has_gradients:
+        if self._has_gradients is None:
+            cause = "whether they had gradients is unknown under DeepSpeed"
+            advice = f"{_NO_GRADIENT_ADVICE} {_TOO_COARSE_ADVICE}"
+        elif not self._has_gradients:
             cause, advice = "none of them received a gradient", _NO_GRADIENT_ADVICE
         elif no_gradient:
             cause = "all their gradients are 0, but the loss isn't"
@@ -186,10 +194,7 @@ class TrainingGuard(TrainerCallback):
             )
         else:
             cause = f"they had gradients (norm {self._norm:.3g})"
-            advice = (
-                "Check for 16-bit weights, which are too coarse for a small learning rate (train in float32 with bf16 "
-                "autocast), and for an optimizer with other weights than the model's."
-            )
+            advice = _TOO_COARSE_ADVICE
         self._stop(
             f"none of the {len(self._initial_checksums)} trainable tensors changed at learning rate {self._rate:g}; "
             f"{cause}",
