@@ -38,7 +38,6 @@ from .recipe_settings import Recipe, adapter_config, parse_recipe
 from .run_outputs import save_outputs
 from .sweeping.shared_base import SharedBase
 from .trackers import TrackSamples
-from .trackers import TrackSamples
 
 logger = logging.getLogger(__name__)
 
