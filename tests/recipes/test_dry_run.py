@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +124,45 @@ def test_what_would_stop_the_run_stops_the_dry_run(changes, said, recipe, tmp_pa
     assert said in shown.err
     assert "Dry run" not in shown.out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            # A reference whose log-probs are stored isn't in memory, so the frontier has nothing to compare with.
+            {
+                "use_peft": None,
+                "lora_target_modules": None,
+                "precompute_ref_log_probs": True,
+                "reward": "vader",
+                "frontier_steps": 1,
+            },
+            "frontier_steps=1 measures the KL to the reference",
+        ),
+        ({"dataloader_drop_last": True, "invalid_rows": "drop"}, "leaves no batch to train on"),
+        ({"reward": "vader"}, "the prompt is ''"),
+    ],
+)
+def test_what_would_stop_the_run_after_its_model_is_loaded_stops_it_too(changes, said, recipe, tmp_path, capsys):
+    if "frontier_steps" not in changes:
+        changes = {**changes, "dataset_name": str(_faulty(tmp_path / "faulty", changes))}
+    command = recipe(**changes)
+    for arguments in (command, command[:-1]):  # the dry run, and the run
+        assert main(arguments) == 2
+        shown = capsys.readouterr()
+        assert said in shown.err
+        assert "Dry run" not in shown.out
+
+
+def _faulty(folder: Path, changes: dict[str, Any]) -> Path:
+    """Write data with one whole training row among empty ones, or empty prompts in the test split."""
+    folder.mkdir()
+    train, test = ranked_rows(12, scores=True), ranked_rows(3, scores=True)
+    if changes.get("invalid_rows"):
+        train = [train[0], *({**row, "completions": [""] * len(row["completions"])} for row in train[1:])]
+    else:
+        test = [{**row, "prompt": ""} for row in test]
+    for name, rows in (("train", train), ("test", test)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder

@@ -15,10 +15,12 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import get_quantization_config
 
 from ..data.lint.row_view import row_as_trained
+from ..data.prompts import held_out_prompts
 from ..memory import UnknownModelError, estimate, make_setup, most_responses
 from ..memory.peak_estimate import GIB
 from ..training import PreferenceTrainer
 from ..training.publish import check_push
+from .recipe_checks import check_loaded
 from .recipe_settings import Recipe, adapter_config
 
 _STEPS = 2
@@ -51,6 +53,11 @@ def dry_run(recipe: Recipe, splits: dict[str, Any]) -> None:
             quantization_config=get_quantization_config(recipe.model),
             peft_config=adapter_config(recipe.model),
         )
+        # A run that stores the reference's log-probs keeps no second model, unlike this one.
+        kept = trainer.has_reference and (recipe.model.use_peft or not stored)
+        check_loaded(recipe, trainer.train_dataset, has_reference=kept)
+        if recipe.arguments.reward:
+            held_out_prompts(splits["test"], trainer.processing_class, recipe.arguments.eval_prompts)
         steps = trainer.planned_steps()
         seconds = _seconds_of_a_step(trainer)
     if not trainer.is_world_process_zero():
@@ -103,11 +110,10 @@ def _reference(trainer: Any, stored: bool) -> Iterator[str]:
     if not trainer.objective.reads_reference:
         yield "none: no loss reads it."
         return
-    yield (
-        "the model without the trained adapter."
-        if trainer.ref_model is None
-        else "a second model in memory, with the weights that training begins with."
-    )
+    if trainer.ref_model is None:
+        yield "the model without the trained adapter."
+    else:
+        yield f"the weights that training begins with{'' if stored else ', as a second model in memory'}."
     if stored:
         yield "Its log-probs would be computed before the first step and stored; the steps below computed them online."
 

@@ -69,6 +69,26 @@ def check_steps(config: PreferenceConfig, rows: Any) -> None:
         )
 
 
+def check_loaded(recipe: Any, rows: Any, *, has_reference: bool) -> None:
+    """Refuse what only shows once the trainer is made; a run and its dry run both ask.
+
+    Args:
+        recipe: as parsed.
+        rows: the training dataset of the trainer, without the rows that `invalid_rows: drop` left out.
+        has_reference: whether the run keeps a reference in memory.
+
+    Raises:
+        ConfigError: a frontier without a reference, or no row is left to train on.
+    """
+    if (steps := recipe.arguments.frontier_steps) and not has_reference:
+        raise ConfigError(
+            f"frontier_steps={steps} measures the KL to the reference, but this run keeps none in "
+            "memory: it trains all weights, and no loss reads a reference or its log-probs are computed beforehand. "
+            "Train an adapter (use_peft: true), set precompute_ref_log_probs: false, or set frontier_steps: 0."
+        )
+    check_steps(recipe.config, rows)
+
+
 def _ignored(config: PreferenceConfig, named: Collection[str]) -> Iterator[str]:
     if "do_train" in named and not config.do_train:
         yield "do_train: false: a recipe always trains. To evaluate a model, use `trl-dpo-ext eval`."

@@ -26,13 +26,13 @@ from ..evaluation import (
 from ..evaluation.frontier.stop_behind import StopBehind
 from ..evaluation.sampling.sequence_kl import Reference
 from ..memory import check_fits, explain_out_of_memory, most_responses
-from ..training import ConfigError, DiskSpaceError, PreferenceTrainer
+from ..training import DiskSpaceError, PreferenceTrainer
 from ..training.safety.disk_errors import is_disk_full
 from ..training.safety.output_folder import held, refuse_if_in_use
 from .dry_run import dry_run
 from .evaluate_first import EvaluateFirst
 from .model_kind import check_model_kind
-from .recipe_checks import check_steps
+from .recipe_checks import check_loaded, check_steps
 from .recipe_data import load_recipe_splits
 from .recipe_settings import Recipe, adapter_config, parse_recipe
 from .run_outputs import save_outputs
@@ -91,13 +91,7 @@ def _run(args: Sequence[str] | None, base: SharedBase | None, stop_behind: Seque
             quantization_config=get_quantization_config(recipe.model),
             peft_config=adapter_config(recipe.model),
         )
-    if arguments.frontier_steps and not trainer.has_reference:
-        raise ConfigError(
-            f"frontier_steps={arguments.frontier_steps} measures the KL to the reference, but this run keeps none in "
-            "memory: it trains all weights, and no loss reads a reference or its log-probs are computed beforehand. "
-            "Train an adapter (use_peft: true), set precompute_ref_log_probs: false, or set frontier_steps: 0."
-        )
-    check_steps(config, trainer.train_dataset)  # again, without the rows that invalid_rows: drop left out
+    check_loaded(recipe, trainer.train_dataset, has_reference=trainer.has_reference)
     with held(str(config.output_dir)):
         if trainer.is_finished():
             if trainer.is_world_process_zero():
